@@ -1,0 +1,29 @@
+"""gpt1: generative pre-training and its transfer, from raw text to a fine-tuned number."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpt1cli.models.transformer import Transformer
+    from gpt1cli.tokenizer import Tokenizer
+
+__version__ = "0.1.0"
+
+
+def load(init: str | os.PathLike[str], hub: str | os.PathLike[str] | None = None) -> tuple[Transformer, Tokenizer]:
+    """The model and the tokenizer that `init` names: `openai`, a run folder, or a checkpoint folder.
+
+    `tokenizer.encode(text) -> list[int]`, `tokenizer.decode(ids) -> str`, `model(tokens [B,T]) -> hidden [B,T,D]`,
+    `model.logits(hidden) -> [B,T,V]`; evaluation mode, fp32, on the CPU, no global setting touched. `hub` is a folder
+    laid out like the Hugging Face hub, used instead of the network. config.InputError says what is wrong with init.
+    """
+    import torch
+
+    from gpt1cli import checkpoint
+
+    cache = os.path.expanduser(os.environ.get("GPT1_CACHE", "~/.cache/gpt1"))
+    with torch.random.fork_rng(devices=[]):  # a model is born with random weights before it gets its own
+        model, vocabulary = checkpoint.load(os.fspath(init), os.fspath(hub) if hub else None, cache)
+    return model.eval(), vocabulary

@@ -1,0 +1,217 @@
+"""A training run's state on disk: whole or not there at all, and plain data only.
+
+    checkpoints/<step>/  model.safetensors     the fp32 weights
+                         training.safetensors  Adam's moments, the random generators
+                         state.json            the loop's own state
+                         config.json           shape, vocabulary, tokenizer, labels: all it takes to build the model
+                         vocab.json merges.txt
+    checkpoints/last, best                     relative links, swapped by rename
+
+A checkpoint is written aside, synced and renamed; nothing that is linked is ever touched again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from gpt1cli import hub, rundir, tokenizer
+from gpt1cli.config import InputError, ModelConfig, TokenizerConfig, build
+from gpt1cli.convert import published_config, read_published
+from gpt1cli.models.transformer import Transformer
+from gpt1cli.optim import Optimizer
+from gpt1cli.tokenizer import Tokenizer
+
+FORMAT = 1
+
+
+@dataclasses.dataclass
+class State:
+    """Where a training run stands: everything of the loop that is no tensor."""
+
+    step: int = 0  # updates done
+    seconds: float = 0.0  # of training, over all sessions
+    tokens: int = 0  # trained on
+    best_step: int | None = None
+    best_score: float | None = None
+    best_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    unreported: list[dict[str, float]] = dataclasses.field(
+        default_factory=list
+    )  # updates since the last line of metrics
+
+
+def description(
+    model: ModelConfig, tokenizer: TokenizerConfig, vocabulary: Tokenizer, body: Transformer, **more: Any
+) -> dict[str, Any]:
+    """What config.json says: all that is needed to build the model again and to read its text."""
+    return {
+        "model": dataclasses.asdict(model),
+        "tokenizer": dataclasses.asdict(tokenizer),
+        "vocabulary": len(vocabulary),
+        "special_rows": body.tokens.num_embeddings - len(vocabulary),
+        **more,
+    }
+
+
+def save(
+    run: Path,
+    state: State,
+    optimizer: Optimizer,
+    description: Mapping[str, Any],
+    vocabulary: Tokenizer,
+    keep: Iterable[int],
+) -> None:
+    """Write the checkpoint of state.step, swap the links, and drop those that are neither linked nor to be kept."""
+    folder = run / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    aside = folder / f".{state.step}-{os.getpid()}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    save_file({name: p.detach().contiguous() for name, p in optimizer.masters.items()}, aside / "model.safetensors")
+    save_file({**optimizer.state(), **_generators()}, aside / "training.safetensors")
+    (aside / "state.json").write_text(json.dumps(dataclasses.asdict(state)))
+    (aside / "config.json").write_text(json.dumps({"format": FORMAT, **description}, indent=1))
+    vocabulary.save(aside)
+    for file in aside.iterdir():
+        _sync(file)
+    _sync(aside)
+    _remove(folder / str(state.step))  # left by a run that was killed after this rename and before the links
+    aside.rename(folder / str(state.step))
+    _sync(folder)
+    _link(folder / "last", state.step)
+    if state.best_step == state.step:
+        _link(folder / "best", state.step)
+    links = [folder / name for name in ("last", "best") if (folder / name).is_symlink()]
+    wanted = {*(link.name for link in links), *map(os.readlink, links), *map(str, keep)}
+    for old in folder.iterdir():  # earlier checkpoints, and what a killed run left half done
+        if old.name not in wanted:
+            _remove(old)
+
+
+def resume(run: Path, optimizer: Optimizer) -> State | None:
+    """Put a run's last checkpoint into the optimizer, its model and the generators; None where there is none yet."""
+    last = run / "checkpoints" / "last"
+    if not last.exists():
+        return None
+    training = read_tensors(last / "training.safetensors")
+    _restore_generators(training)
+    optimizer.restore(read_tensors(last / "model.safetensors"), training)
+    return State(**json.loads((last / "state.json").read_text()))
+
+
+def _generators() -> dict[str, Tensor]:
+    states = {"generator/cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["generator/cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _restore_generators(training: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(training["generator/cpu"])
+    if torch.cuda.is_available() and "generator/cuda" in training:
+        torch.cuda.set_rng_state(training["generator/cuda"])
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _link(link: Path, step: int) -> None:
+    aside = link.with_name(f".{link.name}-{os.getpid()}")
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(str(step))
+    aside.rename(link)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint; it loses its name first, so that half of one is never found under it."""
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        doomed = folder.with_name(f".removed-{folder.name.lstrip('.')}-{os.getpid()}")
+        folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; InputError where it is missing or damaged."""
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: missing; the checkpoint is not whole") from error
+    except SafetensorError as error:
+        raise InputError(f"{path}: damaged ({error}); use another checkpoint") from error
+
+
+def load(init: str, hub_folder: str | None, cache: str) -> tuple[Transformer, Tokenizer]:
+    """The Transformer and the tokenizer that init names, fp32, on the CPU, without any head: `openai` or a folder."""
+    if init == "openai":
+        return _published(hub_folder, cache)
+    folder = rundir.checkpoint_folder(init)
+    config = rundir.checkpoint_config(folder)
+    body = Transformer(build(ModelConfig, config["model"]), config["vocabulary"] + config["special_rows"])
+    weights = {name.removeprefix("body."): t for name, t in read_tensors(folder / "model.safetensors").items()}
+    fill(body, {name: t for name, t in weights.items() if not name.startswith("head.")}, str(folder))
+    return body, tokenizer.load(folder)
+
+
+def _published(hub_folder: str | None, cache: str) -> tuple[Transformer, Tokenizer]:
+    vocabulary = _published_tokenizer(hub_folder, cache)
+    settings = json.loads(hub.file(hub.OPENAI, "config.json", hub_folder, cache).read_text())
+    path = hub.file(hub.OPENAI, hub.WEIGHTS, hub_folder, cache)
+    body = Transformer(published_config(settings), len(vocabulary))
+    fill(body, read_published(path), str(path))
+    return body, vocabulary
+
+
+def _published_tokenizer(hub_folder: str | None, cache: str) -> Tokenizer:
+    files = [hub.file(hub.OPENAI, name, hub_folder, cache) for name in ("vocab.json", "merges.txt")]
+    return tokenizer.load(files[0].parent)
+
+
+def load_tokenizer(init: str, hub_folder: str | None, cache: str) -> Tokenizer:
+    """The tokenizer that init names, without its weights."""
+    if init == "openai":
+        return _published_tokenizer(hub_folder, cache)
+    return tokenizer.load(rundir.checkpoint_folder(init))
+
+
+def transfer(fresh: Transformer, trained: Transformer, layers: int) -> None:
+    """Copy the embeddings and the first `layers` blocks (paper, section 5, Figure 2 left)."""
+    with torch.no_grad():
+        fresh.tokens.weight.copy_(trained.tokens.weight)
+        fresh.positions.weight.copy_(trained.positions.weight)
+    for ours, theirs in zip(fresh.blocks[:layers], trained.blocks[:layers], strict=True):
+        ours.load_state_dict(theirs.state_dict())
+
+
+def fill(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Copy weights into a model, every tensor matched by name and shape; InputError lists what does not match."""
+    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    given = {name: tuple(t.shape) for name, t in weights.items()}
+    wrong = [f"  {name}: wanted {wanted[name]}, missing" for name in wanted if name not in given]
+    wrong += [f"  {name}: {given[name]}, not wanted" for name in given if name not in wanted]
+    wrong += [f"  {n}: wanted {wanted[n]}, found {given[n]}" for n in wanted if n in given and wanted[n] != given[n]]
+    if wrong:
+        more = [f"  ... and {len(wrong) - 10} more"] if len(wrong) > 10 else []
+        raise InputError("\n".join([f"{origin}: the weights do not fit the model:", *wrong[:10], *more]))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])

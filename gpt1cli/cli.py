@@ -1,0 +1,288 @@
+"""The command line: argv -> one command, checked before anything is loaded or written, run by Hydra.
+
+    gpt1 [flags] COMMAND [key=value ...]     the command is the first bare word, wherever it stands
+
+Help needs neither Hydra nor torch; Hydra is imported when something is composed, a command when it has been checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import TYPE_CHECKING
+
+from gpt1cli import __version__, config, help, rundir
+from gpt1cli.argv import ALIASES, FLAGS, CommandLine, sort
+from gpt1cli.config import InputError, shown
+
+if TYPE_CHECKING:
+    from gpt1cli.compose import Composed
+    from gpt1cli.composer import Composer, Source
+
+class Failed(Exception):
+    """A run that failed and has told why: what is left is its exit status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run gpt1 on the words of argv (None: those of the process); the exit status."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        with _terminable():
+            _dispatch(words)
+            sys.stdout.flush()
+        return 0
+    except InputError as error:
+        _say(f"gpt1: {error}")
+        return 2
+    except Failed as failed:
+        return failed.status
+    except KeyboardInterrupt:
+        _say("gpt1: interrupted")
+        return 130
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _stdout_is_gone():  # gpt1 --help | head -1
+            return 0
+        _say(_fault(error, None))
+        return 1
+
+
+def _dispatch(words: list[str]) -> None:
+    if "--shell-completion" in words or "-sc" in words:
+        _complete(words)
+        return
+    line = sort(words)
+    if "--version" in line.flags:
+        print(f"gpt1 {__version__}")
+    elif "--help" in line.flags or not words:
+        print(help.page(line.command) if line.command else help.overview(), end="")
+    elif "--hydra-help" in line.flags:
+        _ask_hydra(line, [])
+    elif line.command is None:
+        raise InputError(f"no command was named; there are {', '.join(config.COMMANDS)} (gpt1 --help)")
+    else:
+        _run(line, line.command, words)
+
+
+def _source(line: CommandLine) -> Source:
+    from gpt1cli.composer import Source
+
+    folders = {flag: line.flags[flag] for flag in ("--config-path", "--config-dir") if flag in line.flags}
+    for flag, folder in folders.items():
+        if not os.path.isdir(folder):
+            raise InputError(f"{flag} {shown(folder)}: no such folder")
+        folders[flag] = os.path.abspath(folder)
+    search = tuple(word for word in line.overrides if word.startswith("hydra.searchpath="))
+    conf = folders.get("--config-path", str(help.conf_folder()))
+    return Source(conf, line.flags.get("--config-name"), folders.get("--config-dir"), search)
+
+
+def _ask_hydra(line: CommandLine, overrides: list[str]) -> None:
+    """Let Hydra print what --cfg, --info or --hydra-help ask for."""
+    from gpt1cli.composer import hydra_main, told_by_hydra
+
+    flags = {flag: line.flags[flag] for flag in FLAGS if flag in line.flags and not flag.startswith("--config")}
+    words = [word for flag, value in flags.items() for word in (flag, value) if word]
+    try:
+        with told_by_hydra():
+            hydra_main(_source(line), line.command, [*words, *overrides], lambda _: None)
+    except SystemExit as stop:
+        if stop.code:  # it has said why
+            raise Failed(2) from None
+
+
+def _complete(words: list[str]) -> None:
+    """Print what the word under the cursor may become (Hydra's shell functions ask so), or those functions."""
+    if not any(word.startswith("query=") for word in words):
+        _ask_hydra(CommandLine({"--shell-completion": ""}), [word for word in words if "=" in word])
+        return
+    typed = os.environ.get("COMP_LINE", "").split(" ")[1:] or [""]
+    with contextlib.suppress(InputError):  # nothing to offer after a mistake
+        line = sort([word for word in typed[:-1] if word])
+        folders = [Path(line.flags[flag]) for flag in ("--config-dir", "--config-path") if flag in line.flags]
+        if typed[-1].startswith("-"):
+            found = [flag for flag in FLAGS if flag.startswith(typed[-1])]
+        elif line.command:
+            found = help.candidates(line.command, typed[-1], [help.conf_folder(), *folders])
+        else:
+            found = [name for name in (*config.COMMANDS, *ALIASES) if name.startswith(typed[-1])]
+        print("\n".join(found))
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+def _run(line: CommandLine, command: str, words: list[str]) -> None:
+    from gpt1cli.composer import Composer
+
+    composer = Composer(command, _source(line))
+    sweep = "--multirun" in line.flags or "hydra.mode=MULTIRUN" in line.overrides
+    asked = "--cfg" in line.flags or "--info" in line.flags
+    overrides = composer.check(line.overrides, sweep, whole=not asked)
+    if asked:
+        _ask_hydra(line, overrides)
+    elif sweep:
+        _sweep(composer, overrides, words)
+    else:
+        _single(composer, overrides, words)
+
+
+def _single(composer: Composer, overrides: list[str], words: list[str]) -> None:
+    from gpt1cli.compose import compose, implied
+    from gpt1cli.composer import hydra_main
+    from gpt1cli.overrides import quote
+
+    composed = compose(composer, overrides)
+    module = _checked(composer.command, composed)
+    failures: list[Exception] = []
+
+    def job(_: object) -> None:
+        try:
+            _execute(module, composer.command, composed, composed.folder, words)
+        except Exception as error:  # kept from Hydra, which would print it
+            failures.append(error)
+
+    pinned = [f"hydra.run.dir={quote(str(composed.folder))}", "hydra.mode=RUN"]
+    if composed.resumed:
+        pinned.append(f"hydra.output_subdir=.hydra/resumed-{time.strftime('%Y%m%d-%H%M%S')}")
+    with rundir.lock(composed.folder) if composed.resumed else rundir.claim(composed.folder):
+        hydra_main(composer.source, composer.command, [*implied(composer, overrides), *overrides, *pinned], job)
+    if failures:
+        raise failures[0]
+
+
+def _sweep(composer: Composer, overrides: list[str], words: list[str]) -> None:
+    from gpt1cli.compose import implied
+    from gpt1cli.composer import hydra_main
+    from gpt1cli.overrides import quote
+
+    stored = implied(composer, overrides)
+    folder = composer.sweep_folder([*stored, *overrides])
+    job = SweepJob(composer.command, composer.source, tuple(stored), tuple(words))
+    pinned = [f"hydra.sweep.dir={quote(str(folder))}"]
+    with rundir.claim(folder):
+        hydra_main(composer.source, composer.command, ["--multirun", *stored, *overrides, *pinned], job)
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """One job of a sweep: composed and checked where it runs, which may be another process or machine."""
+
+    command: str
+    source: Source
+    stored: tuple[str, ...]  # overrides that no user named: they only tell Hydra the groups of config=
+    words: tuple[str, ...]
+
+    def __call__(self, _: object) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        from gpt1cli.compose import compose
+        from gpt1cli.composer import Composer
+
+        hydra = HydraConfig.get()
+        overrides = [word for word in hydra.overrides.task if word not in self.stored]
+        folder = Path(hydra.runtime.output_dir)
+        label = f"job {hydra.job.num} ({' '.join(overrides)})"
+        print(f"gpt1: {label} -> {folder}", flush=True)
+        try:
+            composed = compose(Composer(self.command, self.source), overrides)
+            module = _checked(self.command, composed)
+            with rundir.claim(folder):
+                _execute(module, self.command, composed, folder, list(self.words))
+        except InputError as error:
+            _say(f"gpt1: {label}: {error}")
+            raise Failed(2) from None
+
+
+def _checked(command: str, composed: Composed) -> ModuleType:
+    """The command's module, once all that the run needs is at hand."""
+    commands, hub = (importlib.import_module(f"gpt1cli.{name}") for name in ("commands", "hub"))
+    module = importlib.import_module(commands.COMMANDS[command])
+    hub.require(module.needs(composed.config), composed.config.hub, composed.config.cache)
+    return module
+
+
+def _execute(module: ModuleType, command: str, composed: Composed, folder: Path, words: list[str]) -> None:
+    """Record what is run, and run it. InputError passes; any other exception is told here and becomes Failed."""
+    try:
+        stored = dataclasses.asdict(composed.config) | ({"resume": None} if composed.resumed else {})
+        rundir.record(folder, stored, words, {"command": command})
+        module.run(composed.config, folder)
+    except InputError:
+        if not composed.resumed:
+            rundir.abandon(folder)
+        raise
+    except Exception as error:
+        if not (isinstance(error, BrokenPipeError) and _stdout_is_gone()):
+            _say(_fault(error, folder))
+        raise Failed(1) from error
+
+
+# --- how it ends ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the process as Ctrl-C does: with clean-up, and status 143."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _say(message: str) -> None:
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
+
+
+def _fault(error: Exception, folder: Path | None) -> str:
+    """One line for a fault of ours; the traceback goes into error.txt of the run folder, or into a temporary file."""
+    import tempfile
+
+    message = f"gpt1: {type(error).__name__}: {shown(' '.join(str(error).split()))}"
+    text = "".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace").decode()
+    for place in (folder, None):
+        with contextlib.suppress(OSError):
+            path = (place or Path(tempfile.mkdtemp(prefix="gpt1-"))) / "error.txt"
+            rundir.write_text(path, text)
+            return f"{message}; traceback in {path}"
+    return f"{message}; its traceback could not be written"
+
+
+def _stdout_is_gone() -> bool:
+    """Whether nobody reads stdout any more; if so it goes nowhere from here on, so that Python's exit is quiet."""
+    try:
+        stdout = sys.stdout.fileno()
+    except (OSError, ValueError):  # no file behind it: a test's
+        return False
+    poll = select.poll()
+    poll.register(stdout, 0)  # errors are always reported
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    return True

@@ -1,0 +1,8 @@
+"""One file per command: the whole story of that run on one screen. Imported by name, when the command is chosen."""
+
+COMMANDS: dict[str, str] = {
+    "prepare": "gpt1cli.commands.prepare",
+    "pretrain": "gpt1cli.commands.pretrain",
+    "finetune": "gpt1cli.commands.finetune",
+    "report": "gpt1cli.commands.report",
+}

@@ -1,0 +1,132 @@
+"""gpt1 pretrain: a language model on raw text (paper, sections 3.1 and 4.1)."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from gpt1cli import checkpoint, corpus, rundir, runtime
+from gpt1cli.batches import Batch, windows_batch
+from gpt1cli.checkpoint import State
+from gpt1cli.config import InputError, PretrainConfig
+from gpt1cli.fit import Plan, fit, result_of
+from gpt1cli.hub import Need, corpus_needs, tokenizer_needs, weights_needs
+from gpt1cli.loggers import Progress
+from gpt1cli.models.transformer import Transformer
+from gpt1cli.objectives import language_modelling
+from gpt1cli.optim import SCHEDULES, Optimizer
+from gpt1cli.report import write_run_report
+from gpt1cli.scoring import mean_token_loss
+
+PLATEAU = 0.05  # nats below the unigram loss: post-norm blocks stay there when the rate is high for the warm-up
+
+
+def needs(config: PretrainConfig) -> list[Need]:
+    """What must be at hand before the run starts."""
+    return corpus_needs(config.corpus) + tokenizer_needs(config.tokenizer) + weights_needs(config.init)
+
+
+def run(config: PretrainConfig, folder: Path) -> None:
+    """Text -> shards -> model -> fit -> result.json."""
+    if config.resume and rundir.is_finished(folder, config.steps):
+        print(f"{folder} is finished: {folder / 'result.json'}; larger steps= would go on")
+        return
+    machine = runtime.start(config.runtime, config.seed)
+    rundir.note(folder, **machine.describe())
+    reporting = functools.partial(Progress, folder, mode=config.runtime.progress)
+
+    source = corpus.find(config.corpus, config.hub, config.cache)
+    if config.init == "none":
+        vocabulary = corpus.tokenizer_of(config.tokenizer, source, config.hub, config.cache, reporting)
+        model = Transformer(config.model, len(vocabulary))
+    else:
+        model, vocabulary = checkpoint.load(config.init, config.hub, config.cache)
+    shards = corpus.prepare(source, config.corpus.name, vocabulary, config.cache, reporting)
+    plan = plan_of(config, shards)
+
+    model.to(machine.device)
+    optimizer = Optimizer(model, config.optimizer, machine.precision)
+    if machine.compile:
+        model.compile()
+    state = checkpoint.resume(folder, optimizer) or State()
+    rundir.cut_metrics(folder / "metrics.jsonl", state.step if state.step else -1)
+
+    factor, warmup = SCHEDULES[config.schedule.name], warmup_of(config, plan.steps)
+    valid = corpus.spread_windows(shards.valid, config.context, config.eval_tokens)
+    size = machine.rows(config.context)
+
+    def batches(step: int) -> Iterator[Batch]:
+        windows = corpus.random_windows(shards.train, config.context, config.batch_size, config.seed, step)
+        return (windows_batch(windows[start : start + size]) for start in range(0, len(windows), size))
+
+    def evaluate() -> tuple[dict[str, float], float]:
+        loss = mean_token_loss(model, valid, machine.token_budget)
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700))}, -loss
+
+    about = checkpoint.description(config.model, config.tokenizer, vocabulary, model)
+    parameters = sum(p.numel() for p in model.parameters())
+    with reporting(total=plan.steps, start=state.step) as progress:
+        progress.say(f"{parameters:,} parameters, {len(shards.train):,} tokens, {machine}")
+        state = fit(
+            model=model,
+            objective=language_modelling,
+            batches=batches,
+            optimizer=optimizer,
+            learning_rate=lambda step: config.lr * factor(step, plan.steps, warmup),
+            evaluate=evaluate,
+            save=lambda state: checkpoint.save(folder, state, optimizer, about, vocabulary, plan.keep),
+            plan=plan,
+            state=state,
+            run=folder,
+            progress=progress,
+        )
+        metrics = rundir.read_jsonl(folder / "metrics.jsonl")
+        last = next(line for line in reversed(metrics) if line["split"] == "valid")
+        unigram = corpus.unigram_loss(shards, model.tokens.num_embeddings)
+        result = {
+            **result_of("pretrain", config, state, machine),
+            "parameters": parameters,
+            "valid": {"loss": last["loss"], "perplexity": last["perplexity"]},
+            "best": {"step": state.best_step, **state.best_metrics},
+            "unigram_loss": round(unigram, 6),
+        }
+        if last["loss"] > unigram - PLATEAU:
+            progress.say(
+                f"warning: the validation loss {last['loss']:.3f} is that of token frequencies alone ({unigram:.3f}):"
+                " the model has not begun to learn from context; try a smaller lr, a longer warm-up, or more updates"
+            )
+        write_run_report(folder, result)
+        rundir.finish(folder, result)
+        progress.say(f"finished: validation perplexity {last['perplexity']:.2f}; {folder}")
+
+
+def plan_of(config: PretrainConfig, shards: corpus.Shards) -> Plan:
+    """Updates = epochs x floor(tokens / (batch x context)), and what happens how often.
+
+    InputError where the corpus does not fill one window.
+    """
+    for split, tokens in (("train", shards.train), ("valid", shards.valid)):
+        if len(tokens) <= config.context:
+            raise InputError(
+                f"corpus {config.corpus.name} is too small: {len(tokens):,} {split} tokens do not fill one window of"
+                f" context={config.context} tokens and the one to predict; use more text or a smaller context="
+            )
+    per_epoch = max(1, len(shards.train) // (config.batch_size * config.context))
+    steps = config.steps or max(1, int((config.epochs or 0) * per_epoch))
+    eval_every = config.eval_every or max(1, steps // 10)
+    return Plan(
+        steps=steps,
+        log_every=config.log_every,
+        eval_every=eval_every,
+        checkpoint_every=config.checkpoint_every or eval_every,
+        keep=tuple(config.keep_checkpoints),
+        evaluate_first=True,
+    )
+
+
+def warmup_of(config: PretrainConfig, steps: int) -> int:
+    """Updates of warm-up: as told, else the model's own, which a short run cuts to a tenth of its length."""
+    own = min(config.model.pretraining.warmup_steps, steps // 10)
+    return own if config.warmup_steps is None else config.warmup_steps

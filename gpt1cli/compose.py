@@ -1,0 +1,243 @@
+"""Overrides -> one typed configuration: Hydra composes, then `ablation`, `config`, `resume` and `init` have their say.
+
+All of that happens on the unresolved mapping, so that an interpolation (lr: ${model.finetuning.lr}) follows the model
+that the run really gets. Behind `compose` nobody sees OmegaConf again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from gpt1cli import config, help, overrides, rundir
+from gpt1cli.composer import Composer, absolute, hydra_known, told_by_hydra
+from gpt1cli.config import InputError, ModelConfig, bare, shown
+
+IDENTITY = {"model": ModelConfig.SHAPE, "tokenizer": ("source", "repo", "merges")}  # what a checkpoint's weights fix
+PATHS = ("out", "cache", "hub", "init", "resume", "config", "runs", "corpus.path")  # where ~ is the home folder
+FREE = ("runtime", "logger", "resume", "config")  # what may differ when a run is resumed, besides more steps
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A run's configuration, and its folder (absolute; of a resumed run: its own)."""
+
+    config: config.RunConfig
+    folder: Path
+    resumed: bool
+
+
+def implied(composer: Composer, words: list[str]) -> list[str]:
+    """The groups of a stored configuration that the words do not name, as overrides: Hydra has to know them too."""
+    nodes = (_stored(composer, words) or ("", {}))[1]
+    named = _named(words)
+    chosen = {g: nodes[g].get("name") for g in composer.groups if g not in named and isinstance(nodes.get(g), dict)}
+    return [f"{group}={option}" for group, option in chosen.items() if option in composer.options(group)]
+
+
+def compose(composer: Composer, words: list[str]) -> Composed:
+    """The configuration of a run from overrides in Hydra's grammar. InputError lists what is wrong with it."""
+    stored, named = _stored(composer, words), _named(words)
+    words = [*implied(composer, words), *words]
+    cfg = composer.load(words)
+    length = named
+    if ablated := _ablated(composer, cfg):  # taken away last, whatever the user said
+        taken_away = _named(ablated)
+        length = taken_away if taken_away.keys() & {"steps", "epochs"} else named
+        named = named | taken_away
+        cfg = composer.load([*words, *ablated])
+    raw = typing.cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
+    settings = raw.pop("hydra")
+    if stored:
+        raw = _start_from(stored[1], raw, named, composer)
+    if length.get("steps") is not None:
+        raw["epochs"] = None
+    elif length.get("epochs") is not None:
+        raw["steps"] = None
+    resumed = named.get("resume") is not None
+    if "init" in raw and not resumed:
+        _follow_init(raw, named, bool(stored))
+    with told_by_hydra(), hydra_known(cfg):
+        tree = OmegaConf.create({**raw, "hydra": settings})
+        data = {key: _plain(tree, key) if key != "hydra" else raw[key] for key in raw}  # a stored one is an unknown key
+        folder = absolute(named["resume"] if resumed else OmegaConf.select(tree, "hydra.run.dir"))
+    for key in PATHS:
+        if value := _get(data, key):
+            _put(data, key, _at_home(value))
+    for key in ("cache", "hub"):
+        data[key] = os.path.abspath(data[key]) if data.get(key) and isinstance(data[key], str) else data.get(key)
+    try:
+        built = config.build(composer.cls, data)
+    except InputError as error:
+        raise InputError(f"{stored[0]}, with what was named besides:\n{error}" if stored else str(error)) from None
+    if stored and resumed:
+        _refuse_changes(stored[1], dataclasses.asdict(built), named)
+    return Composed(built, folder, resumed)
+
+
+# --- stored configurations --------------------------------------------------------------------------------------------
+
+
+def _stored(composer: Composer, words: list[str]) -> tuple[str, dict[str, Any]] | None:
+    """Path and content of the configuration that resume= or config= names, if one does."""
+    named = _named(words)
+    if run := named.get("resume"):
+        path = os.path.join(os.path.expanduser(run), "config.yaml")
+        if not os.path.isfile(path):
+            found = "no run has begun in that folder" if os.path.isdir(os.path.dirname(path)) else "no such folder"
+            raise InputError(f"resume={shown(run)}: {found}; a run folder holds a config.yaml")
+    elif file := named.get("config"):
+        path = os.path.expanduser(file)
+        path = os.path.join(path, "config.yaml") if os.path.isdir(path) else path
+    else:
+        return None
+    command = rundir.environment(Path(path).parent).get("command", composer.command)
+    if command != composer.command:
+        raise InputError(f"{path} is the configuration of gpt1 {shown(command)}, this is gpt1 {composer.command}")
+    return path, rundir.read_config(path)
+
+
+def _start_from(stored: dict[str, Any], raw: dict[str, Any], named: Mapping[str, Any], composer: Composer) -> dict:
+    """The stored configuration with what was named on top: a group replaces its node, a value its value."""
+    taken_away = _get(stored, "ablation.overrides")
+    if taken_away and "ablation" in named and _get(raw, "ablation.overrides") != taken_away:
+        raise InputError(
+            f"ablation={named['ablation']}: the stored configuration is that of an ablation already, "
+            f"{shown(_get(stored, 'ablation.name'))}, which cannot be taken back; start from a run without it"
+        )
+    merged = _overlay(composer.cls, raw, overrides.seal(stored))
+    for key in sorted(named, key=lambda key: key.count(".")):
+        _put(merged, key, _get(raw, key))
+    renamed = any(group in named and _get(stored, f"{group}.name") == stored.get("name") for group in composer.groups)
+    if renamed and "name" not in named:  # the run was named after its task or corpus, and this is another one
+        merged["name"] = raw["name"]
+    return merged
+
+
+def _overlay(cls: type, base: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the stored values; what an older gpt1 did not store keeps its default."""
+    merged = dict(base)
+    fields = config.fields_of(cls)
+    for name, value in stored.items():
+        inner, below = bare(fields.get(name)), merged.get(name)
+        if dataclasses.is_dataclass(inner) and isinstance(value, dict) and isinstance(below, dict):
+            value = _overlay(typing.cast(type, inner), below, value)
+        merged[name] = value
+    return merged
+
+
+def _refuse_changes(stored: dict[str, Any], given: dict[str, Any], named: Mapping[str, Any]) -> None:
+    """InputError lists what was named differently from the run that is resumed."""
+    before, after = _leaves(stored), _leaves(given)
+    other = [key for key in named if f"{key}.name" in before and before[f"{key}.name"] != after.get(f"{key}.name")]
+    changed = [f"  {group}={named[group]}: the run has {shown(before[f'{group}.name'])}" for group in other]
+    for key in before:
+        parts = key.split(".")
+        was_named = any(".".join(parts[:n]) in named for n in range(1, len(parts) + 1))
+        grown = key == "steps" and isinstance(before[key], int) and (after[key] or 0) > before[key]
+        if was_named and parts[0] not in (*FREE, *other) and not grown and after.get(key) != before[key]:
+            changed.append(f"  {key}={shown(after.get(key))}: the run has {shown(before[key])}")
+    if changed:
+        rule = "goes on with the run's own configuration; only runtime.*, logger and larger steps may differ:"
+        raise InputError("\n".join([f"resume={shown(named['resume'])} {rule}", *changed]))
+
+
+# --- init -------------------------------------------------------------------------------------------------------------
+
+
+def _follow_init(raw: dict[str, Any], named: Mapping[str, Any], stored: bool) -> None:
+    """Take the model and the tokenizer of init, with the user's values on top. InputError where those contradict it."""
+    with told_by_hydra():
+        init = _plain(OmegaConf.create(raw), "init")
+    if init == "none" or not isinstance(init, str) or not init:
+        return
+    if init == "openai":
+        known = {"model": help.option_values("model", "base"), "tokenizer": help.option_values("tokenizer", "openai")}
+    else:
+        known = rundir.checkpoint_config(rundir.checkpoint_folder(init))
+    wrong = []
+    for group, identity in IDENTITY.items():
+        if group not in named and not (stored and "init" not in named):
+            values = {key: _get(raw, key) for key in named if key.startswith(f"{group}.")}
+            raw[group] = overrides.seal(known[group])
+            for key, value in values.items():
+                _put(raw, key, value)
+        with told_by_hydra():
+            node = _plain(OmegaConf.create(raw), group)
+        differing = [name for name in identity if node.get(name) != known[group][name]]
+        if differing:
+            said = f"{group}={named[group]}" if group in named else group
+            both = [f"{name}={shown(node.get(name))}, not {shown(known[group][name])}" for name in differing]
+            wrong.append(f"{said} contradicts init={shown(init)}: {'; '.join(both)}")
+    if wrong:
+        way = "leave it out: model and tokenizer come from init; or name init=none for fresh weights"
+        raise InputError("\n".join([*wrong, way]))
+
+
+# --- nested mappings --------------------------------------------------------------------------------------------------
+
+
+def _named(words: list[str]) -> dict[str, Any]:
+    """Dotted key -> value of the overrides (a group: its option), those of Hydra's own settings left out."""
+    named: dict[str, Any] = {}
+    for override in overrides.parse(words):
+        if not override.is_hydra_override() and not override.is_sweep_override():
+            named |= _leaves({override.key_or_group: overrides.opened(override.value())})
+    return named
+
+
+def _leaves(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, value in data.items():
+        leaves |= _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return leaves
+
+
+def _get(data: Any, key: str) -> Any:
+    for name in key.split("."):
+        data = data.get(name) if isinstance(data, dict) else None
+    return data
+
+
+def _put(data: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for name in path:
+        data[name] = dict(data[name]) if isinstance(data.get(name), dict) else {}
+        data = data[name]
+    data[last] = value
+
+
+# --- OmegaConf --------------------------------------------------------------------------------------------------------
+
+
+def _ablated(composer: Composer, cfg: DictConfig) -> list[str]:
+    """The overrides of the ablation, in Hydra's grammar."""
+    if "ablation" not in cfg:
+        return []
+    with told_by_hydra():
+        words = [str(word) for word in _plain(cfg.ablation, "overrides")]
+    try:
+        return composer.check(words, whole=False)
+    except InputError as error:
+        raise InputError(f"the overrides of ablation={cfg.ablation.name} are at fault:\n{error}") from None
+
+
+def _plain(tree: DictConfig, key: str) -> Any:
+    value = tree[key]
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _at_home(path: Any) -> Any:
+    """The path with ~ as the home folder."""
+    if isinstance(path, list):
+        return [_at_home(item) for item in path]
+    return os.path.expanduser(path) if isinstance(path, str) else path
+
+

@@ -1,0 +1,144 @@
+"""Hydra itself: its folders, its composition, its main, and what it raises as a short message.
+
+The only other place that knows Hydra is overrides.py (its grammar).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
+from hydra.core.utils import setup_globals
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gpt1cli import config, help, overrides
+from gpt1cli.config import InputError, shown
+
+HYDRA = "1.3"  # whose rules of composition we follow
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where yaml files are looked for."""
+
+    conf: str = str(help.conf_folder())
+    main: str | None = None  # --config-name; None: the command's own file
+    extra: str | None = None  # --config-dir
+    search: tuple[str, ...] = ()  # overrides of hydra.searchpath
+
+
+class Composer:
+    """Hydra over one set of folders, for one command."""
+
+    def __init__(self, command: str, source: Source | None = None) -> None:
+        self.command, self.source = command, source or Source()
+        self.cls, self.groups = config.COMMANDS[command], help.defaults(command)[0]
+        version.setbase(HYDRA)
+        setup_globals()
+        path = create_config_search_path(self.source.conf)
+        if self.source.extra:
+            last = SearchPathQuery(provider="schema")
+            path.prepend(provider="command-line", path=f"file://{self.source.extra}", anchor=last)
+        self.loader = ConfigLoaderImpl(config_search_path=path)
+        self.known: dict[str, list[str]] = {}  # group -> its options, once they were asked for
+
+    def options(self, group: str) -> list[str]:
+        """The options of a group, also those in a folder of the user's."""
+        if group not in self.known:
+            main, search = self.source.main or self.command, list(self.source.search)
+            with told_by_hydra():
+                self.known[group] = list(self.loader.get_group_options(group, ObjectType.CONFIG, main, search))
+        return self.known[group]
+
+    def check(self, words: list[str], sweep: bool = False, whole: bool = True) -> list[str]:
+        """Overrides as typed -> in Hydra's grammar. InputError lists every mistake; where they are whole, also gaps."""
+        groups = self.groups if whole else dict.fromkeys(self.groups, "")
+        if found := overrides.problems(words, self.cls, groups, self.options, sweep):
+            raise InputError("\n".join(found))
+        return [overrides.translate(word, self.cls, sweep) for word in words]
+
+    def load(self, words: list[str], mode: RunMode = RunMode.RUN) -> DictConfig:
+        """What Hydra composes from overrides in its grammar, unresolved. InputError where it cannot."""
+        with told_by_hydra():
+            words = [*self.source.search, *words]
+            cfg = self.loader.load_configuration(self.source.main or self.command, words, mode)
+            cfg.hydra.job.config_name = self.command  # run folders are named after the command
+            return cfg
+
+    def sweep_folder(self, words: list[str]) -> Path:
+        """The folder of a sweep, absolute."""
+        cfg = self.load(words, RunMode.MULTIRUN)
+        with told_by_hydra(), hydra_known(cfg):
+            return absolute(OmegaConf.select(cfg, "hydra.sweep.dir"))
+
+
+def hydra_main(source: Source, command: str | None, words: list[str], job: Callable[[DictConfig], None]) -> None:
+    """Let Hydra run the job, or print what its flags ask for; what it raises over the user's words is an InputError."""
+    arguments, before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    handlers, complains = logging.root.handlers[:], logging.raiseExceptions
+    logging.raiseExceptions = False  # --info prints by logging, perhaps into a closed pipe
+    extra = ["--config-dir", source.extra] if source.extra else []
+    sys.argv = ["gpt1", *extra, *words]  # where Hydra looks for its arguments
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, do not print
+    try:
+        hydra.main(config_path=source.conf, config_name=source.main or command, version_base=HYDRA)(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(short(error)) from error
+    finally:
+        sys.argv, logging.root.handlers[:], logging.raiseExceptions = arguments, handlers, complains
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+@contextlib.contextmanager
+def told_by_hydra() -> Iterator[None]:
+    """What Hydra and OmegaConf raise over a user's words, as a short InputError."""
+    try:
+        yield
+    except (InputError, BrokenPipeError):
+        raise
+    except Exception as error:  # besides their own exceptions these are assertions, ValueError, yaml's and more
+        raise InputError(short(error)) from error
+
+
+def short(error: BaseException) -> str:
+    """The first lines of an exception of Hydra's and of its cause, without the advice and the search path."""
+    lines = f"{error}\n{error.__cause__ or ''}".partition("Config search path")[0].splitlines()
+    noise = ("See https:", "Set the environment", "object_type=", "reference_type=")
+    kept = [shown(line.strip()) for line in lines if line.strip() and not line.strip().startswith(noise)]
+    return "\n".join(kept[:6]) or type(error).__name__
+
+
+@contextlib.contextmanager
+def hydra_known(cfg: DictConfig) -> Iterator[None]:
+    """Make ${hydra:...} resolve before Hydra runs; inside a job it is the job's, and stays."""
+    current = HydraConfig.instance()
+    outside = current.cfg is None
+    if outside:
+        current.set_config(cfg)
+    try:
+        yield
+    finally:
+        if outside:
+            current.cfg = None
+
+
+def absolute(path: object) -> Path:
+    """The path from the root, with ~ as the home folder."""
+    return Path(os.path.abspath(os.path.expanduser(str(path))))

@@ -1,0 +1,491 @@
+"""Every configuration of gpt1 as a frozen dataclass, and the one strict door through which plain data becomes one.
+
+Hydra composes yaml files and command-line overrides into a nested mapping; `build` turns that mapping into the dataclass
+of the command, once, and reports everything that is wrong with it together: unknown keys, wrong types, values out of
+range, fields that contradict one another. Behind this door nobody sees a mapping again.
+
+The defaults live in conf/*.yaml; the meaning of each key, its type and its range live here, in its annotation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import math
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+
+class InputError(ValueError):
+    """The user's input is at fault: a message of a few lines that names the thing, the value, and what would be right."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a configuration key means, and the range of its values."""
+
+    meaning: str
+    above: float = -math.inf
+    at_least: float = -math.inf
+    at_most: float = math.inf
+    below: float = math.inf
+    pattern: str = ""
+    filled: bool = False  # a text that may not be empty
+
+    def problem(self, value: Any) -> str | None:
+        """What is wrong with a value of the right type, or None."""
+        if isinstance(value, str):
+            if not _is_text(value):
+                return "must not hold a NUL or half a character: no file name and no file of text can"
+            if self.filled and not value:
+                return "must not be empty"
+            return f"must match {self.pattern}" if self.pattern and not re.fullmatch(self.pattern, value) else None
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return None
+        for holds, rule in (
+            (value > self.above, f"must be above {self.above:g}"),
+            (value >= self.at_least, f"must be at least {self.at_least:g}"),
+            (value <= self.at_most, f"must be at most {self.at_most:g}"),
+            (value < self.below, f"must be below {self.below:g}"),
+        ):
+            if not holds:
+                return rule
+        return None
+
+
+def _is_text(value: str) -> bool:
+    """Whether the system can take the text; bytes of a file name that are no UTF-8 are allowed (PEP 383)."""
+    try:
+        return b"\0" not in value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+
+
+Count = Annotated[int, Key("", at_least=1)]
+Probability = Annotated[float, Key("", at_least=0, below=1)]
+
+
+# --- what is learned: model, optimizer, schedule ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """The pretraining recipe that a model size brings with it."""
+
+    batch_size: Annotated[int, Key("sequences in one update", at_least=1)]
+    context: Annotated[int, Key("tokens in one sequence", at_least=2)]
+    lr: Annotated[float, Key("highest learning rate", above=0)]
+    warmup_steps: Annotated[int, Key("updates of linear warm-up", at_least=0)]
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """The fine-tuning recipe that a model size brings with it."""
+
+    lr: Annotated[float, Key("highest learning rate", above=0)]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of the Transformer decoder (paper, section 4.1) and the recipes that suit its size."""
+
+    name: Annotated[str, Key("name of this size")]
+    n_layer: Annotated[int, Key("decoder blocks", at_least=1)]
+    d_model: Annotated[int, Key("width of the hidden states", at_least=1)]
+    n_head: Annotated[int, Key("attention heads", at_least=1)]
+    d_ff: Annotated[int, Key("width inside the feed-forward layer", at_least=1)]
+    n_positions: Annotated[int, Key("learned positions: the longest sequence", at_least=2)]
+    embedding_dropout: Annotated[float, Key("dropout on the summed embeddings", at_least=0, below=1)]
+    attention_dropout: Annotated[float, Key("dropout on the attention weights", at_least=0, below=1)]
+    residual_dropout: Annotated[float, Key("dropout before each residual sum", at_least=0, below=1)]
+    layer_norm_eps: Annotated[float, Key("epsilon inside the root of LayerNorm", above=0)]
+    init_std: Annotated[float, Key("standard deviation of fresh weights", above=0)]
+    pretraining: Pretraining
+    finetuning: Finetuning
+
+    SHAPE = ("n_layer", "d_model", "n_head", "d_ff", "n_positions", "layer_norm_eps")  # fixed by a checkpoint's weights
+
+    def problems(self) -> Iterator[str]:
+        if self.d_model % self.n_head:
+            yield f"n_head={self.n_head} does not divide d_model={self.d_model}"
+        if self.pretraining.context > self.n_positions:
+            yield f"pretraining.context={self.pretraining.context} exceeds n_positions={self.n_positions}"
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam with decoupled weight decay and global-norm clipping (paper, section 4.1)."""
+
+    name: Annotated[Literal["adamw"], Key("name of the optimizer")]
+    beta1: Annotated[float, Key("decay of the first moment", at_least=0, below=1)]
+    beta2: Annotated[float, Key("decay of the second moment", at_least=0, below=1)]
+    eps: Annotated[float, Key("added to the root of the second moment", above=0)]
+    weight_decay: Annotated[float, Key("decoupled decay of every tensor of more than one dimension", at_least=0)]
+    clip_norm: Annotated[float, Key("largest global norm of the gradient", above=0)]
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate's factor as a function of the step: see optim.SCHEDULES."""
+
+    name: Annotated[Literal["cosine", "linear", "constant"], Key("shape after the warm-up")]
+
+
+# --- what is read: tokenizer, corpus, task ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Where the byte-pair vocabulary comes from; the text rules are always the published ones."""
+
+    name: Annotated[str, Key("name of the tokenizer")]
+    source: Annotated[Literal["hub", "corpus", "demo"], Key("published vocabulary, or merges trained on the corpus")]
+    repo: Annotated[str | None, Key("hub repository with vocab.json and merges.txt (source=hub)")]
+    merges: Annotated[int | None, Key("merges to train (source=corpus, demo)", at_least=1)]
+
+    def problems(self) -> Iterator[str]:
+        if self.source == "hub" and not self.repo:
+            yield "repo is needed with source=hub"
+        if self.source in ("corpus", "demo") and not self.merges:
+            yield f"merges is needed with source={self.source}"
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Raw text for pretraining, as documents."""
+
+    name: Annotated[str, Key("name of the corpus", pattern=r"[\w.-]+")]
+    source: Annotated[Literal["text", "hub", "demo"], Key("files, a hub data set, or the built-in demo world")]
+    path: Annotated[str | None, Key("file, folder or glob of UTF-8 .txt, .jsonl or .parquet (source=text)")]
+    column: Annotated[str | None, Key("column that holds the text of .jsonl, .parquet and hub rows")]
+    repo: Annotated[str | None, Key("hub data set (source=hub)")]
+    subset: Annotated[str | None, Key("configuration of the hub data set")]
+    documents: Annotated[Literal["rows", "articles"], Key("a document is a row, or the lines under a = title =")]
+
+    def problems(self) -> Iterator[str]:
+        if self.source == "text" and not self.path:
+            yield "path is needed with source=text: a file, a folder or a glob, as in corpus.path=books/"
+        if self.source == "hub" and not (self.repo and self.column):
+            yield "repo and column are needed with source=hub"
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """A labelled data set and how its rows become inputs (paper, section 3.3)."""
+
+    name: Annotated[str, Key("name of the task", pattern=r"[\w.-]+")]
+    source: Annotated[str, Key("loader in gpt1cli/tasks")]
+    layout: Annotated[Literal["single", "pair"], Key("input transformation (tasks/layouts.py)")]
+    repo: Annotated[str | None, Key("hub data set")]
+    subset: Annotated[str | None, Key("configuration of the hub data set")]
+    columns: Annotated[list[str], Key("columns of the texts, in the order of the input")]
+    label: Annotated[str, Key("column of the label")]
+    labels: Annotated[list[str], Key("names of the classes, in the order of the data set's own ids")]
+    metrics: Annotated[list[str], Key("metrics reported; the first is the headline that picks the best checkpoint")]
+    splits: Annotated[dict[str, str], Key("our split name: the data set's split name")]
+
+    def problems(self) -> Iterator[str]:
+        wanted = {"single": 1, "pair": 2}[self.layout]
+        if len(self.columns) != wanted:
+            yield f"columns={self.columns}: layout {self.layout} takes {wanted}"
+        if len(set(self.labels)) < 2:
+            yield f"labels={self.labels}: at least two different classes are needed"
+        if not self.metrics:
+            yield "metrics is empty: name at least the headline metric"
+        if not {"train", "valid"} <= set(self.splits):
+            yield f"splits={dict(self.splits)}: train and valid are needed"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The first n rows of a seeded shuffle of each split, after filtering."""
+
+    train: Annotated[int | None, Key("training rows used", at_least=1)]
+    valid: Annotated[int | None, Key("rows used of each validation split", at_least=1)]
+    test: Annotated[int | None, Key("rows used of each test split", at_least=1)]
+
+
+@dataclass(frozen=True)
+class AblationConfig:
+    """One ingredient taken away: a named list of ordinary overrides, applied after the user's own."""
+
+    name: Annotated[str, Key("name of the ablation")]
+    overrides: Annotated[list[str], Key("the overrides it stands for")]
+
+
+# --- how it is executed -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Where and how a run is executed; nothing here changes what is learned, but for rounding."""
+
+    device: Annotated[Literal["auto", "cpu", "cuda"], Key("where to compute (auto: cuda where there is one)")]
+    precision: Annotated[Literal["auto", "fp32", "bf16"], Key("arithmetic (auto: bf16 where the hardware has it)")]
+    compile: Annotated[bool, Key("compile the model with torch.compile")]
+    threads: Annotated[int | None, Key("CPU threads (null: torch's choice)", at_least=1)]
+    micro_batch: Annotated[int | None, Key("sequences computed at a time (null: as many as fit a token budget)", at_least=1)]
+    progress: Annotated[Literal["auto", "live", "plain", "none"], Key("a live line on a terminal, or plain lines")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every command takes."""
+
+    seed: Annotated[int, Key("seed of weights, order and dropout", at_least=0, below=2**63)]
+    name: Annotated[str, Key("name of the run's folder", pattern=r"[\w.-]+")]
+    out: Annotated[str, Key("root of the run folders", filled=True)]
+    cache: Annotated[str, Key("folder for prepared corpora and downloads", filled=True)]
+    hub: Annotated[str | None, Key("folder laid out like the Hugging Face hub, instead of the network", filled=True)]
+    runtime: RuntimeConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """What both kinds of training take."""
+
+    init: Annotated[str, Key("starting point: openai, none, a run folder, a checkpoint folder", filled=True)]
+    resume: Annotated[str | None, Key("run folder to go on with", filled=True)]
+    config: Annotated[str | None, Key("config.yaml of an earlier run, to repeat it", filled=True)]
+    model: ModelConfig
+    tokenizer: TokenizerConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    epochs: Annotated[float | None, Key("passes over the training data", above=0)]
+    steps: Annotated[int | None, Key("updates, instead of epochs", at_least=1)]
+    batch_size: Annotated[int, Key("sequences (examples) in one update", at_least=1)]
+    lr: Annotated[float, Key("highest learning rate", above=0)]
+    log_every: Annotated[int, Key("updates between two lines of training metrics", at_least=1)]
+
+    def problems(self) -> Iterator[str]:
+        if (self.epochs is None) == (self.steps is None):
+            yield "exactly one of epochs and steps is needed: set the other to null"
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig(RunConfig):
+    """gpt1 prepare: raw text -> token shards in the cache."""
+
+    corpus: CorpusConfig
+    tokenizer: TokenizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainConfig):
+    """gpt1 pretrain: a language model on raw text (paper, section 3.1)."""
+
+    corpus: CorpusConfig
+    context: Annotated[int, Key("tokens in one sequence", at_least=2)]
+    warmup_steps: Annotated[int | None, Key("updates of warm-up (null: the model's own, at most 10% of the run)", at_least=0)]
+    eval_every: Annotated[int | None, Key("updates between two validations (null: ten in a run)", at_least=1)]
+    eval_tokens: Annotated[int, Key("validation tokens scored at a time, evenly spread", at_least=1)]
+    checkpoint_every: Annotated[int | None, Key("updates between two checkpoints (null: at each validation)", at_least=1)]
+    keep_checkpoints: Annotated[list[Count], Key("steps whose checkpoint is kept for later probing")]
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.context > self.model.n_positions:
+            yield f"context={self.context} exceeds model.n_positions={self.model.n_positions}"
+        if self.steps is not None:
+            if self.warmup_steps is not None and self.warmup_steps > self.steps:
+                yield f"warmup_steps={self.warmup_steps} exceeds steps={self.steps}"
+            if late := [step for step in self.keep_checkpoints if step > self.steps]:
+                yield f"keep_checkpoints={late}: later than the last step, {self.steps}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainConfig):
+    """gpt1 finetune: a labelled task on top of a pretrained model (paper, sections 3.2 and 3.3)."""
+
+    task: TaskConfig
+    ablation: AblationConfig
+    pretrained: Annotated[bool, Key("false: shape and tokenizer of init, fresh weights")]
+    transfer_layers: Annotated[
+        Annotated[int, Key("", at_least=0)] | Literal["all"],
+        Key("embeddings and the first k blocks come from init, the rest is fresh"),
+    ]
+    aux_lm: Annotated[bool, Key("add lm_coef x the language-model loss of the same inputs")]
+    lm_coef: Annotated[float, Key("weight of the auxiliary language-model loss", at_least=0)]
+    head_dropout: Annotated[float, Key("dropout before the classifier", at_least=0, below=1)]
+    warmup_fraction: Annotated[float, Key("share of the updates spent in warm-up", at_least=0, at_most=1)]
+    limit: Limit
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.transfer_layers != "all" and self.transfer_layers > self.model.n_layer:
+            yield f"transfer_layers={self.transfer_layers} exceeds model.n_layer={self.model.n_layer}"
+        if self.init == "none" and self.transfer_layers != "all":
+            yield "transfer_layers needs an init to transfer from"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(RunConfig):
+    """gpt1 report: finished runs laid out as tables."""
+
+    runs: Annotated[list[str], Key("run folders, folders that hold runs, or globs")]
+
+    def problems(self) -> Iterator[str]:
+        if not self.runs:
+            yield "runs is empty: name folders or globs, as in runs=[outputs/finetune]"
+
+
+COMMANDS: dict[str, type[RunConfig]] = {
+    "prepare": PrepareConfig,
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+    "report": ReportConfig,
+}
+
+GROUPS: dict[str, type] = {  # conf/<group>/<option>.yaml -> the dataclass that types it
+    "model": ModelConfig,
+    "optimizer": OptimizerConfig,
+    "schedule": ScheduleConfig,
+    "tokenizer": TokenizerConfig,
+    "corpus": CorpusConfig,
+    "task": TaskConfig,
+    "ablation": AblationConfig,
+    "runtime": RuntimeConfig,
+}
+
+
+# --- the door ---------------------------------------------------------------------------------------------------------
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], data: Mapping[str, Any]) -> T:
+    """The dataclass `cls` from nested plain data; InputError lists every mistake, each on its own line."""
+    errors: list[str] = []
+    value = _convert(cls, data, "", errors)
+    if errors:
+        raise InputError("\n".join(errors))
+    return value
+
+
+def check(annotation: Any, value: Any, key: str) -> list[str]:
+    """What is wrong with one value of the key, given the annotation of its field; an empty list when nothing is."""
+    errors: list[str] = []
+    _convert(annotation, value, key, errors)
+    return errors
+
+
+@functools.cache
+def fields_of(cls: type) -> dict[str, Any]:
+    """Field name -> annotation (with its Key) of a configuration dataclass, in order of definition."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def annotation_of(cls: type, key: str) -> Any:
+    """The annotation of a dotted key of a configuration dataclass; None where there is no such key."""
+    annotation: Any = cls
+    for part in key.split("."):
+        if dataclasses.is_dataclass(annotation := bare(annotation)):
+            annotation = fields_of(typing.cast(type, annotation)).get(part)
+        elif typing.get_origin(annotation) is dict and part:
+            annotation = typing.get_args(annotation)[1]
+        else:
+            return None
+    return annotation
+
+
+def key_of(annotation: Any) -> Key:
+    """The Key of an annotation; an empty one where it has none."""
+    return next((extra for extra in getattr(annotation, "__metadata__", ()) if isinstance(extra, Key)), Key(""))
+
+
+def bare(annotation: Any) -> Any:
+    """The annotation without its Key."""
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
+
+
+def shown(value: Any) -> str:
+    """A value as a user would write it on the command line, cut to what a message can hold."""
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= 120 else text[:100] + f"... ({len(text)} characters)"
+
+
+def unknown(key: str, known: typing.Iterable[str], what: str = "key") -> str:
+    """The message for a name that does not exist: its nearest match, or all that would be right."""
+    known = list(known)
+    near = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
+    return f"{shown(key)}: no such {what}; {hint}"
+
+
+def describe(annotation: Any) -> str:
+    """The type in a user's words: 'a whole number or null'."""
+    annotation = bare(annotation)
+    if typing.get_origin(annotation) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(annotation)))
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return " or ".join(describe(part) for part in typing.get_args(annotation))
+    if typing.get_origin(annotation) is list:
+        return "a list, each " + describe(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) is dict or dataclasses.is_dataclass(annotation):
+        return "a mapping of keys to values"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+    return names[annotation]
+
+
+def _convert(annotation: Any, value: Any, key: str, errors: list[str]) -> Any:
+    """The value as the annotation wants it; what is wrong is appended to errors."""
+    limits, annotation = key_of(annotation), bare(annotation)
+    if dataclasses.is_dataclass(annotation):
+        return _convert_dataclass(typing.cast(type, annotation), value, key, errors)
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        attempts: list[list[str]] = []
+        for part in arguments:
+            attempts.append([])
+            converted = _convert(part, value, key, attempts[-1])
+            if not attempts[-1]:
+                break
+        else:
+            ranged = [found for found in attempts if found and " is refused: it must " in found[0]]
+            mistyped = f"{key}={shown(value)} is refused: {key} takes {describe(annotation)}"
+            errors.extend(ranged[0] if ranged else [mistyped])
+            return None
+    elif origin is list and isinstance(value, (list, tuple)):
+        converted = [_convert(arguments[0], item, f"{key}[{i}]", errors) for i, item in enumerate(value)]
+    elif origin is dict and isinstance(value, Mapping):
+        converted = {name: _convert(arguments[1], item, f"{key}.{name}", errors) for name, item in value.items()}
+    elif origin is Literal and any(value == option and type(value) is type(option) for option in arguments):
+        converted = value
+    elif annotation is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:  # false for nan too
+        converted = float(value)
+    elif isinstance(annotation, type) and annotation is not float and type(value) is annotation:
+        converted = value
+    else:
+        hint = difflib.get_close_matches(str(value), map(str, arguments), n=1) if origin is Literal else []
+        ending = f"; did you mean {hint[0]}?" if hint else ""
+        errors.append(f"{key}={shown(value)} is refused: {key} takes {describe(annotation)}{ending}")
+        return None
+    if problem := limits.problem(converted):
+        errors.append(f"{key}={shown(value)} is refused: it {problem}")
+    return converted
+
+
+def _convert_dataclass(cls: type, value: Any, key: str, errors: list[str]) -> Any:
+    if not isinstance(value, Mapping):
+        errors.append(f"{key}={shown(value)} is refused: {key} takes {describe(cls)}")
+        return None
+    prefix = f"{key}." if key else ""
+    fields, before = fields_of(cls), len(errors)
+    errors.extend(unknown(f"{prefix}{name}", (prefix + field for field in fields)) for name in value if name not in fields)
+    errors.extend(f"{prefix}{name}: missing" for name in fields if name not in value)
+    values = {n: _convert(fields[n], value[n], f"{prefix}{n}", errors) for n in fields if n in value}
+    if len(errors) > before:
+        return None
+    built = cls(**values)
+    errors.extend(prefix + problem for problem in getattr(built, "problems", tuple)())
+    return None if len(errors) > before else built

@@ -1,0 +1,406 @@
+"""Raw text to token shards on disk to windows of contiguous tokens.
+
+    documents  ->  parts of at most PART characters  ->  ids, on all cores  ->  train.bin and valid.bin  ->  windows
+
+Memory stays bounded however large the corpus: at most 4 parts a worker are in flight (a part is 256 k characters, some
+60 MB while spaCy holds it), beside the borders of the documents (8 bytes each). Training a tokenizer also holds one
+count for each distinct word. The shards are memory-mapped.
+
+A prepared corpus is cached under a key of its content and the tokenizer's identity, and appears whole, by one rename.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from glob import glob
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from gpt1cli import demo_world, hub, text, tokenizer
+from gpt1cli.config import CorpusConfig, InputError, TokenizerConfig
+from gpt1cli.loggers import Progress
+from gpt1cli.tokenizer import Tokenizer
+
+FORMAT = 1
+PART = 2**18  # characters handed to one worker at a time
+VALID_EVERY = 20  # every 20th document is for validation: 5%
+VALID_SHARE = 0.05  # of the tokens at the end, where there are fewer documents than that
+
+Reporting = Callable[..., Progress]  # Progress with its folder and mode filled in: takes total, unit, description
+R = TypeVar("R")
+
+
+# --- documents --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a document. `newline`: it was cut from the one before at a line break, which is a token of its own."""
+
+    text: str
+    first: bool
+    newline: bool
+
+
+@dataclass(frozen=True)
+class Source:
+    """A corpus found: a digest of its content, about how long it is, its documents, each as an iterable of blocks."""
+
+    digest: str
+    characters: int
+    documents: Callable[[], Iterable[Iterable[str]]]
+
+
+def find(config: CorpusConfig, hub_folder: str | None, cache: str) -> Source:
+    """Look up a corpus without tokenising it. InputError where there is none."""
+    if config.source == "demo":
+        return _demo()
+    if config.source == "text":
+        files = text_files(config.path or "")
+        size = sum(file.stat().st_size for file in files)
+        return Source(
+            _digest(files), size, lambda: itertools.chain.from_iterable(_read(f, config.column) for f in files)
+        )
+    assert config.repo
+    rows = hub.dataset(config.repo, config.subset, "train", hub_folder, cache)
+    if config.column not in rows.column_names:
+        raise InputError(f"corpus.column={config.column}: {config.repo} has {', '.join(rows.column_names)}")
+    texts = lambda: (row[config.column] for row in rows)  # noqa: E731
+    read = (lambda: _articles(texts())) if config.documents == "articles" else (lambda: ((t,) for t in texts()))
+    return Source(hub.fingerprint(rows), rows.data.nbytes, read)
+
+
+def _demo() -> Source:
+    digest = hashlib.sha256(Path(demo_world.__file__).read_bytes()).hexdigest()
+    return Source(digest, demo_world.CHARACTERS, lambda: ((document,) for document in demo_world.documents()))
+
+
+def text_files(path: str) -> list[Path]:
+    """The files that corpus.path names, in order: one file, those of a folder, or those of a glob."""
+    kinds = (".txt", ".jsonl", ".parquet")
+    expanded = Path(path).expanduser()
+    if expanded.is_file():
+        files = [expanded]
+    elif expanded.is_dir():
+        files = sorted(f for f in expanded.rglob("*") if f.suffix in kinds and f.is_file())
+    else:
+        files = sorted(Path(f) for f in glob(str(expanded), recursive=True) if Path(f).is_file())
+    if not files:
+        raise InputError(f"corpus.path={path}: no such file, and no folder or glob with {', '.join(kinds)} files in it")
+    if odd := [f for f in files if f.suffix not in kinds]:
+        raise InputError(f"corpus.path={path}: {odd[0].name} is none of {', '.join(kinds)}")
+    return files
+
+
+def _digest(files: list[Path]) -> str:
+    whole = hashlib.blake2b(digest_size=16)
+    for path in files:
+        with path.open("rb") as file:
+            whole.update(hashlib.file_digest(file, "blake2b").digest())
+    return whole.hexdigest()
+
+
+def _read(path: Path, column: str | None) -> Iterator[Iterable[str]]:
+    """The documents of one file: the file itself, or one a row."""
+    if path.suffix == ".txt":
+        yield _blocks(path)
+    elif path.suffix == ".jsonl":
+        yield from ((_field(line, path, i, column),) for i, line in enumerate(_lines(path), start=1) if line.strip())
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            file = pyarrow.parquet.ParquetFile(path)
+            if column not in file.schema_arrow.names:
+                raise InputError(f"corpus.column={column}: {path} has {', '.join(file.schema_arrow.names)}")
+            for batch in file.iter_batches(batch_size=256, columns=[column]):
+                yield from ((value.as_py() or "",) for value in batch.column(0))
+        except pyarrow.ArrowException as error:
+            raise InputError(f"{path}: not a readable parquet file ({error})") from error
+
+
+def _blocks(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            while block := file.read(PART):
+                yield block
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, error) from error
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            yield from file
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, error) from error
+
+
+def _not_utf8(path: Path, error: UnicodeDecodeError) -> InputError:
+    byte = error.object[error.start]
+    return InputError(
+        f"{path}: not UTF-8 (byte 0x{byte:02x});"
+        f" convert it first, as in: iconv -f LATIN1 -t UTF-8 '{path.name}' > fixed.txt"
+    )
+
+
+def _field(line: str, path: Path, number: int, column: str | None) -> str:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {number}: not JSON ({error})") from error
+    if not isinstance(row, dict) or not isinstance(row.get(column), str):
+        found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        raise InputError(f"{path}, line {number}: no text under corpus.column={column}; there is: {found}")
+    return row[column]
+
+
+def _articles(lines: Iterable[str]) -> Iterator[Iterable[str]]:
+    """WikiText's lines gathered into articles: ' = Title = ' opens one, ' = = Section = = ' does not."""
+    article: list[str] = []
+    for line in lines:
+        bare = line.strip()
+        if bare.startswith("= ") and bare.endswith(" =") and not bare.startswith("= ="):
+            if article:
+                yield tuple(article)
+            article = []
+        if bare or article:
+            article.append(line if line.endswith("\n") else line + "\n")
+    if article:
+        yield tuple(article)
+
+
+def parts(documents: Iterable[Iterable[str]]) -> Iterator[Part]:
+    """Cut every document into parts of about PART characters, at line breaks where there are any, else at blanks."""
+    for blocks in documents:
+        held, first, newline = "", True, False
+        for block in blocks:
+            held += block
+            while len(held) > 2 * PART:
+                cut = max(held.rfind("\n", PART, 2 * PART), held.rfind(" ", PART, 2 * PART) if "\n" not in held else -1)
+                cut = cut if cut > 0 else 2 * PART
+                yield Part(held[:cut], first, newline)
+                held, first, newline = held[cut:], False, held[cut] == "\n"
+        yield Part(held, first, newline)
+
+
+# --- work on all cores ------------------------------------------------------------------------------------------------
+
+
+def _on_all_cores(
+    work: Callable[[Tokenizer | None, str], R], having: Path | None, stream: Iterator[Part]
+) -> Iterator[tuple[Part, R]]:
+    """(part, work(tokenizer, text)) in order; a few parts are done here, more by worker processes."""
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    few = list(itertools.islice(stream, 2 * workers))
+    if len(few) < 2 * workers or workers == 1:  # starting processes would cost more than it saves
+        loaded = tokenizer.load(having) if having else None
+        yield from ((part, work(loaded, part.text)) for part in itertools.chain(few, stream))
+        return
+    waiting: collections.deque[tuple[Part, Any]] = collections.deque()
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(having,)) as pool:
+        for part in itertools.chain(few, stream):
+            waiting.append((part, pool.submit(_in_worker, work, part.text)))
+            if len(waiting) >= 4 * workers:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        while waiting:
+            done, future = waiting.popleft()
+            yield done, future.result()
+
+
+_loaded: Tokenizer | None = None  # of a worker process
+
+
+def _start_worker(having: Path | None) -> None:
+    global _loaded
+    _loaded = tokenizer.load(having) if having else None
+
+
+def _in_worker(work: Callable[[Tokenizer | None, str], R], part: str) -> R:
+    return work(_loaded, part)
+
+
+def _encode(loaded: Tokenizer | None, part: str) -> np.ndarray:
+    assert loaded is not None
+    return np.array(loaded.encode(part), dtype=np.uint32)
+
+
+def _count_words(_: Tokenizer | None, part: str) -> collections.Counter[str]:
+    return collections.Counter(text.words(part))
+
+
+# --- the tokenizer of a run -------------------------------------------------------------------------------------------
+
+
+def tokenizer_of(
+    config: TokenizerConfig, corpus: Source | None, hub_folder: str | None, cache: str, reporting: Reporting
+) -> Tokenizer:
+    """The tokenizer that the configuration names: published, or merges trained on the corpus and cached."""
+    if config.source == "hub":
+        assert config.repo
+        found = {name: hub.file(config.repo, name, hub_folder, cache) for name in ("vocab.json", "merges.txt")}
+        return tokenizer.load(found["vocab.json"].parent)
+    if config.source == "demo":
+        corpus = _demo()
+    if corpus is None:
+        raise InputError(
+            f"tokenizer={config.name} is trained on a corpus, and this command has none;"
+            " name init=RUN, whose tokenizer is taken, or tokenizer=openai or tokenizer=demo"
+        )
+    assert config.merges
+    folder = Path(cache) / "tokenizers" / _key(FORMAT, corpus.digest, config.merges, text.versions())
+    if not folder.exists():
+        counts: collections.Counter[str] = collections.Counter()
+        with reporting(total=corpus.characters, unit="characters", description="counting words") as progress:
+            for part, counted in _on_all_cores(_count_words, None, parts(corpus.documents())):
+                counts.update(counted)
+                progress.update(progress.step + len(part.text))
+            trained = tokenizer.train(counts, config.merges)
+            progress.say(
+                f"tokenizer: {len(trained):,} entries, {len(trained.merges):,} of {config.merges:,} merges asked for"
+            )
+        with appearing(folder) as aside:
+            trained.save(aside)
+    return tokenizer.load(folder)
+
+
+def _key(*parts_of_it: Any) -> str:
+    return hashlib.sha256(json.dumps(parts_of_it, sort_keys=True).encode()).hexdigest()[:24]
+
+
+class appearing:
+    """A folder written aside and renamed into place when the block ends well; one that came first stays."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __enter__(self) -> Path:
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.aside = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
+        return self.aside
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if failure is None:
+            for file in self.aside.iterdir():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+            try:
+                self.aside.rename(self.folder)
+                return
+            except OSError:
+                if not self.folder.exists():  # else: another process prepared the same, which is as good
+                    raise
+        shutil.rmtree(self.aside, ignore_errors=True)
+
+
+# --- shards -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A prepared corpus: two memory-mapped streams of token ids, and where it lies."""
+
+    folder: Path
+    train: np.ndarray
+    valid: np.ndarray
+    documents: int
+
+
+def prepare(source: Source, name: str, vocabulary: Tokenizer, cache: str, reporting: Reporting) -> Shards:
+    """Token shards of a corpus, from the cache or made now. InputError for an empty corpus."""
+    folder = Path(cache) / "corpora" / f"{name}-{_key(FORMAT, source.digest, vocabulary.identity)}"
+    if not folder.exists():
+        with appearing(folder) as aside:
+            vocabulary.save(aside)
+            with reporting(total=source.characters, unit="characters", description="tokenising") as progress:
+                _write(aside, source, vocabulary, progress)
+    meta = json.loads((folder / "meta.json").read_text())
+    train, valid = (
+        np.memmap(folder / f"{split}.bin", dtype=meta["dtype"], mode="r", shape=(meta[f"{split}_tokens"],))
+        for split in ("train", "valid")
+    )
+    return Shards(folder, train, valid, meta["documents"])
+
+
+def _write(folder: Path, source: Source, vocabulary: Tokenizer, progress: Progress) -> None:
+    dtype = np.dtype(np.uint16 if len(vocabulary) <= 2**16 else np.uint32)
+    newline = np.array([len(vocabulary) - 1], dtype)
+    tokens, ends = {"train": 0, "valid": 0}, {"train": [0], "valid": [0]}  # ends: where each document ends, after a 0
+    documents = 0
+    with open(folder / "train.bin", "wb") as train, open(folder / "valid.bin", "wb") as valid:
+        files = {"train": train, "valid": valid}
+        for part, ids in _on_all_cores(_encode, folder, parts(source.documents())):
+            documents += part.first
+            split = "valid" if documents % VALID_EVERY == 0 else "train"
+            if part.first:
+                ends[split].append(tokens[split])
+            opened = tokens[split] > ends[split][-2]  # blank lines before the first word of a document are no token
+            for piece in [newline, ids] if part.newline and len(ids) and opened else [ids]:
+                piece.astype(dtype).tofile(files[split])
+                tokens[split] += len(piece)
+            ends[split][-1] = tokens[split]
+            progress.update(progress.step + len(part.text))
+    if not tokens["train"]:
+        raise InputError("the corpus is empty: no text in it gave a token")
+    if documents < VALID_EVERY:
+        tokens = _split_off_end(folder, tokens["train"], dtype)
+        kept = tokens["train"]
+        ends["valid"] = [0, *(end - kept for end in ends["train"] if end > kept)]
+        ends["train"] = [*(end for end in ends["train"] if end < kept), kept]
+    for split in ends:
+        np.save(folder / f"{split}-documents.npy", np.array(ends[split], dtype=np.int64))
+    meta = {
+        "format": FORMAT,
+        "dtype": dtype.name,
+        "train_tokens": tokens["train"],
+        "valid_tokens": tokens["valid"],
+        "documents": documents,
+        "characters": progress.step,
+        "tokenizer": vocabulary.identity,
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1))
+
+
+def _split_off_end(folder: Path, total: int, dtype: np.dtype) -> dict[str, int]:
+    """Few documents: the last 5% of the tokens are for validation."""
+    kept = total - int(total * VALID_SHARE)
+    np.fromfile(folder / "train.bin", dtype, offset=kept * dtype.itemsize).tofile(folder / "valid.bin")
+    os.truncate(folder / "train.bin", kept * dtype.itemsize)
+    return {"train": kept, "valid": total - kept}
+
+
+# --- windows ----------------------------------------------------------------------------------------------------------
+
+
+def unigram_loss(shards: Shards, vocabulary: int, limit: int = 10_000_000) -> float:
+    """Mean -log p of the validation tokens, in nats, by the training tokens' frequencies (add one; `limit` of each)."""
+    counts = np.bincount(shards.train[:limit], minlength=vocabulary) + 1
+    return float(-np.log(counts / counts.sum())[shards.valid[:limit]].mean())
+
+
+def random_windows(tokens: np.ndarray, context: int, count: int, seed: int, step: int) -> np.ndarray:
+    """Windows of context+1 contiguous tokens at random places, a function of (seed, step) alone: [count,context+1]."""
+    starts = np.random.default_rng([seed, step]).integers(0, len(tokens) - context, size=count)
+    return np.stack([tokens[start : start + context + 1] for start in starts])
+
+
+def spread_windows(tokens: np.ndarray, context: int, limit: int) -> np.ndarray:
+    """Windows of context+1 tokens side by side, or evenly spread where they exceed `limit` tokens: [N,context+1]."""
+    starts = np.arange(0, len(tokens) - context, context)
+    if len(starts) * context > limit:
+        starts = starts[np.linspace(0, len(starts) - 1, max(1, limit // context)).astype(int)]
+    return np.stack([tokens[start : start + context + 1] for start in starts])

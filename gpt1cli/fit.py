@@ -1,0 +1,163 @@
+"""THE training loop. Pretraining and fine-tuning differ only in the objective and the batches they hand to it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from gpt1cli import rundir
+from gpt1cli.batches import Batch
+from gpt1cli.checkpoint import State
+from gpt1cli.config import TrainConfig
+from gpt1cli.loggers import Progress
+from gpt1cli.objectives import Loss
+from gpt1cli.optim import Optimizer
+from gpt1cli.runtime import Machine, peak_memory_bytes
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, and what happens how often; all in updates."""
+
+    steps: int
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    keep: tuple[int, ...] = ()
+    evaluate_first: bool = False
+
+
+def fit(
+    model: M,
+    objective: Callable[[M, Batch], Loss],
+    batches: Callable[[int], Iterable[Batch]],
+    optimizer: Optimizer,
+    learning_rate: Callable[[int], float],
+    evaluate: Callable[[], tuple[dict[str, float], float]],
+    save: Callable[[State], None],
+    plan: Plan,
+    state: State,
+    run: Path,
+    progress: Progress,
+) -> State:
+    """Train until plan.steps updates are done; the state at the end.
+
+    `evaluate` gives the validation metrics and the score that the best checkpoint maximises; `save` writes a
+    checkpoint. FloatingPointError when a loss is no longer finite; SystemExit(128 + signal) after Ctrl-C or SIGTERM,
+    checkpoint saved.
+    """
+    device = next(model.parameters()).device
+    metrics = run / "metrics.jsonl"
+    pending: list[dict[str, Tensor]] = []  # losses and norms that are still on the device
+
+    def validate() -> None:
+        found, score = evaluate()
+        if not math.isfinite(score):
+            raise FloatingPointError(f"the validation score became {score} at step {state.step}")
+        if state.best_score is None or score > state.best_score:
+            state.best_step, state.best_score, state.best_metrics = state.step, score, found
+        line = {"step": state.step, "split": "valid", **found, "seconds": round(state.seconds, 3)}
+        rundir.append_jsonl(metrics, line)
+        progress.say(f"step {state.step:,}: valid " + " ".join(f"{name} {value:.4f}" for name, value in found.items()))
+
+    if state.step == 0 and plan.evaluate_first:
+        validate()
+    line_seconds, line_tokens = state.seconds, state.tokens
+
+    with _stop_signals() as stopped:
+        while state.step < plan.steps:
+            began = time.perf_counter()
+            model.train()
+            lr, count = learning_rate(state.step), 0
+            sums: dict[str, Tensor] = {}
+            for batch in batches(state.step):
+                loss = objective(model, batch.to(device))
+                loss.total.backward()
+                optimizer.accumulate()
+                count += loss.count
+                for name, value in {"loss": loss.total.detach(), **loss.parts}.items():
+                    sums[name] = sums[name] + value if name in sums else value
+                state.tokens += batch.real_tokens
+            norm = optimizer.step(lr, count)
+            pending.append({**{name: value / count for name, value in sums.items()}, "gradient_norm": norm})
+            state.step += 1
+            state.seconds += time.perf_counter() - began
+
+            last = state.step == plan.steps
+            log_due = state.step % plan.log_every == 0 or last
+            eval_due = state.step % plan.eval_every == 0 or last
+            save_due = eval_due or state.step % plan.checkpoint_every == 0 or state.step in plan.keep or bool(stopped)
+
+            if log_due or save_due:  # the only places where the device is waited for
+                state.unreported += _finite(pending, state.step)
+                pending.clear()
+            if log_due:
+                mean = {n: sum(u[n] for u in state.unreported) / len(state.unreported) for n in state.unreported[0]}
+                state.unreported = []
+                speed = (state.tokens - line_tokens) / max(1e-9, state.seconds - line_seconds)
+                line_seconds, line_tokens = state.seconds, state.tokens
+                line = {"step": state.step, "split": "train", **mean, "lr": lr, "tokens_per_second": round(speed, 1)}
+                rundir.append_jsonl(metrics, {**line, "seconds": round(state.seconds, 3)})
+                progress.update(state.step, loss=mean["loss"], lr=lr, tokens_per_second=speed)
+            if eval_due:
+                validate()
+            if save_due:
+                save(state)
+            if stopped:
+                progress.say(f"stopped by {signal.Signals(stopped[0]).name} at step {state.step:,}; checkpoint saved")
+                progress.say(f"go on with resume={run}")
+                raise SystemExit(128 + stopped[0])
+    return state
+
+
+def result_of(command: str, config: TrainConfig, state: State, machine: Machine) -> dict[str, Any]:
+    """The part of result.json that every training run has."""
+    return {
+        "status": "finished",
+        "command": command,
+        "name": config.name,
+        "seed": config.seed,
+        "steps": state.step,
+        "seconds": round(state.seconds, 3),
+        "tokens": state.tokens,
+        "tokens_per_second": round(state.tokens / state.seconds, 1),
+        "peak_memory_bytes": peak_memory_bytes(machine.device),
+    }
+
+
+def _finite(pending: list[dict[str, Tensor]], step: int) -> list[dict[str, float]]:
+    """The numbers of the last updates, from the device; FloatingPointError names the first step that went wrong."""
+    updates = [{name: float(value) for name, value in update.items()} for update in pending]
+    for number, update in enumerate(updates, start=step - len(updates) + 1):
+        for name, value in update.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"{name} became {value} at step {number}; the last good checkpoint is kept")
+    return updates
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that Ctrl-C or SIGTERM puts its number into; the second one acts as it did before."""
+    stopped: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        stopped.append(number)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

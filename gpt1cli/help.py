@@ -1,0 +1,218 @@
+"""What `gpt1 --help` and `gpt1 COMMAND --help` say, read from conf/*.yaml and the dataclasses; imports nothing heavy.
+
+The yaml files of conf/ say which groups and defaults a command has, the dataclasses say what a key means.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import os
+import re
+import textwrap
+import typing
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gpt1cli import config
+
+WIDTH = 100
+
+EXAMPLES = {
+    "prepare": (
+        ("corpus=demo", "the built-in demo world, no network"),
+        ("corpus=text corpus.path=books/ tokenizer=bpe tokenizer.merges=8000", "your files, merges trained on them"),
+        ("corpus=wikitext hub=DIR", "from a folder laid out like the Hugging Face hub"),
+    ),
+    "pretrain": (
+        ("model=tiny corpus=demo steps=200", "a first run, on any machine"),
+        ("model=mini corpus=text corpus.path=books/ tokenizer=bpe tokenizer.merges=8000", "your own text"),
+        ("resume=outputs/pretrain/demo/20260131-120000-000000 steps=400", "go on where a run stopped, or further"),
+    ),
+    "finetune": (
+        ("task=rte", "the paper's recipe on the published weights"),
+        ("task=sst2 init=outputs/pretrain/text/RUN limit.train=2000 steps=300", "on weights pretrained here"),
+        ("-m task=cola,rte ablation=full,no_pretrain seed=0,1,2", "a sweep of twelve runs"),
+    ),
+    "report": (
+        ("runs=[outputs/finetune]", "every finished run below a folder"),
+        ("runs=[outputs/pretrain/demo/RUN,outputs/finetune/rte/RUN]", "two runs"),
+        ("runs=[outputs/multirun/finetune/*] name=ablations", "the runs of all sweeps"),
+    ),
+}
+
+FLAGS = (
+    ("-m, --multirun", "a run for every combination of comma-separated values, as in seed=0,1,2"),
+    ("--cfg job", "print what Hydra composes, and run nothing (hydra, all: its own settings too)"),
+    ("--info", "print where it comes from"),
+    ("--config-dir DIR", "a folder of your own with further options, as in DIR/task/mine.yaml"),
+    ("--config-name, --config-path", "another main file, another folder instead of conf/"),
+    ("--shell-completion", 'for bash: eval "$(gpt1 --shell-completion install=bash)"'),
+    ("--hydra-help, --version", "more of Hydra's flags; the version of gpt1"),
+)
+
+
+# --- conf/ ------------------------------------------------------------------------------------------------------------
+
+
+def conf_folder() -> Path:
+    """conf/ inside the wheel, or beside the package in the source tree."""
+    package = Path(__file__).resolve().parent
+    return next((folder for folder in (package / "conf", package.parent / "conf") if folder.is_dir()), package / "conf")
+
+
+@cache
+def defaults(name: str) -> tuple[dict[str, str | None], dict[str, Any]]:
+    """The groups of conf/<name>.yaml with their default options, and its own keys; included files first."""
+    content = yaml.safe_load((conf_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
+    groups: dict[str, str | None] = {}
+    keys: dict[str, Any] = {}
+    for entry in content.pop("defaults", []):
+        if isinstance(entry, str) and entry != "_self_":
+            included_groups, included_keys = defaults(entry)
+            groups, keys = {**groups, **included_groups}, {**keys, **included_keys}
+        elif isinstance(entry, dict) and not next(iter(entry)).startswith("override "):
+            groups.update(entry)
+    content.pop("hydra", None)
+    return groups, {**keys, **content}
+
+
+def options(group: str) -> dict[str, str]:
+    """Option -> the first comment line of conf/<group>/<option>.yaml, which says what it is."""
+    found = {}
+    for path in sorted((conf_folder() / group).glob("*.yaml")):
+        comments = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+        found[path.stem] = next((comment for comment in comments if not comment.startswith("@package")), "")
+    return found
+
+
+def option_values(group: str, option: str) -> dict[str, Any]:
+    """The keys of conf/<group>/<option>.yaml."""
+    content = yaml.safe_load((conf_folder() / group / f"{option}.yaml").read_text(encoding="utf-8"))
+    return content.get(group, content)  # with "@package _global_" the group's own keys are one level down
+
+
+# --- pages ------------------------------------------------------------------------------------------------------------
+
+
+def overview() -> str:
+    """The page of `gpt1 --help`."""
+    commands = [(name, _meaning(cls)) for name, cls in config.COMMANDS.items()]
+    return "\n".join(
+        [
+            "gpt1: generative pre-training and its transfer, one command per experiment",
+            "",
+            "usage: gpt1 COMMAND [GROUP=OPTION ...] [KEY=VALUE ...] [-m]",
+            "       gpt1 COMMAND --help",
+            "",
+            "commands",
+            *_table(commands),
+            "",
+            "examples",
+            *(f"  gpt1 {name} {words}" for name, examples in EXAMPLES.items() for words, _ in examples[:1]),
+            "",
+            "flags",
+            *_table(FLAGS),
+            "",
+        ]
+    )
+
+
+def page(command: str) -> str:
+    """The page of `gpt1 COMMAND --help`: groups and their options, keys with meaning and default, examples."""
+    cls = config.COMMANDS[command]
+    groups, values = defaults(command)
+    lines = [f"gpt1 {command}: {_meaning(cls)}", "", f"usage: gpt1 {command} [GROUP=OPTION ...] [KEY=VALUE ...] [-m]"]
+    lines += ["", "examples", *_examples(command)]
+    for group, option in groups.items():
+        lines += ["", f"{group}=OPTION ({f'default {option}' if option else 'needed'})"]
+        lines += _table(options(group).items())
+    lines += ["", "keys", *_table(_keys(cls, "", values, groups))]
+    for group, option in groups.items():
+        if group in config.GROUPS:
+            lines += ["", f"keys of {group} (defaults: those of {group}={option})" if option else f"keys of {group}"]
+            lines += _table(_keys(config.GROUPS[group], f"{group}.", option_values(group, option) if option else None, {}))
+    return "\n".join([*lines, "", "flags", *_table(FLAGS), ""])
+
+
+def _meaning(cls: type) -> str:
+    """The first sentence of a command's docstring, without the command."""
+    return (cls.__doc__ or "").split("\n")[0].partition(": ")[2].rstrip(".")
+
+
+def _examples(command: str) -> Iterator[str]:
+    for words, meaning in EXAMPLES[command]:
+        yield f"  gpt1 {command} {words}"
+        yield f"      {meaning}"
+
+
+def _keys(cls: type, prefix: str, values: Any, groups: dict[str, str | None]) -> Iterator[tuple[str, str]]:
+    """(key=default, meaning and type) of every key of a dataclass, but for the keys of its groups."""
+    for name, annotation in config.fields_of(cls).items():
+        if name in groups:
+            continue
+        value = values.get(name) if values is not None else None
+        if dataclasses.is_dataclass(bare := config.bare(annotation)):
+            yield from _keys(typing.cast(type, bare), f"{prefix}{name}.", value, {})
+            continue
+        key = config.key_of(annotation)
+        default = f"={_default(value)}" if values is not None else ""
+        yield f"{prefix}{name}{default}", f"{key.meaning} [{_kind(annotation)}]"
+
+
+def _kind(annotation: Any) -> str:
+    """The type and the range of a key, in few words."""
+    key = config.key_of(annotation)
+    bounds = (("above", key.above), ("at least", key.at_least), ("at most", key.at_most), ("below", key.below))
+    ranges = [f"{word} {bound:g}" for word, bound in bounds if abs(bound) < 2**53]
+    return ", ".join([config.describe(annotation), *ranges])
+
+
+def _default(value: Any) -> str:
+    """A default as a user would write it; where it follows another key or the environment, that one."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_default, value))}]"
+    if isinstance(value, str) and (environment := re.fullmatch(r"\$\{oc\.env:(\w+),\"?(.*?)\"?\}", value)):
+        return f"${environment[1]} or {environment[2]}"
+    return config.shown(value)
+
+
+def _table(rows: Any) -> Iterator[str]:
+    """Two aligned columns, the second one wrapped."""
+    rows = list(rows)
+    left = min(34, max(len(name) for name, _ in rows)) + 2
+    for name, meaning in rows:
+        lines = textwrap.wrap(meaning, WIDTH - 2 - left) or [""]
+        if len(name) > left - 2:  # a long name has a line of its own
+            yield f"  {name}"
+            name = ""
+        yield f"  {name:{left}}{lines[0]}".rstrip()
+        yield from (" " * (left + 2) + line for line in lines[1:])
+
+
+# --- shell completion -------------------------------------------------------------------------------------------------
+
+
+def candidates(command: str, word: str, folders: typing.Iterable[Path]) -> list[str]:
+    """What a word that is being typed may become: keys and groups, and behind `=` options, values or files."""
+    cls = config.COMMANDS[command]
+    key, is_value, start = word.partition("=")
+    if not is_value:
+        groups = [f"{group}=" for group in defaults(command)[0]]
+        keys = [name.partition("=")[0] + "=" for name, _ in _keys(cls, "", None, {})]
+        return sorted({name for name in [*groups, *keys] if name.startswith(word)})
+    annotation = config.annotation_of(cls, key)
+    if key in defaults(command)[0]:
+        values = [path.stem for folder in folders for path in (folder / key).glob("*.yaml")]
+    elif typing.get_origin(config.bare(annotation)) is typing.Literal:
+        values = list(typing.get_args(config.bare(annotation)))
+    elif annotation is None or config.check(annotation, "text", key):
+        values = [] if annotation is None or config.check(annotation, True, key) else ["true", "false"]
+    else:
+        paths = glob.glob(glob.escape(start) + "*")
+        values = [path + "/" if os.path.isdir(path) else path for path in paths]
+    return sorted({f"{key}={value}" for value in values if value.startswith(start)})

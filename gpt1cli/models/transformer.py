@@ -1,0 +1,113 @@
+"""The Transformer decoder of GPT-1: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training".
+
+Post-norm blocks as in Vaswani et al. 2017 and the released code, learned positions, tanh-GELU, tied input and output
+embedding, no norm after the last block. The model knows rows of tokens and one visibility rule; nothing about tasks.
+
+B batch, T tokens of a row, D width, H heads, F feed-forward width, V vocabulary rows.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt1cli.config import ModelConfig
+from gpt1cli.kernels import attention, dropout
+
+
+def visibility(document: Tensor, branch: Tensor) -> Tensor:
+    """Which token i sees which j: j <= i, same document, on the trunk or on i's own branch. [B,T] -> bool [B,1,T,T].
+
+    One rule for a plain row (all zeros), several examples packed in one row (documents), and one prefix shared by k
+    continuations (branch 0 the prefix, 1..k the continuations).
+    """
+    T = document.shape[1]
+    causal = torch.ones(T, T, dtype=torch.bool, device=document.device).tril()
+    same_document = document[:, :, None] == document[:, None, :]
+    trunk_or_own = (branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :])
+    return (causal & same_document & trunk_or_own)[:, None]
+
+
+class Block(nn.Module):
+    """n = LayerNorm(x + attention(x)); LayerNorm(n + feed_forward(n)): the norm comes after the sum (post-norm)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        D, F_ = config.d_model, config.d_ff
+        self.config = config
+        self.query_key_value = nn.Linear(D, 3 * D)
+        self.attention_output = nn.Linear(D, D)
+        self.attention_norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
+        self.expand = nn.Linear(D, F_)
+        self.contract = nn.Linear(F_, D)
+        self.feed_forward_norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
+
+    def forward(self, x: Tensor, visible: Tensor | None) -> Tensor:
+        B, T, D = x.shape
+        H = self.config.n_head
+        p_attention = self.config.attention_dropout if self.training else 0.0
+        p_residual = self.config.residual_dropout if self.training else 0.0
+
+        q, k, v = self.query_key_value(x).view(B, T, 3, H, D // H).permute(2, 0, 3, 1, 4)  # [B,H,T,D/H] each
+        mixed = attention(q, k, v, visible, p_attention).transpose(1, 2).reshape(B, T, D)
+        x = self.attention_norm(x + dropout(self.attention_output(mixed), p_residual))
+
+        raised = F.gelu(self.expand(x), approximate="tanh")  # [B,T,F]
+        return self.feed_forward_norm(x + dropout(self.contract(raised), p_residual))
+
+
+class Transformer(nn.Module):
+    """Tokens to hidden states; `logits` turns those into scores over the vocabulary with the same table."""
+
+    def __init__(self, config: ModelConfig, vocabulary: int):
+        super().__init__()
+        self.config = config
+        self.tokens = nn.Embedding(vocabulary, config.d_model)
+        self.positions = nn.Embedding(config.n_positions, config.d_model)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        for name, parameter in self.named_parameters():  # section 4.1: N(0, 0.02); biases 0, gains 1
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=config.init_std)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        document: Tensor | None = None,
+        branch: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states of the last block. Every argument [B,T] -> [B,T,D].
+
+        Without positions they count from 0; without document and branch the row is one plain causal sequence.
+        """
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        visible = None
+        if document is not None or branch is not None:
+            zeros = torch.zeros_like(tokens)
+            visible = visibility(zeros if document is None else document, zeros if branch is None else branch)
+
+        x = self.tokens(tokens) + self.positions(positions)  # [B,T,D]
+        # Dropout on the sum, once per occurrence; the released code drops entries of the embedding matrix itself.
+        x = dropout(x, self.config.embedding_dropout if self.training else 0.0)
+        for block in self.blocks:
+            x = block(x, visible)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token: hidden [..., D] -> [..., V]. The output table is the input table."""
+        return F.linear(hidden, self.tokens.weight)
+
+    def configure(self, config: ModelConfig) -> None:
+        """Take the dropout rates of another configuration of the same shape."""
+        for module in (self, *self.blocks):
+            module.config = config
+
+    def append_rows(self, count: int) -> None:
+        """Append fresh N(0, 0.02) rows to the token table: the special tokens of fine-tuning."""
+        old = self.tokens.weight.detach()
+        fresh = torch.empty(count, old.shape[1], dtype=old.dtype, device=old.device).normal_(std=self.config.init_std)
+        self.tokens = nn.Embedding.from_pretrained(torch.cat([old, fresh]), freeze=False)

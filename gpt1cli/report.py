@@ -1,0 +1,183 @@
+"""Finished runs as tables, pages and plots; everything here is derived from the files of the runs themselves."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+from gpt1cli import rundir
+from gpt1cli.config import InputError
+
+# Keys that tell one run from another of the same kind without making it another experiment.
+NO_VARIANT = {"seed", "name", "out", "cache", "hub", "resume", "config", "lr", "init"}
+NO_VARIANT_GROUPS = ("task.", "runtime.", "tokenizer.", "model.", "ablation.")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run with a result.json."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    result: Mapping[str, Any]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The configuration, flat: `limit.train` -> 256."""
+        return dict(_flat(self.config))
+
+    def scores(self) -> dict[str, float]:
+        """The headline numbers: the task's first metric on each labelled split, the perplexity of a pretraining run."""
+        if self.result["command"] == "pretrain":
+            return {"perplexity (valid)": self.result["valid"]["perplexity"]}
+        headline = self.config["task"]["metrics"][0]
+        splits = [split for split in self.config["task"]["splits"] if split in self.result]
+        return {f"{headline} ({split})": self.result[split][headline] for split in splits}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, a header and rows of text."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """The table as GitHub reads it."""
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        return f"## {self.title}\n\n{body}\n"
+
+    def show(self) -> None:
+        """Print the table, fitted to the terminal."""
+        import rich
+        import rich.table
+        from rich.markup import escape
+
+        drawn = rich.table.Table(title=self.title, title_justify="left")
+        for name in self.header:
+            drawn.add_column(escape(name))
+        for row in self.rows:
+            drawn.add_row(*map(escape, row))
+        rich.print(drawn)
+
+
+def find_runs(patterns: Iterable[str]) -> list[Finished]:
+    """The finished runs in the folders and globs, in order of their folders. InputError where there is none."""
+    patterns = list(patterns)
+    found: set[Path] = set()
+    for pattern in patterns:
+        for start in glob(str(Path(pattern).expanduser()), recursive=True):
+            found.update(
+                path.parent for path in [*Path(start).glob("result.json"), *Path(start).rglob("*/result.json")]
+            )
+    runs = []
+    for folder in sorted(found):
+        result = rundir.read_json(folder / "result.json")
+        if result["command"] in ("pretrain", "finetune"):
+            runs.append(Finished(folder, rundir.read_config(folder / "config.yaml"), result))
+    if not runs:
+        raise InputError(f"runs={patterns}: no finished run there (a finished run has a result.json)")
+    return runs
+
+
+def tables(runs: Sequence[Finished]) -> list[Table]:
+    """One table for each command among the runs: a row for each task (corpus) and variant, its seeds summed up."""
+    kinds = (("pretrain", "Pretraining", "corpus"), ("finetune", "Fine-tuning", "task"))
+    made = []
+    for command, title, what in kinds:
+        chosen = [run for run in runs if run.result["command"] == command]
+        if not chosen:
+            continue
+        differing = varying([run.settings for run in chosen])
+        groups: dict[tuple[str, str], list[Finished]] = {}
+        for run in chosen:
+            variant = ", ".join(f"{key}={run.settings.get(key)}" for key in differing) or "default"
+            groups.setdefault((run.config[what]["name"], variant), []).append(run)
+        rows = [
+            [name, variant, str(len(group)), ", ".join(summed_up([run.scores() for run in group]))]
+            for (name, variant), group in sorted(groups.items())
+        ]
+        made.append(Table(title, [what, "variant", "seeds", "result"], rows))
+    return made
+
+
+def varying(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys in which the runs differ, other than those that name no variant."""
+    keys = dict.fromkeys(key for one in settings for key in one)
+    return [
+        key
+        for key in keys
+        if key not in NO_VARIANT
+        and not key.startswith(NO_VARIANT_GROUPS)
+        and len({repr(one.get(key)) for one in settings}) > 1
+    ]
+
+
+def summed_up(scores: Sequence[Mapping[str, float]]) -> list[str]:
+    """Mean and sample standard deviation of each number over the seeds: `accuracy (test) 0.812 ± 0.010`."""
+    lines = []
+    for name in scores[0]:
+        values = [one[name] for one in scores if name in one]
+        spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+        lines.append(f"{name} {statistics.mean(values):.3f}{spread}")
+    return lines
+
+
+# --- a run's own page -------------------------------------------------------------------------------------------------
+
+
+def write_run_report(folder: Path, result: Mapping[str, Any]) -> None:
+    """report.md and plots/loss.png of one run, from its own files and the result it is about to declare."""
+    metrics = rundir.read_jsonl(folder / "metrics.jsonl")
+    plot_losses(metrics, folder / "plots" / "loss.png")
+    command_line = rundir.environment(folder).get("command_line", [])
+    settings = dict(_flat(rundir.read_config(folder / "config.yaml"))) if (folder / "config.yaml").exists() else {}
+    facts = [[key, _shown(value)] for key, value in _flat(result)]
+    lines = [
+        f"# {result['command']} {result['name']}\n",
+        f"    gpt1 {' '.join(command_line)}\n",
+        "![training and validation loss](plots/loss.png)\n",
+        Table("Result", ["what", "value"], facts).markdown(),
+        Table("Settings", ["key", "value"], [[key, _shown(value)] for key, value in settings.items()]).markdown(),
+    ]
+    rundir.write_text(folder / "report.md", "\n".join(lines))
+
+
+def plot_losses(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Training and validation loss against the updates."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for split, style in (("train", "-"), ("valid", "o-")):
+        points = [(line["step"], line["loss"]) for line in metrics if line["split"] == split]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=split, markersize=3, linewidth=1)
+    axes.set_xlabel("updates")
+    axes.set_ylabel("loss (nats)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) and math.isfinite(value) else str(value)

@@ -1,0 +1,317 @@
+"""A run folder: claimed by one process alone, whole at every moment, finished by result.json.
+
+Files appear whole (written aside, synced, renamed) and lines are appended whole, so that a run killed between any two
+instructions can go on. What is read back is plain data of a stranger: nothing in it is executed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from gpt1cli import __version__
+from gpt1cli.config import InputError, ModelConfig, TokenizerConfig, build, shown
+
+LOCK = ".lock"
+PACKAGES = ("torch", "numpy", "ftfy", "spacy", "tokenizers", "datasets")  # a number may depend on their versions
+CHECKPOINT_FORMAT = 1
+
+
+# --- claiming ---------------------------------------------------------------------------------------------------------
+
+
+def claim(folder: Path) -> TextIO:
+    """Make the folder of a new run, locked until the returned file is closed. InputError where anything is in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made: {error.strerror}; out=DIR puts runs elsewhere") from error
+    handle = lock(folder)
+    found = sorted({path.name for path in folder.iterdir()} - {LOCK, ".hydra"})  # a sweep's job finds .hydra made
+    if not found:
+        return handle
+    handle.close()
+    if is_run(folder):
+        raise InputError(f"{folder} already holds a run: go on with it by resume={folder}, or name another folder")
+    raise InputError(f"{folder} is not empty ({shown(', '.join(found))}): a run takes a folder of its own")
+
+
+def lock(folder: Path) -> TextIO:
+    """Lock a run folder until the returned file is closed; InputError where another process works in it."""
+    try:
+        handle = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 (open as long as the run lasts)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written to: {error.strerror}") from error
+    try:
+        # NOTE lockf and not flock: a worker process that outlives a killed run would inherit the latter and hold it.
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        handle.seek(0)
+        holder = handle.read().strip() or "another process"
+        handle.close()
+        raise InputError(f"{folder} is in use by {holder}: only one process may work in a run folder") from None
+    except OSError as error:
+        print(f"gpt1: {folder}: no locks on this file system ({error.strerror}); keep others out", file=sys.stderr)
+    handle.truncate(0)
+    handle.write(f"process {os.getpid()} on {platform.node()}\n")
+    handle.flush()
+    return handle
+
+
+def abandon(folder: Path) -> None:
+    """Remove the folder of a run that found its input at fault before it made anything of it."""
+    if {path.name for path in folder.iterdir()} <= {LOCK, ".hydra", "config.yaml", "environment.json", "run.log"}:
+        shutil.rmtree(folder)
+
+
+def is_run(folder: str | Path) -> bool:
+    """Whether a run has begun in the folder."""
+    return os.path.isfile(os.path.join(folder, "config.yaml"))
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all, also after a power cut."""
+    aside = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        with open(aside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain data as JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def append_jsonl(path: Path, line: Mapping[str, Any]) -> None:
+    """Append one line, whole and at once; what of it did not fit on the disk is taken back, then OSError is raised."""
+    data = (json.dumps(line) + "\n").encode()
+    with open(path, "ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            file.truncate(end)
+            raise
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Drop the lines of later steps, and a last line torn by a kill: they are written again by a resumed run."""
+    if path.exists():
+        kept = [line for line in read_jsonl(path) if line.get("step", 0) <= step]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file, without a torn last one. InputError names a line that is no JSON object."""
+    lines = path.read_bytes().split(b"\n")
+    found = []
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn, or nothing
+        try:
+            found.append(json.loads(line))
+        except (ValueError, RecursionError):
+            found.append(None)
+        if not isinstance(found[-1], dict):
+            raise InputError(f"{path}, line {number}: not a JSON object; mend or remove that line")
+    return found
+
+
+def finish(folder: Path, result: Mapping[str, Any]) -> None:
+    """Declare the run finished: result.json is the last file of a run to be written."""
+    (folder / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
+    write_json(folder / "result.json", result)
+
+
+def is_finished(folder: Path, steps: int | None) -> bool:
+    """Whether the run has ended well, and has done that many updates (None: as many as it set out to do)."""
+    result = folder / "result.json"
+    return result.exists() and (steps is None or read_json(result).get("steps", 0) >= steps)
+
+
+# --- what a run was ---------------------------------------------------------------------------------------------------
+
+
+def record(folder: Path, config: Mapping[str, Any], command_line: Sequence[str], extra: Mapping[str, Any]) -> None:
+    """Write config.yaml and environment.json; a resumed run adds its environment to the first one."""
+    session = {"command_line": [*command_line], **_environment(), **extra}
+    earlier = environment(folder)
+    command_line = earlier.get("command_line", command_line)
+    if earlier:
+        session = {**earlier, "resumed": [*earlier.get("resumed", []), session]}
+    write_json(folder / "environment.json", session)
+    words = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shlex.join(command_line))
+    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=120)
+    write_text(folder / "config.yaml", f"# gpt1 {words}\n{text}")  # from here on the folder holds a run
+
+
+def note(folder: Path, **facts: Any) -> None:
+    """Add facts that are known later (device, threads, checksums) to the environment of this session."""
+    known = environment(folder)
+    session = known["resumed"][-1] if known.get("resumed") else known
+    session.update(facts)
+    write_json(folder / "environment.json", known)
+
+
+def environment(folder: Path) -> dict[str, Any]:
+    """What environment.json says; empty where there is none."""
+    path = folder / "environment.json"
+    return read_json(path) if path.exists() else {}
+
+
+def _environment() -> dict[str, Any]:
+    import importlib.metadata  # 30 ms that `gpt1 --help` has no use for
+
+    versions: dict[str, str | None] = {"gpt1": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"date": date, "git": _git(), "versions": versions, "platform": platform.platform(), "cpus": cpus}
+
+
+def _git() -> dict[str, Any] | None:
+    """The commit of the source and whether files of it were changed; None where gpt1 is no checkout."""
+    source = Path(__file__).resolve().parents[1]
+    if not (source / ".git").exists():
+        return None
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", source, *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    status = git("status", "--porcelain")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML as Hydra reads it (1e-4 is a number), without aliases: they could make a small file endless."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed")
+        return super().compose_node(parent, index)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.[\d_]+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The mapping in a config.yaml. InputError where there is none."""
+    try:
+        with open(path, "rb") as file:
+            found = yaml.load(file, _Loader)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # PyYAML raises whatever its constructors stumble over, besides YAMLError
+        raise InputError(f"{path} is no readable YAML: {shown(' '.join(str(error).split()))}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds no mapping of keys to values")
+    return found
+
+
+def checkpoint_folder(init: str) -> Path:
+    """The checkpoint that init names: a run's best, else its last, or a checkpoint folder itself.
+
+    InputError says what was found there and what is expected.
+    """
+    root = os.path.expanduser(init)
+    if os.path.isfile(os.path.join(root, "config.json")):
+        return Path(root)
+    checkpoints = os.path.join(root, "checkpoints")
+    for link in ("best", "last"):
+        if os.path.isfile(os.path.join(checkpoints, link, "config.json")):
+            target = os.path.join(checkpoints, link)
+            # The step it leads to now: a run that still trains may swap the link while the files are read.
+            return Path(checkpoints, os.readlink(target)) if os.path.islink(target) else Path(target)
+    if is_run(root):
+        found = "a run without a checkpoint yet"
+    elif os.path.isdir(root):
+        found = f"a folder with {_names(root)} in it"
+    elif os.path.basename(parent := os.path.dirname(root)) == "checkpoints" and os.path.isdir(parent):
+        found = f"no such checkpoint; there are {_names(parent)}"
+    else:
+        found = "a file" if os.path.isfile(root) else "no such folder"
+    raise InputError(
+        f"init={shown(init)}: {found}\n"
+        "init takes openai, none, a run folder (its best checkpoint, else its last), or RUN/checkpoints/STEP"
+    )
+
+
+def _names(folder: str) -> str:
+    with contextlib.suppress(OSError):
+        return shown(", ".join(sorted(os.listdir(folder)))) or "nothing"
+    return "unreadable files"
+
+
+def checkpoint_config(folder: Path) -> dict[str, Any]:
+    """What a checkpoint's config.json says of its model and tokenizer. InputError lists what is wrong with it."""
+    path = folder / "config.json"
+    found = read_json(path)
+    if found.get("format") != CHECKPOINT_FORMAT:
+        written = shown(found.get("format"))
+        raise InputError(f"{path}: format {written}; this gpt1 reads checkpoints of format {CHECKPOINT_FORMAT}")
+    model: Any = found.get("model")  # anything may stand in a stranger's file
+    tokenizer: Any = found.get("tokenizer")
+    try:
+        build(ModelConfig, model)
+        build(TokenizerConfig, tokenizer)
+    except InputError as error:
+        raise InputError(f"{path} describes no model and tokenizer:\n{error}") from error
+    for key in ("vocabulary", "special_rows"):
+        if type(found.get(key)) is not int or found[key] < 0:
+            raise InputError(f"{path}: {key}={shown(found.get(key))} is no count")
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. InputError where there is none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no whole JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds no JSON object")
+    return found

@@ -1,0 +1,243 @@
+"""Words -> byte-pair ids and back: the published vocabulary of 40,478 entries, or merges trained on one's own text.
+
+Byte-pair encoding (Sennrich et al., 2016): a word starts as its symbols (characters), the last one marked as the end of
+the word; then, while any two neighbours have a merge, all occurrences of the earliest such merge are joined. What is
+left is looked up in the vocabulary, and what is not there is the unknown entry, id 0.
+
+The published layout, which a vocabulary trained here follows (V entries, S base symbols, 238 in the published one):
+
+    0                     <unk>
+    1 .. S                the base symbols
+    S+1 .. 2S             the same symbols at the end of a word: "a</w>"
+    2S+1 .. V-2           one entry per merge, in the order of the merges
+    V-1                   the line break "\\n</w>"
+    V, V+1, V+2           not in the vocabulary: the rows that fine-tuning appends to the embeddings
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+
+from gpt1cli import text as rules
+from gpt1cli.config import InputError
+
+UNKNOWN = "<unk>"
+END_OF_WORD = "</w>"
+SPECIAL = ("_start_", "_delimiter_", "_classify_")
+"""The rows that fine-tuning appends after the vocabulary, in the order of the released code."""
+
+VOCABULARY_FILE = "vocab.json"
+MERGES_FILE = "merges.txt"
+MERGES_HEADER = "#version: 0.2"
+
+BASE_SYMBOLS = 238
+"""The most base symbols a trained vocabulary keeps: as many as the published one has."""
+
+LEAST_COUNT = 2
+"""A pair of symbols seen once teaches nothing: training stops there, as in Sennrich's own code."""
+
+CACHE_WORDS = 1 << 17
+CACHE_SYMBOLS = 64
+"""At most 131,072 words of at most 64 symbols are remembered: about 40 MB, and nearly every word of running text."""
+
+
+class Tokenizer:
+    """Text -> ids by the published rules, and ids -> readable text."""
+
+    def __init__(self, vocabulary: Mapping[str, int], merges: Iterable[tuple[str, str]]) -> None:
+        """Entry -> id, and the merges, the earliest first; InputError says where the two do not fit each other."""
+        from tokenizers import models
+
+        self.vocabulary = dict(sorted(vocabulary.items(), key=lambda entry: entry[1]))
+        self.merges = [(left, right) for left, right in merges]
+        if problems := list(_problems(self.vocabulary, self.merges)):
+            raise InputError("\n".join(problems))
+        self._bpe = models.BPE(self.vocabulary, self.merges, unk_token=UNKNOWN, end_of_word_suffix=END_OF_WORD)
+        self._entries = [*self.vocabulary, *SPECIAL]
+        self._cache: dict[str, list[int]] = {}
+
+    def __len__(self) -> int:
+        """V, the entries of the vocabulary; the special rows do not count."""
+        return len(self.vocabulary)
+
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[dict[str, int], list[tuple[str, str]]]]:
+        """A pickled tokenizer is its two tables; the cache starts empty on the other side."""
+        return Tokenizer, (self.vocabulary, self.merges)
+
+    @cached_property
+    def identity(self) -> str:
+        """16 hex digits over all that decides the ids: vocabulary, merges, and the versions of ftfy and spaCy."""
+        tables = json.dumps([list(self.vocabulary.items()), self.merges, rules.versions()], sort_keys=True)
+        return hashlib.sha256(tables.encode()).hexdigest()[:16]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text. No special token is added, and none can be typed as text."""
+        ids: list[int] = []
+        for word in rules.words(text):
+            ids += self._cache.get(word) or self._word_ids(word)
+        return ids
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        """The ids of each text, in order."""
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Readable text: lower case, words apart by one blank, line breaks as such; V, V+1, V+2 are the special rows.
+
+        ValueError for an id that is neither an entry nor a special row.
+        """
+        pieces = []
+        for index in map(int, ids):
+            if not 0 <= index < len(self._entries):
+                raise ValueError(
+                    f"id {index} is not in the vocabulary: 0 to {len(self) - 1} are its entries, "
+                    f"{len(self)} to {len(self._entries) - 1} are {', '.join(SPECIAL)}"
+                )
+            # An unknown piece may have ended its word or not: it is shown as a word, like the special rows.
+            whole = index == 0 or index >= len(self)
+            pieces.append(self._entries[index] + " " if whole else self._entries[index].replace(END_OF_WORD, " "))
+        return re.sub(" *\n *", "\n", "".join(pieces)).strip(" ")
+
+    def save(self, folder: Path) -> None:
+        """Write the two files of the published format, which other tools read too, into the folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        vocabulary = json.dumps(self.vocabulary, ensure_ascii=False)
+        merges = "\n".join([MERGES_HEADER, *(f"{left} {right}" for left, right in self.merges), ""])
+        (folder / VOCABULARY_FILE).write_text(vocabulary, encoding="utf-8", newline="\n")
+        (folder / MERGES_FILE).write_text(merges, encoding="utf-8", newline="\n")
+
+    def _word_ids(self, word: str) -> list[int]:
+        """The ids of one word, remembered while there is room."""
+        ids = [token.id for token in self._bpe.tokenize("\n" if word == rules.NEWLINE else word)]
+        if len(word) <= CACHE_SYMBOLS and len(self._cache) < CACHE_WORDS:
+            self._cache[word] = ids
+        return ids
+
+
+def load(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder with vocab.json and merges.txt; InputError names a file that is missing or corrupt."""
+    vocabulary, merges = folder / VOCABULARY_FILE, folder / MERGES_FILE
+    try:
+        if missing := [file.name for file in (vocabulary, merges) if not file.is_file()]:
+            raise InputError(f"no file {' and no '.join(missing)}")
+        return Tokenizer(_read_vocabulary(vocabulary), _read_merges(merges))
+    except InputError as error:
+        raise InputError(
+            f"no usable tokenizer in {folder}:\n{error}\n"
+            f"A tokenizer is {VOCABULARY_FILE} and {MERGES_FILE} of one vocabulary: copy both again from their source."
+        ) from None
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file.name} cannot be read: {error}") from None
+
+
+def _read_vocabulary(file: Path) -> dict[str, int]:
+    content = _read(file)
+    try:
+        vocabulary = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file.name} is not whole JSON: {error}") from None
+    if not isinstance(vocabulary, dict) or not all(type(index) is int for index in vocabulary.values()):
+        raise InputError(f"{file.name} does not map entries to whole numbers")
+    return vocabulary
+
+
+def _read_merges(file: Path) -> list[tuple[str, str]]:
+    # NOTE: not splitlines(), which also cuts at symbols that a merge may hold (U+2028, U+0085).
+    lines = _read(file).rstrip("\n").split("\n")
+    if lines[0].startswith("#version"):
+        lines[0] = ""
+    merges = []
+    for number, line in enumerate(lines, start=1):
+        pair = line.split(" ")
+        if len(pair) == 2 and all(pair):
+            merges.append((pair[0], pair[1]))
+        elif line or number > 1:
+            raise InputError(f"{file.name}, line {number}: expected two symbols and one blank, found {line!r}")
+    return merges
+
+
+def _problems(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Iterator[str]:
+    """What keeps the two tables from being one byte-pair vocabulary; nothing when they are one.
+
+    Each merge must spell an entry that no earlier merge spells, out of symbols that are there by then. On such tables
+    the library, which always joins the leftmost best pair, gives what the published loop gives, which joins all
+    occurrences of the best pair before it looks for the next: what a merge makes can only take part in later merges.
+    """
+    if list(vocabulary.values()) != list(range(len(vocabulary))):
+        yield f"{VOCABULARY_FILE}: the ids of {len(vocabulary)} entries should be 0 to {len(vocabulary) - 1}, each once"
+    if vocabulary.get(UNKNOWN) != 0:
+        yield f"{VOCABULARY_FILE}: entry 0 should be {UNKNOWN}"
+    known = {entry for entry in vocabulary if len(entry.removesuffix(END_OF_WORD)) == 1}
+    for number, (left, right) in enumerate(merges, start=1):
+        made = left + right
+        if not {left, right} <= known or made in known or made not in vocabulary:
+            yield (
+                f"{MERGES_FILE}, merge {number} ({left!r}, {right!r}): both parts should be symbols or made by earlier "
+                f"merges, and {made!r} should be an entry of {VOCABULARY_FILE} made by no other merge"
+            )
+            return
+        known.add(made)
+    if unmade := vocabulary.keys() - known - {UNKNOWN}:
+        yield (
+            f"{MERGES_FILE}: none of its {len(merges)} merges makes {len(unmade)} of the entries of {VOCABULARY_FILE}, "
+            f"such as {min(unmade, key=vocabulary.__getitem__)!r}"
+        )
+
+
+def train(counts: Mapping[str, int], merges: int) -> Tokenizer:
+    """A vocabulary of at most `merges` merges from lower-cased words (`text.words`) and how often each was seen.
+
+    Deterministic: of equally frequent pairs the one with the lower ids is merged first. The base symbols are the
+    BASE_SYMBOLS most frequent ones, of equally frequent ones the first in code point order; a word with any other
+    symbol takes no part in the merges. A small corpus gives fewer merges: `len(tokenizer.merges)` says how many.
+    InputError where there is no word at all.
+    """
+    from tokenizers import Tokenizer as Pipeline
+    from tokenizers import models, trainers
+
+    symbols: Counter[str] = Counter()
+    for word, count in counts.items():
+        for symbol in word:
+            symbols[symbol] += count
+    visible = [symbol for symbol in symbols if not symbol.isspace()]  # line breaks have an entry of their own
+    if not visible:
+        raise InputError("no word to train a vocabulary on: the corpus is empty or only white space")
+    base = sorted(visible, key=lambda symbol: (-symbols[symbol], symbol))[:BASE_SYMBOLS]
+
+    # NOTE: all symbols are given as special tokens because those get their ids first and in order. Left to itself the
+    # trainer numbers "a</w>" in the order of a hash map, which changes from run to run, and breaks ties by these ids.
+    first = [UNKNOWN, *base, *(symbol + END_OF_WORD for symbol in base)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(first) + merges,
+        min_frequency=LEAST_COUNT,
+        special_tokens=first,
+        end_of_word_suffix=END_OF_WORD,
+        show_progress=False,
+    )
+    pipeline = Pipeline(models.BPE(unk_token=UNKNOWN, end_of_word_suffix=END_OF_WORD))
+    pipeline.train_from_iterator(_occurrences(counts, set(base)), trainer)
+    learned = [(left, right) for left, right in json.loads(pipeline.to_str())["model"]["merges"]]
+    entries = [*first, *(left + right for left, right in learned), "\n" + END_OF_WORD]
+    return Tokenizer({entry: index for index, entry in enumerate(entries)}, learned)
+
+
+def _occurrences(counts: Mapping[str, int], symbols: set[str], at_once: int = 4096) -> Iterator[list[str]]:
+    """Every word that the symbols can spell, as often as it was seen; at most `at_once` occurrences are in memory.
+
+    A word that holds a mark of the vocabulary itself is left out: its merges could spell an entry that means otherwise.
+    """
+    for word, count in counts.items():
+        if symbols.issuperset(word) and UNKNOWN not in word and END_OF_WORD not in word:
+            for done in range(0, count, at_once):
+                yield [word] * min(at_once, count - done)

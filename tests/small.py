@@ -1,0 +1,48 @@
+"""What several test files build: a very small model, and the arithmetic in which equality can be asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from gpt1cli.config import ModelConfig, OptimizerConfig, build
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+NO_DROPOUT = {"embedding_dropout": 0.0, "attention_dropout": 0.0, "residual_dropout": 0.0}
+SHAPE = {"n_layer": 2, "d_model": 24, "n_head": 4, "d_ff": 96, "n_positions": 20}
+
+
+def model_config(option: str = "tiny", **changes: Any) -> ModelConfig:
+    """conf/model/<option>.yaml with changes."""
+    return dataclasses.replace(build(ModelConfig, yaml.safe_load((CONF / f"model/{option}.yaml").read_text())), **changes)
+
+
+def optimizer_config(**changes: Any) -> OptimizerConfig:
+    """conf/optimizer/adamw.yaml with changes."""
+    return dataclasses.replace(build(OptimizerConfig, yaml.safe_load((CONF / "optimizer/adamw.yaml").read_text())), **changes)
+
+
+def stir(model: torch.nn.Module, std: float = 0.1) -> None:
+    """Move every parameter off its initial value, so that biases and gains count too."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * std)
+
+
+@contextlib.contextmanager
+def exact() -> Iterator[None]:
+    """Whole fp32 products on one thread."""
+    before = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    torch.set_float32_matmul_precision("highest")
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.set_num_threads(before[1])

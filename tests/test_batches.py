@@ -1,0 +1,128 @@
+"""Batches against rows laid out by hand; epochs as a pure function of seed and step."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from gpt1cli.batches import Batch, Epochs, Row, by_length, rows_batch, windows_batch
+
+
+def test_windows_predict_the_next_token():
+    batch = windows_batch(np.array([[5, 6, 7, 8], [1, 2, 3, 4]], dtype=np.uint16))
+    assert batch.tokens.tolist() == [[5, 6, 7], [1, 2, 3]] and batch.targets.tolist() == [[6, 7, 8], [2, 3, 4]]
+    assert batch.weights.tolist() == [[1, 1, 1], [1, 1, 1]]
+    assert batch.tokens.dtype == batch.targets.dtype == torch.int64
+    assert (batch.count, batch.real_tokens) == (6, 6)
+    assert batch.document is batch.branch is batch.positions is None  # the fast causal path
+
+
+def test_token_ids_of_16_and_32_bits_arrive_whole():
+    assert windows_batch(np.array([[40_480, 65_535]], dtype=np.uint16)).targets.item() == 65_535
+    assert windows_batch(np.array([[0, 3_000_000_000]], dtype=np.uint32)).targets.item() == 3_000_000_000
+
+
+def test_rows_are_padded_at_the_right_and_weigh_one_together():
+    batch = rows_batch([Row([9, 4, 5, 6, 8], 1), Row([9, 7, 8], 0)])
+    assert batch.tokens[0].tolist() == [9, 4, 5, 6, 8] and batch.tokens[1, :3].tolist() == [9, 7, 8]
+    assert batch.targets[0, :4].tolist() == [4, 5, 6, 8] and batch.targets[1, :2].tolist() == [7, 8]
+    assert batch.weights.tolist() == [[0.25] * 4 + [0], [0.5, 0.5, 0, 0, 0]]
+    assert batch.ends.tolist() == [4, 2] and batch.labels.tolist() == [1, 0]
+    assert (batch.count, batch.real_tokens) == (2, 8)
+
+
+def test_a_row_of_one_token_has_nothing_to_predict():
+    assert rows_batch([Row([3], 0)]).weights.tolist() == [[0]]
+
+
+def test_rows_without_labels_make_a_batch_without_labels():
+    assert rows_batch([Row([1, 2])]).labels is None
+
+
+def test_moving_a_batch_moves_every_tensor():
+    batch = rows_batch([Row([1, 2], 0)]).to(torch.device("meta"))
+    assert isinstance(batch, Batch) and batch.count == 1 and batch.branch is None
+    assert {t.device.type for t in (batch.tokens, batch.targets, batch.weights, batch.ends, batch.labels)} == {"meta"}
+
+
+# --- groups of like length -----------------------------------------------------------------------------------------------
+
+LENGTHS = [3, 50, 7, 7, 12, 1, 33, 8, 8, 20]
+
+
+def rows_of(lengths: list[int]) -> list[Row]:
+    """Rows that can be told apart by their first token and their label."""
+    return [Row([i] * n, i) for i, n in enumerate(lengths)]
+
+
+@pytest.mark.parametrize("budget", [1, 40, 64, 1000])
+def test_groups_hold_every_row_once_longest_first_and_no_more_than_the_budget(budget):
+    groups = list(by_length(rows_of(LENGTHS), None, budget))
+    assert sorted(i for group in groups for i in group) == list(range(10))
+    lengths = [[LENGTHS[i] for i in group] for group in groups]
+    assert sum(lengths, []) == sorted(LENGTHS, reverse=True)
+    assert all(len(group) * max(group) <= budget or len(group) == 1 for group in lengths)
+
+
+def test_the_budget_is_used_up():
+    assert list(map(len, by_length(rows_of(LENGTHS), None, 64))) == [1, 1, 3, 5]  # 50 | 33 | 20 12 8 | 8 7 7 3 1
+
+
+def test_micro_batch_is_a_number_of_rows_whatever_the_budget():
+    assert list(map(len, by_length(rows_of(LENGTHS), 4, 1))) == [4, 4, 2]
+    assert list(by_length([], 4, 1)) == []
+
+
+# --- epochs --------------------------------------------------------------------------------------------------------------
+
+ROWS = rows_of([2 + i % 5 for i in range(23)])
+
+
+def epochs(seed: int = 0, micro_batch: int | None = 2) -> Epochs:
+    return Epochs(ROWS, batch_size=5, seed=seed, micro_batch=micro_batch, token_budget=64)
+
+
+def seen(batches: list[Batch]) -> list[int]:
+    """Which rows, checked to be whole."""
+    for batch in batches:
+        for tokens, end, label in zip(batch.tokens, batch.ends, batch.labels, strict=True):
+            assert tokens[: end + 1].tolist() == ROWS[label].tokens
+    return [label for batch in batches for label in batch.labels.tolist()]
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1, 2, 5])
+def test_an_epoch_shows_each_example_once_in_full_batches_but_for_the_last(micro_batch):
+    feed = epochs(micro_batch=micro_batch)
+    assert feed.updates == 5
+    for epoch in range(3):
+        updates = [seen(feed(epoch * 5 + i)) for i in range(5)]
+        assert list(map(len, updates)) == [5, 5, 5, 5, 3]
+        assert Counter(sum(updates, [])) == Counter(range(23))
+
+
+def test_micro_batches_are_no_larger_than_asked():
+    assert [batch.count for batch in epochs(micro_batch=2)(0)] == [2, 2, 1]
+
+
+def test_every_epoch_and_every_seed_has_its_own_order():
+    def order(feed: Epochs, epoch: int) -> list[frozenset[int]]:
+        return [frozenset(seen(feed(epoch * 5 + i))) for i in range(5)]
+
+    orders = [order(epochs(seed), epoch) for seed in (0, 1, 2**63 - 1) for epoch in range(3)]
+    assert len(set(map(tuple, orders))) == 9
+    assert seen(epochs()(0) + epochs()(1)) != list(range(10))
+
+
+def test_a_batch_follows_from_seed_and_step_alone():
+    forwards, backwards = epochs(), epochs()
+    there = [seen(forwards(step)) for step in range(15)]
+    back = [seen(backwards(step)) for step in reversed(range(15))]
+    assert there == back[::-1]
+
+
+def test_the_split_does_not_change_which_examples_are_in_an_update():
+    for step in range(10):
+        assert set(seen(epochs(micro_batch=1)(step))) == set(seen(epochs(micro_batch=None)(step)))

@@ -1,0 +1,396 @@
+"""From overrides to one configuration: literal values, mistakes told together, ablation, config, resume, init, steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from gpt1cli import config, help, overrides, rundir
+from gpt1cli.compose import Composed, compose
+from gpt1cli.composer import Composer
+from gpt1cli.config import InputError
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GPT1_HUB", raising=False)
+    monkeypatch.delenv("GPT1_CACHE", raising=False)
+
+
+COMPOSERS = {command: Composer(command) for command in config.COMMANDS}
+
+
+def composed(command: str, *words: str) -> Composed:
+    composer = COMPOSERS[command]
+    return compose(composer, composer.check(list(words)))
+
+
+def made(command: str, *words: str) -> Any:
+    return composed(command, *words).config
+
+
+def refusal(command: str, *words: str, sweep: bool = False) -> str:
+    with pytest.raises(InputError) as refused:
+        composer = COMPOSERS[command]
+        compose(composer, composer.check(list(words), sweep))
+    message = str(refused.value)
+    assert len(message.splitlines()) < 16 and "Traceback" not in message
+    return message
+
+
+def run_folder(folder: Path, command: str, *words: str) -> Path:
+    """A run folder as a run of that command line would have left it."""
+    built = made(command, *words)
+    folder.mkdir(parents=True)
+    rundir.record(folder, dataclasses.asdict(built), [command, *words], {"command": command})
+    return folder
+
+
+def checkpoint(folder: Path, model: str = "tiny", tokenizer: str = "demo", **model_changes: Any) -> Path:
+    nodes = {
+        group: yaml.safe_load((help.conf_folder() / group / f"{option}.yaml").read_text())
+        for group, option in (("model", model), ("tokenizer", tokenizer))
+    }
+    folder.mkdir(parents=True)
+    content = {"format": 1, **nodes, "model": nodes["model"] | model_changes, "vocabulary": 1239, "special_rows": 0}
+    (folder / "config.json").write_text(json.dumps(content))
+    return folder
+
+
+# --- literal values ---------------------------------------------------------------------------------------------------
+
+UGLY = [
+    "a b", "a,b", "a=b", "=", "a\\", "\\", "\\\\'", "'", '"', "it's", "\"q\"", "$x", "$", "${x}", "${oc.env:HOME}", "${",
+    "\\${x}", "}{", "[a]", "[a,b", "{a: b}", "(x)", "choice(a,b)", "a:b", "#x", "%", "&*!|>", "-", "--help", "~", "null ",
+    "Null", "true", "1e3", "0x10", "nan", "???", "", " lead", "trail ", "\ttab", "new\nline", "é ü 漢字 🙂", "\udcff", "C:\\new\\table",
+    "a;b`c`", "@pkg", "x@y=z", "+", "..", "...", "/abs/path", "${gpt1.text:x61}",
+]  # fmt: skip
+
+
+def arrived(word: str, cls: type, sweep: bool = False) -> Any:
+    """The value of an override after Hydra's parser and OmegaConf."""
+    [override] = overrides.parse([overrides.translate(word, cls, sweep)])
+    tree = OmegaConf.create({"value": override.value()})
+    return OmegaConf.to_container(tree, resolve=True)["value"]
+
+
+@pytest.mark.parametrize("value", UGLY)
+def test_a_literal_value_arrives_unchanged(value):
+    for key in ("out", "corpus.path", "init", "name"):
+        assert arrived(f"{key}={value}", config.PretrainConfig) == value
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet=st.sampled_from("'\"\\${}[](),:= \tax~+.é\n"), max_size=12))
+@example("\\'\\\\'\\")
+def test_any_literal_value_arrives_unchanged(value):
+    assert arrived(f"out={value}", config.PretrainConfig) == value
+
+
+def test_ugly_values_go_through_the_whole_composition():
+    for value in ("a b,c='\"\\${x} é", "???", "${oc.env:HOME}"):
+        run = composed("pretrain", f"out={value}", "corpus=text", f"corpus.path={value}")
+        assert (run.config.out, run.config.corpus.path) == (value, value)
+        assert str(run.folder).startswith(str(Path.cwd() / value / "pretrain" / "text"))
+
+
+def test_null_stays_null_where_it_is_allowed():
+    assert arrived("hub=null", config.PretrainConfig) is None
+    assert arrived("out=null", config.PretrainConfig) == "null"
+
+
+@pytest.mark.parametrize(
+    ("value", "runs"),
+    [
+        ("[a,b]", ["a", "b"]),
+        ("[ a b ,'c,d',\"e\"]", ["a b", "c,d", "e"]),
+        ("[it's,${x}]", ["it's", "${x}"]),
+        ("one,run", ["one,run"]),
+        ("[]", []),
+        ("null", ["null"]),
+    ],
+)
+def test_a_list_of_literals(value, runs):
+    assert arrived(f"runs={value}", config.ReportConfig) == runs
+
+
+def test_a_comma_in_init_sweeps_under_m_only():
+    assert overrides.translate("init=a b,c", config.PretrainConfig, sweep=True) == "init='a b','c'"
+    assert arrived("init=a b,c", config.PretrainConfig) == "a b,c"
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("ablaton=full", "ablaton: no such key; did you mean ablation?"),
+        ("n_layer=3", "n_layer: no such key; did you mean model.n_layer?"),
+        ("modle.n_layer=3", "modle.n_layer: no such key; did you mean model.n_layer?"),
+        ("corpus=demo", "corpus: no such key"),
+        ("model.n_layer.x=3", "model.n_layer.x: no such key"),
+        ("ablation=no_aux", "ablation=no_aux: no such ablation; did you mean no_aux_lm? there are full, no_aux_lm, no_pretrain"),
+        ("model=[base,tiny]", "no such model"),
+        ("model=null", "model=null: no such model"),
+        ("model={n_layr: 3}", "model.n_layr: no such key; did you mean model.n_layer?"),
+        ("model={n_layer: x}", "model.n_layer=x is refused"),
+        ("steps=1e3", "steps=1e3 is refused: steps takes a whole number or null"),
+        ("limit.train=abc", "limit.train=abc is refused: limit.train takes a whole number or null"),
+        ("limit={train: abc}", "limit.train=abc is refused"),
+        ("limit=3", "limit=3 is refused"),
+        ("lr=nan", "lr=nan is refused: lr takes a number"),
+        ("lr=1e999", "lr=1e999 is refused"),
+        ("lr=0", "lr=0 is refused: it must be above 0"),
+        ("lr=" + "9" * 400, "lr takes a number"),
+        ("seed=" + "9" * 5000, "not an override"),
+        ("seed=-1", "seed=-1 is refused: it must be at least 0"),
+        ("pretrained=yes", "pretrained=yes is refused: pretrained takes true or false"),
+        ("name=a/b", "name=a/b is refused: it must match"),
+        ("out=", "out= is refused: it must not be empty"),
+        ("hub=a\0b", "must not hold a NUL"),
+        ("transfer_layers=some", "transfer_layers=some is refused: transfer_layers takes a whole number or one of all"),
+        ("+foo=1", "foo: no such key"),
+        ("++foo.bar=1", "foo.bar: no such key"),
+        ("~lr", "~lr is refused: lr is needed"),
+        ("~limit.train", "~limit.train is refused: limit.train is needed; limit.train=null switches it off"),
+        ("~model", "~model is refused: model is needed"),
+        ("~foo", "foo: no such key"),
+        ("lr=[1,2", "lr=[1,2: not an override"),
+        ("lr", "lr: not an override"),
+        ("=3", "no such key"),
+        ("model@x=base", "model@x: no such key"),
+        ("lr=1,2", "lr=1,2: several values are a sweep: add -m"),
+        ("task.columns=a,b", "a list is written task.columns=[a,b]"),
+        ("seed=range(3)", "several values are a sweep: add -m"),
+        ("hydra.job.chdir=true", "gpt1 never changes the directory"),
+        ("hydra.nope=1", "Could not override 'hydra.nope'"),
+        ("lr=${nope}", "Interpolation key 'nope' not found"),
+        ("lr=${init}", "lr=none is refused: lr takes a number"),
+        ("model.n_head=5", "model.n_head=5 does not divide d_model=128"),
+    ],
+)
+def test_a_mistake_is_named_with_what_would_be_right(word, told):
+    assert told in refusal("finetune", "task=demo_sentiment", "init=none", word)
+
+
+def test_mistakes_are_told_together():
+    message = refusal("finetune", "ablaton=full", "lr=nan", "steps=1", "epochs=2", "task=sts2")
+    assert [line.split(":")[0] for line in message.splitlines()] == [
+        "ablaton",
+        "lr=nan is refused",
+        "task=sts2",
+        "steps and epochs are both named",
+    ]
+    assert "task is needed: task=one of cola, demo_acceptability" in refusal("finetune", "lr=1")
+
+
+def test_every_element_of_a_sweep_is_checked():
+    composer = COMPOSERS["finetune"]
+    assert composer.check(["task=rte,cola", "lr=1e-4,1e-3", "seed=range(0,3)", "ablation=glob(no_*)"], sweep=True)
+    message = refusal("finetune", "task=rte,col", "lr=1e-4,abc", "seed=range(-1,3)", "steps=range(1,9,0)", sweep=True)
+    assert [line.split(":")[0] for line in message.splitlines()] == [
+        "task=col",
+        "lr=abc is refused",
+        "seed=-1 is refused",
+        "steps=range(1,9,0)",
+    ]
+    assert "leave -m out" in refusal("finetune", "task=rte", "resume=x", sweep=True)
+
+
+def test_keys_of_a_mapping_may_be_new_and_plus_may_stand_before_what_is_there():
+    built = made("finetune", "task=rte", "init=none", "task.splits.extra=test", "~task.splits.test", "+lr=0.5", "+seed=3")
+    assert built.task.splits == {"train": "train", "valid": "validation", "extra": "test"}
+    assert (built.lr, built.seed) == (0.5, 3)
+
+
+def test_a_users_own_folder_brings_options_and_presets(tmp_path):
+    from gpt1cli.composer import Source
+
+    (tmp_path / "mine" / "task").mkdir(parents=True)
+    (tmp_path / "mine" / "preset").mkdir()
+    rte = (help.conf_folder() / "task" / "rte.yaml").read_text()
+    (tmp_path / "mine" / "task" / "own.yaml").write_text(rte.replace("name: rte", "name: own"))
+    (tmp_path / "mine" / "preset" / "quick.yaml").write_text("# @package _global_\nsteps: 7\nepochs: null\n")
+    for source in (
+        Source(extra=str(tmp_path / "mine")),
+        Source(search=(f"hydra.searchpath=[file://{tmp_path / 'mine'}]",)),
+    ):
+        composer = Composer("finetune", source)
+        built: Any = compose(composer, composer.check(["task=own", "+preset=quick", "init=none"])).config
+        assert (built.task.name, built.steps) == ("own", 7)
+        with pytest.raises(InputError, match="preset=quik: no such preset; did you mean quick"):
+            composer.check(["task=own", "+preset=quik"])
+
+
+# --- steps and ablation -----------------------------------------------------------------------------------------------
+
+
+def test_steps_replace_epochs_and_epochs_keep_steps_null():
+    assert [(c.steps, c.epochs) for c in (made("pretrain"), made("pretrain", "steps=5"), made("pretrain", "epochs=2"))] == [
+        (None, 100.0),
+        (5, None),
+        (None, 2.0),
+    ]
+    assert made("pretrain", "steps=5", "epochs=null").steps == 5
+
+
+def test_an_ablation_is_applied_after_the_users_own_words():
+    built = made("finetune", "ablation=no_aux_lm", "aux_lm=true", "task=rte", "init=none")
+    assert built.aux_lm is False and built.ablation.name == "no_aux_lm"
+    words = ["task=rte", "init=none", "model=tiny", "steps=9", "epochs=null"]
+    both = made("finetune", *words, "ablation.overrides=['model=mini','epochs=2']")
+    assert both.model.name == "mini" and both.lr == 3e-4  # a group, and what follows it
+    assert (both.steps, both.epochs) == (None, 2.0)
+    message = refusal("finetune", "task=rte", "init=none", "ablation.overrides=['aux=false']")
+    assert message.splitlines() == ["the overrides of ablation=full are at fault:", "aux: no such key; did you mean aux_lm?"]
+
+
+# --- config and resume ------------------------------------------------------------------------------------------------
+
+RUN = ["task=rte", "init=none", "model=tiny", "tokenizer=demo", "seed=7", "lr=0.25", "steps=100", "task.label=gold"]
+
+
+def test_config_repeats_a_run_and_the_users_words_win():
+    run = run_folder(Path("run"), "finetune", *RUN)
+    first, again = made("finetune", *RUN), composed("finetune", "config=run/config.yaml")
+    assert dataclasses.replace(again.config, config=None) == first
+    assert again.folder.parent == Path.cwd() / "outputs" / "finetune" / "rte" and not again.resumed
+    other = made("finetune", f"config={run}", "model=mini", "model.n_layer=3", "lr=0.5", "epochs=2", "task.splits.x=y")
+    assert (other.model.name, other.model.n_layer, other.model.d_model) == ("mini", 3, 256)
+    assert (other.lr, other.epochs, other.steps, other.seed) == (0.5, 2.0, None, 7)
+    assert other.task.label == "gold" and other.task.splits["x"] == "y" and other.name == "rte"
+    assert made("finetune", f"config={run}", "task=cola").name == "cola"  # the run's name was its task's
+
+
+def test_config_keeps_an_ablation_and_says_that_it_cannot_be_taken_back():
+    run = run_folder(Path("run"), "finetune", *RUN, "ablation=no_aux_lm")
+    assert made("finetune", f"config={run}").aux_lm is False
+    assert "which cannot be taken back" in refusal("finetune", f"config={run}", "ablation=full")
+
+
+def test_a_stored_configuration_is_data_and_not_a_program(tmp_path):
+    run = run_folder(tmp_path / "run", "finetune", *RUN)
+    stored = rundir.read_config(run / "config.yaml")
+    rundir.write_text(run / "config.yaml", yaml.safe_dump(stored | {"out": "${oc.env:HOME}"}))
+    assert made("finetune", f"config={run}").out == "${oc.env:HOME}"
+    rundir.write_text(run / "config.yaml", yaml.safe_dump(stored | {"lr": "fast", "hydra": {"run": {"dir": "x"}}}))
+    message = refusal("finetune", f"config={run}")
+    assert f"{run / 'config.yaml'}" in message and "lr=fast is refused" in message and "hydra: no such key" in message
+
+
+def test_what_an_older_run_did_not_store_keeps_its_default(tmp_path):
+    run = run_folder(tmp_path / "run", "finetune", *RUN)
+    stored = rundir.read_config(run / "config.yaml")
+    del stored["head_dropout"], stored["optimizer"]["eps"]
+    rundir.write_text(run / "config.yaml", yaml.safe_dump(stored))
+    built = made("finetune", f"config={run}")
+    assert (built.head_dropout, built.optimizer.eps, built.lr) == (0.1, 1e-8, 0.25)
+
+
+def test_resume_takes_the_stored_configuration_and_the_runs_own_folder(tmp_path):
+    run = run_folder(tmp_path / "run", "finetune", *RUN)
+    again = composed("finetune", "resume=run", "steps=200", "runtime.device=cpu", "seed=7", "task.label=gold")
+    assert again.resumed and again.folder == run
+    built: Any = again.config
+    assert (built.steps, built.runtime.device, built.lr, built.resume) == (200, "cpu", 0.25, "run")
+
+
+def test_resume_refuses_what_is_named_differently():
+    run_folder(Path("run"), "finetune", *RUN)
+    message = refusal("finetune", "resume=run", "lr=1", "steps=50", "model=mini", "task.label=silver", "seed=7")
+    assert sorted(message.splitlines()[1:]) == [
+        "  lr=1.0: the run has 0.25",
+        "  model=mini: the run has tiny",
+        "  steps=50: the run has 100",
+        "  task.label=silver: the run has gold",
+    ]
+    assert "epochs=3.0: the run has null" in refusal("finetune", "resume=run", "epochs=3")
+    assert "both named" in refusal("finetune", "resume=run", "config=run")
+
+
+def test_resume_wants_a_run_of_the_same_command(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "resume=nowhere: no such folder" in refusal("finetune", "resume=nowhere")
+    assert "no run has begun in that folder" in refusal("finetune", "resume=empty")
+    run_folder(tmp_path / "run", "pretrain", "model=tiny")
+    assert "is the configuration of gpt1 pretrain, this is gpt1 finetune" in refusal("finetune", "resume=run")
+
+
+def test_a_resumed_run_does_not_need_its_init_any_more(tmp_path):
+    start = checkpoint(tmp_path / "start")
+    run = run_folder(tmp_path / "run", "finetune", "task=rte", f"init={start}")
+    (start / "config.json").unlink()
+    assert made("finetune", f"resume={run}").model.name == "tiny"
+    assert "a folder with nothing in it" in refusal("finetune", f"config={run}")
+
+
+# --- init -------------------------------------------------------------------------------------------------------------
+
+
+def test_model_and_tokenizer_come_from_init_and_interpolations_follow(tmp_path):
+    start = checkpoint(tmp_path / "${run}" / "checkpoints" / "20", n_layer=3, name="${odd}")
+    (start.parent / "last").symlink_to("20")
+    built = made("finetune", "task=rte", "init=${run}", "model.residual_dropout=0", "model.n_layer=3")
+    assert (built.model.name, built.model.n_layer, built.model.d_model) == ("${odd}", 3, 128)
+    assert (built.model.residual_dropout, built.tokenizer.source, built.lr) == (0.0, "demo", 5e-4)
+    pretrained = made("pretrain", "init=${run}")
+    assert (pretrained.context, pretrained.batch_size, pretrained.tokenizer.name) == (128, 16, "demo")
+
+
+def test_a_group_that_fits_init_is_taken_as_named(tmp_path):
+    checkpoint(tmp_path / "start", residual_dropout=0.5)
+    assert made("finetune", "task=rte", "init=start").model.residual_dropout == 0.5
+    assert made("finetune", "task=rte", "init=start", "model=tiny").model.residual_dropout == 0.1
+
+
+def test_a_contradiction_to_init_is_refused_with_both_values(tmp_path):
+    checkpoint(tmp_path / "start")
+    message = refusal("finetune", "task=rte", "init=start", "model=mini", "tokenizer=bpe", "tokenizer.merges=500")
+    assert message.splitlines() == [
+        "model=mini contradicts init=start: n_layer=4, not 2; d_model=256, not 128; d_ff=1024, not 512; "
+        "n_positions=256, not 128",
+        "tokenizer=bpe contradicts init=start: source=corpus, not demo; merges=500, not 1000",
+        "leave it out: model and tokenizer come from init; or name init=none for fresh weights",
+    ]
+    assert "model contradicts init=start: n_layer=4, not 2" in refusal("pretrain", "init=start", "model.n_layer=4")
+    assert "model=small contradicts init=openai: n_layer=6, not 12" in refusal("finetune", "task=rte", "model=small")
+
+
+def test_the_published_model_wins_over_what_a_demo_task_brings_along():
+    built = made("finetune", "task=demo_sentiment", "init=openai")
+    assert (built.model.n_layer, built.tokenizer.name, built.lr) == (12, "openai", 6.25e-5)
+    plain = made("finetune", "task=demo_sentiment")
+    assert (plain.init, plain.model.name, plain.tokenizer.name) == ("none", "tiny", "demo")
+    assert made("pretrain", "corpus=demo", "tokenizer=openai").tokenizer.name == "openai"
+
+
+def test_an_init_that_is_no_checkpoint_is_refused(tmp_path):
+    assert "init=nowhere: no such folder" in refusal("finetune", "task=rte", "init=nowhere")
+    folder = checkpoint(tmp_path / "start")
+    (folder / "config.json").write_text("{")
+    assert "is no whole JSON" in refusal("finetune", "task=rte", "init=start")
+
+
+# --- paths ------------------------------------------------------------------------------------------------------------
+
+
+def test_home_is_expanded_and_shared_places_are_absolute(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("GPT1_HUB", "mirror")
+    run = composed("pretrain", "out=~/runs", "corpus=text", "corpus.path=~/books")
+    home = tmp_path / "home"
+    assert (run.config.out, run.config.corpus.path) == (f"{home}/runs", f"{home}/books")
+    assert (run.config.cache, run.config.hub) == (f"{home}/.cache/gpt1", f"{tmp_path}/mirror")
+    assert run.folder.parent == home / "runs" / "pretrain" / "text"
+    assert composed("pretrain", "hydra.run.dir=there/${seed}", "seed=5").folder == tmp_path / "there" / "5"
+    assert made("pretrain", "out=there").out == "there"

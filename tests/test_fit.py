@@ -1,0 +1,220 @@
+"""The training loop: what it writes when, how it stops, and that a resumed run reaches the very same weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gpt1cli import checkpoint, rundir, tokenizer
+from gpt1cli.batches import windows_batch
+from gpt1cli.checkpoint import State
+from gpt1cli.config import Finetuning, ModelConfig, OptimizerConfig, Pretraining
+from gpt1cli.corpus import random_windows
+from gpt1cli.fit import Plan, fit
+from gpt1cli.loggers import Progress
+from gpt1cli.models.transformer import Transformer
+from gpt1cli.objectives import Loss, language_modelling
+from gpt1cli.optim import Optimizer, cosine
+
+SMALL = ModelConfig("small", 1, 16, 2, 32, 16, 0.1, 0.1, 0.1, 1e-5, 0.02, Pretraining(4, 16, 1e-3, 2), Finetuning(1e-3))
+ADAMW = OptimizerConfig("adamw", 0.9, 0.999, 1e-8, 0.01, 1.0)
+TOKENS = np.random.default_rng(0).integers(0, 30, 500).astype(np.uint16)
+VOCABULARY = tokenizer.train({"abcdefghij": 3, "klmnopqrst": 2}, merges=9)
+STEPS = 12
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing after it runs."""
+
+
+def train(
+    folder: Path, precision=torch.float32, steps=STEPS, objective=language_modelling, evaluate=None, save=None, split=2
+):
+    """A run over `steps` updates in the folder, resumed where a checkpoint is; optimizer and state at its end."""
+    torch.manual_seed(0)
+    folder.mkdir(exist_ok=True)
+    model = Transformer(SMALL, 30)
+    optimizer = Optimizer(model, ADAMW, precision)
+    state = checkpoint.resume(folder, optimizer) or State()
+    rundir.cut_metrics(folder / "metrics.jsonl", state.step if state.step else -1)
+
+    def batches(step):
+        windows = random_windows(TOKENS, 16, 4, 0, step)
+        return [windows_batch(part) for part in np.array_split(windows, split)]
+
+    write = functools.partial(
+        checkpoint.save, folder, optimizer=optimizer, description={}, vocabulary=VOCABULARY, keep=(3,)
+    )
+    with Progress(folder, steps, "none", state.step) as progress:
+        state = fit(
+            model, objective, batches, optimizer, lambda step: 1e-2 * cosine(step, STEPS, 2),
+            evaluate or (lambda: ({"loss": 1.0}, -1.0)), save or write,
+            Plan(steps, log_every=5, eval_every=4, checkpoint_every=2, keep=(3,), evaluate_first=True),
+            state, folder, progress,
+        )  # fmt: skip
+    return optimizer, state
+
+
+def weights(optimizer: Optimizer) -> dict[str, torch.Tensor]:
+    return {name: master.detach().clone() for name, master in optimizer.masters.items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_metrics_are_written_when_due(tmp_path):
+    train(tmp_path)
+    lines = rundir.read_jsonl(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines if line["split"] == "train"] == [5, 10, 12]
+    assert [line["step"] for line in lines if line["split"] == "valid"] == [0, 4, 8, 12]
+    assert all(
+        {"loss", "lr", "tokens_per_second", "seconds"} <= line.keys() for line in lines if line["split"] == "train"
+    )
+
+
+def test_the_loss_reported_is_the_mean_since_the_last_line(tmp_path):
+    seen = []
+
+    def watched(model, batch):
+        loss = language_modelling(model, batch)
+        seen.append((loss.total.item(), loss.count))
+        return loss
+
+    train(tmp_path, objective=watched)
+    line = next(line for line in rundir.read_jsonl(tmp_path / "metrics.jsonl") if line["split"] == "train")
+    updates = [sum(t for t, _ in seen[i : i + 2]) / sum(c for _, c in seen[i : i + 2]) for i in range(0, 10, 2)]
+    assert line["loss"] == pytest.approx(np.mean(updates), rel=1e-6)
+
+
+def test_last_best_and_kept_checkpoints_stay(tmp_path):
+    scores = iter([0.0, 5.0, 1.0, 2.0])  # best at the second validation, step 4
+    train(tmp_path, evaluate=lambda: ({"loss": 0.0}, next(scores)))
+    folder = tmp_path / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["12", "3", "4", "best", "last"]
+    assert os.readlink(folder / "last") == "12" and os.readlink(folder / "best") == "4"
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("killed_at", [1, 2, 3, 5])
+def test_a_killed_run_resumed_reaches_the_same_weights(tmp_path, precision, killed_at):
+    whole, state = train(tmp_path / "whole", precision)
+    saves = []
+
+    def kill_after(state):
+        saves.append(state.step)
+        if len(saves) == killed_at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        original = checkpoint.save
+
+        def save_then_kill(*arguments, **keywords):
+            original(*arguments, **keywords)
+            kill_after(keywords.get("state") or arguments[1])
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(checkpoint, "save", save_then_kill)
+            train(tmp_path / "killed", precision)
+    resumed, resumed_state = train(tmp_path / "killed", precision)
+    assert same(weights(whole), weights(resumed))
+    assert same(whole.state(), resumed.state())
+    assert (resumed_state.step, resumed_state.tokens) == (state.step, state.tokens)
+    keep = ("step", "split", "loss", "lr")
+    lines = [
+        [{k: line[k] for k in keep if k in line} for line in rundir.read_jsonl(tmp_path / run / "metrics.jsonl")]
+        for run in ("whole", "killed")
+    ]
+    assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize("victim", ["save_file", "_link", "_sync", "_remove"])
+def test_killed_while_a_checkpoint_is_written(tmp_path, victim):
+    whole, _ = train(tmp_path / "whole")
+    for nth in (1, 2, 5):
+        calls = []
+        with pytest.MonkeyPatch.context() as patched, pytest.raises(Killed):
+            original = getattr(checkpoint, victim)
+
+            def dying(*arguments, nth=nth, calls=calls, original=original):
+                calls.append(1)
+                if len(calls) == nth:
+                    raise Killed
+                return original(*arguments)
+
+            patched.setattr(checkpoint, victim, dying)
+            train(tmp_path / "killed")
+    resumed, _ = train(tmp_path / "killed")
+    assert same(weights(whole), weights(resumed))
+    leftovers = [path.name for path in (tmp_path / "killed" / "checkpoints").iterdir() if path.name.startswith(".")]
+    assert not leftovers
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path, number, status):
+    whole, _ = train(tmp_path / "whole")
+
+    def stopping(model, batch, calls=[]):  # noqa: B006 - counts the calls
+        calls.append(1)
+        if len(calls) == 9:  # in the fifth update, when no checkpoint is due
+            os.kill(os.getpid(), number)
+        return language_modelling(model, batch)
+
+    with pytest.raises(SystemExit) as stopped:
+        train(tmp_path / "stopped", objective=stopping)
+    assert stopped.value.code == status
+    assert os.readlink(tmp_path / "stopped" / "checkpoints" / "last") == "5"
+    resumed, _ = train(tmp_path / "stopped")
+    assert same(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, bad):
+    def exploding(model, batch, calls=[]):  # noqa: B006 - counts the calls
+        calls.append(1)
+        loss = language_modelling(model, batch)
+        return Loss(loss.total * bad, loss.count) if len(calls) == 2 * 6 + 1 else loss  # update 7
+
+    with pytest.raises(FloatingPointError, match="at step 7"):
+        train(tmp_path, objective=exploding)
+    assert os.readlink(tmp_path / "checkpoints" / "last") == "6"
+    good = checkpoint.read_tensors(tmp_path / "checkpoints" / "last" / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in good.values())
+
+
+def test_the_split_into_micro_batches_does_not_show(tmp_path, monkeypatch):
+    still = dataclasses.replace(SMALL, embedding_dropout=0.0, attention_dropout=0.0, residual_dropout=0.0)
+    monkeypatch.setitem(globals(), "SMALL", still)
+    curves = []
+    for split in (1, 2, 4):
+        train(tmp_path / str(split), split=split)
+        curves.append(
+            [li["loss"] for li in rundir.read_jsonl(tmp_path / str(split) / "metrics.jsonl") if li["split"] == "train"]
+        )
+    assert curves[0] == pytest.approx(curves[1], abs=1e-5) and curves[0] == pytest.approx(curves[2], abs=1e-5)
+
+
+def test_more_steps_go_on_from_a_finished_run(tmp_path):
+    train(tmp_path, steps=6)
+    _, state = train(tmp_path, steps=12)
+    assert state.step == 12
+
+
+def test_checkpoints_hold_no_code(tmp_path):
+    train(tmp_path)
+    names = {path.name for path in (tmp_path / "checkpoints" / "last").iterdir()}
+    assert names == {
+        "model.safetensors",
+        "training.safetensors",
+        "state.json",
+        "config.json",
+        "vocab.json",
+        "merges.txt",
+    }

@@ -1,0 +1,303 @@
+"""The fast kernels against the plain ones and against torch's own, values and gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small import exact
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gpt1cli import kernels
+from gpt1cli.kernels import (
+    attention,
+    attention_plain,
+    cross_entropy,
+    cross_entropy_plain,
+    dropout,
+    log_probabilities,
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def exact_arithmetic() -> Iterator[None]:
+    with exact():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    """Distance between two tensors, as a share of the wanted one's length."""
+    return ((found.double() - wanted.double()).norm() / wanted.double().norm().clamp_min(1e-30)).item()
+
+
+# --- dropout -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("p", [0.02, 0.1, 0.25, 0.5, 0.9])
+def test_dropout_rate_in_each_lane_of_a_random_word_and_between_neighbours(p):
+    n = 100_000
+    dropped = (dropout(torch.ones(n, 4), p) == 0).double()
+    for lane in range(4):
+        assert dropped[:, lane].mean() == pytest.approx(p, abs=5 * math.sqrt(p * (1 - p) / n))
+        both = (dropped[:, lane] * dropped[:, (lane + 1) % 4]).mean()
+        assert both == pytest.approx(p * p, abs=5 * math.sqrt(p * p * (1 - p * p) / n))  # lanes are independent
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (3, 5), (2, 3, 5, 7), (0, 4)])
+def test_dropout_keeps_the_shape_the_input_and_the_scale(shape):
+    x = torch.randn(shape) + 10
+    before = x.clone()
+    y = dropout(x, 0.3)
+    assert y.shape == x.shape
+    assert torch.equal(x, before)
+    torch.testing.assert_close(y[y != 0], x[y != 0] / 0.7)
+
+
+def test_dropout_preserves_the_mean():
+    n, p = 400_000, 0.3
+    assert dropout(torch.ones(n), p).mean().item() == pytest.approx(1, abs=5 * math.sqrt(p / (1 - p) / n))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_passes_gradients_through_the_same_mask(dtype):
+    x = torch.ones(501, dtype=dtype, requires_grad=True)
+    y = dropout(x, 0.4)
+    upstream = torch.randn(501, dtype=dtype)
+    y.backward(upstream)
+    torch.testing.assert_close(x.grad, upstream * y.detach())
+    assert torch.equal(x.grad == 0, y == 0)
+
+
+def test_dropout_of_nothing_is_the_identity_and_of_almost_everything_leaves_almost_nothing():
+    x = torch.randn(10_000)
+    assert dropout(x, 0.0) is x
+    assert (dropout(x, 0.999_999) != 0).sum() <= 5  # 65,536 steps: the wanted probability is met to 1/65,536
+
+
+def test_dropout_follows_the_seed_and_never_repeats_a_mask():
+    torch.manual_seed(5)
+    first, second = dropout(torch.ones(1000), 0.5), dropout(torch.ones(1000), 0.5)
+    torch.manual_seed(5)
+    assert torch.equal(dropout(torch.ones(1000), 0.5), first)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.slow
+def test_compiled_dropout_keeps_its_rate_its_gradient_and_draws_anew():
+    compiled, x = torch.compile(dropout), torch.ones(100_000, 4, requires_grad=True)
+    y, again = compiled(x, 0.1), compiled(x, 0.1)
+    y.sum().backward()
+    assert (y == 0).double().mean(0).tolist() == pytest.approx([0.1] * 4, abs=0.005)
+    assert torch.equal(x.grad, y) and not torch.equal(y, again)
+
+
+# --- attention -----------------------------------------------------------------------------------------------------------
+
+
+def rule(document: list[int], branch: list[int]) -> Tensor:
+    """The visibility rule as three loops. -> bool [1,1,T,T]"""
+    T = len(document)
+    seen = [
+        [j <= i and document[i] == document[j] and branch[j] in (0, branch[i]) for j in range(T)] for i in range(T)
+    ]
+    return torch.tensor(seen)[None, None]
+
+
+VISIBLE = {  # name -> (rows, queries, visible)
+    "causal": (2, 9, None),
+    "one token": (3, 1, None),
+    "one token with a mask": (3, 1, torch.ones(3, 1, 1, 1, dtype=torch.bool)),
+    "documents and padding": (2, 11, rule([0, 0, 0, 1, 1, 2, 2, 2, 2, -1, -1], [0] * 11)),
+    "each token a document": (1, 5, rule([0, 1, 2, 3, 4], [0] * 5)),
+    "branches": (2, 13, rule([0] * 10 + [1] * 3, [0, 0, 0, 0, 1, 1, 2, 2, 2, 3, 0, 1, 2])),
+    "another rule in each row": (2, 6, torch.cat([rule([0] * 6, [0, 0, 1, 1, 2, 2]), rule([0, 0, 1, 1, 1, 2], [0] * 6)])),
+    "kept keys before the queries": (2, 4, torch.ones(4, 7, dtype=torch.bool).tril(3)[None, None]),
+}
+
+
+def queries(rows: int, T: int, visible: Tensor | None, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    """Random q, k, v that want gradients, and a random upstream gradient."""
+    S = T if visible is None else visible.shape[-1]
+    shapes = [(rows, 3, T, 5), (rows, 3, S, 5), (rows, 3, S, 5)]
+    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes], torch.randn(rows, 3, T, 5, dtype=dtype)
+
+
+def outcome(function, q_k_v: list[Tensor], visible: Tensor | None, p: float, upstream: Tensor) -> list[Tensor]:
+    """Value and gradients, with the same dropout mask every time."""
+    torch.manual_seed(1)
+    inputs = [x.detach().clone().requires_grad_() for x in q_k_v]
+    value = function(*inputs, visible, p)
+    value.backward(upstream)
+    return [value.detach(), *(x.grad for x in inputs)]
+
+
+@pytest.mark.parametrize("case", VISIBLE)
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_attention_equals_the_plain_one(case, p):
+    rows, T, visible = VISIBLE[case]
+    q_k_v, upstream = queries(rows, T, visible, torch.float32)
+    plain_visible = torch.ones(T, T, dtype=torch.bool).tril()[None, None] if visible is None else visible
+    fast = outcome(attention, q_k_v, visible, p, upstream)
+    plain = outcome(attention_plain, q_k_v, plain_visible, p, upstream)
+    for found, wanted in zip(fast, plain, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("case", VISIBLE)
+def test_attention_in_bf16_is_near_the_plain_one_in_fp32(case):
+    rows, T, visible = VISIBLE[case]
+    q_k_v, upstream = queries(rows, T, visible, torch.bfloat16)
+    plain_visible = torch.ones(T, T, dtype=torch.bool).tril()[None, None] if visible is None else visible
+    fast = outcome(attention, q_k_v, visible, 0.0, upstream)
+    plain = outcome(attention_plain, [x.float() for x in q_k_v], plain_visible, 0.0, upstream.float())
+    for found, wanted in zip(fast, plain, strict=True):
+        assert found.dtype == torch.bfloat16
+        assert relative(found, wanted) < 0.02 or wanted.norm() < 1e-6  # one token: the scores have no gradient
+
+
+def test_attention_by_hand():
+    """Two keys whose scores differ by ln 3: the weights are 1/4 and 3/4."""
+    q, k = torch.tensor([[0.0], [math.log(3)]]), torch.tensor([[0.0], [1.0]])
+    v = torch.tensor([[4.0], [8.0]])
+    for function in (attention, attention_plain):
+        visible = torch.ones(2, 2, dtype=torch.bool).tril()[None, None]
+        found = function(q[None, None], k[None, None], v[None, None], visible, 0.0).flatten()
+        assert found.tolist() == pytest.approx([4.0, 7.0])
+
+
+# --- cross entropy -------------------------------------------------------------------------------------------------------
+
+
+def scored(N: int, V: int = 11, D: int = 6, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """hidden, table, targets, weights; every third weight is zero."""
+    hidden = torch.randn(N, D, dtype=dtype, requires_grad=True)
+    table = torch.randn(V, D, dtype=dtype, requires_grad=True)
+    return hidden, table, torch.randint(0, V, (N,)), torch.rand(N) * (torch.arange(N) % 3 != 1)
+
+
+def by_torch(hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    return (F.cross_entropy((hidden @ table.T).float(), targets, reduction="none") * weights).sum()
+
+
+def value_and_gradients(function, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor) -> list[Tensor]:
+    hidden, table = (x.detach().clone().requires_grad_() for x in (hidden, table))
+    loss = function(hidden, table, targets, weights)
+    (0.7 * loss).backward()  # a scale from above, as lm_coef is
+    return [loss.detach(), hidden.grad, table.grad]
+
+
+@pytest.mark.parametrize("N", [1, 7, 8, 9, 16, 21])
+@pytest.mark.parametrize("wanted_by", [cross_entropy_plain, by_torch])
+def test_cross_entropy_in_chunks_equals_the_whole(monkeypatch, N, wanted_by):
+    monkeypatch.setattr(kernels, "CHUNK_ROWS", 8)
+    inputs = scored(N)
+    for found, wanted in zip(
+        value_and_gradients(cross_entropy, *inputs), value_and_gradients(wanted_by, *inputs), strict=True
+    ):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("N", [1, 8, 21])
+def test_cross_entropy_and_log_probabilities_without_gradients(monkeypatch, N):
+    monkeypatch.setattr(kernels, "CHUNK_ROWS", 8)
+    hidden, table, targets, weights = scored(N)
+    with torch.no_grad():
+        loss, found = cross_entropy(hidden, table, targets, weights), log_probabilities(hidden, table, targets)
+    torch.testing.assert_close(loss, by_torch(hidden, table, targets, weights).detach(), rtol=1e-5, atol=1e-6)
+    wanted = torch.distributions.Categorical(logits=(hidden @ table.T).detach()).log_prob(targets)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    assert found.shape == (N,) and not found.requires_grad and not loss.requires_grad
+
+
+def test_cross_entropy_of_no_rows_is_zero_with_zero_gradients():
+    inputs = scored(0)
+    loss, d_hidden, d_table = value_and_gradients(cross_entropy, *inputs)
+    assert loss == 0 and d_hidden.shape == (0, 6) and not d_table.any()
+    with torch.no_grad():
+        assert cross_entropy(*inputs) == 0
+        assert log_probabilities(*inputs[:3]).shape == (0,)
+
+
+def test_a_row_of_weight_zero_counts_nowhere():
+    hidden, table, targets, weights = scored(9)
+    loss, d_hidden, _ = value_and_gradients(cross_entropy, hidden, table, targets, weights)
+    assert d_hidden[weights > 0].any(1).all() and not d_hidden[weights == 0].any()
+    changed = torch.where((weights == 0)[:, None], hidden + 3, hidden)
+    torch.testing.assert_close(cross_entropy(changed, table, targets, weights), loss)
+
+
+def test_cross_entropy_in_bf16_is_near_fp32():
+    inputs = scored(700, V=301, D=16, dtype=torch.bfloat16)
+    wanted = value_and_gradients(by_torch, *(x.float() if x.is_floating_point() else x for x in inputs))
+    found = value_and_gradients(cross_entropy, *inputs)
+    assert found[0].dtype == torch.float32 and found[1].dtype == found[2].dtype == torch.bfloat16
+    assert [relative(a, b) < 0.02 for a, b in zip(found, wanted, strict=True)] == [True] * 3
+
+
+def test_a_sure_model_has_no_overflow():
+    hidden, table = torch.tensor([[300.0]], requires_grad=True), torch.tensor([[1.0], [-1.0]], requires_grad=True)
+    loss, d_hidden, _ = value_and_gradients(cross_entropy, hidden, table, torch.tensor([1]), torch.ones(1))
+    assert loss.item() == pytest.approx(600) and d_hidden.item() == pytest.approx(0.7 * 2)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the most elements that one operation put out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, (tuple, list)) else [found]:
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return found
+
+
+def test_no_more_logits_than_a_chunk_exist_at_a_time(monkeypatch):
+    monkeypatch.setattr(kernels, "CHUNK_ROWS", 8)
+    N, V, D = 50, 40, 4
+    inputs = scored(N, V, D)
+
+    def largest(function) -> int:
+        with LargestTensor() as watch:
+            function()
+        return watch.elements
+
+    assert largest(lambda: value_and_gradients(cross_entropy, *inputs)) == 8 * V
+    with torch.no_grad():
+        assert largest(lambda: cross_entropy(*inputs)) == 8 * V
+        assert largest(lambda: log_probabilities(*inputs[:3])) == 8 * V
+    assert largest(lambda: value_and_gradients(cross_entropy_plain, *inputs)) == N * V  # the watch sees what it must
+
+
+# --- the same on a GPU ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_kernels_on_a_gpu_equal_the_plain_ones_on_the_cpu():
+    for case, (rows, T, visible) in VISIBLE.items():
+        q_k_v, upstream = queries(rows, T, visible, torch.float32)
+        plain_visible = torch.ones(T, T, dtype=torch.bool).tril()[None, None] if visible is None else visible
+        wanted = outcome(attention_plain, q_k_v, plain_visible, 0.0, upstream)
+        on_gpu = None if visible is None else visible.cuda()
+        found = outcome(attention, [x.cuda() for x in q_k_v], on_gpu, 0.0, upstream.cuda())
+        for a, b in zip(found, wanted, strict=True):
+            torch.testing.assert_close(a.cpu(), b, rtol=1e-4, atol=1e-5, msg=case)
+    inputs = scored(700, V=301, D=16)
+    wanted = value_and_gradients(cross_entropy_plain, *inputs)
+    for a, b in zip(value_and_gradients(cross_entropy, *(x.cuda() for x in inputs)), wanted, strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-4, atol=1e-4)
+    kept = dropout(torch.ones(400_000, device="cuda"), 0.3)
+    assert (kept == 0).double().mean().item() == pytest.approx(0.3, abs=0.004)

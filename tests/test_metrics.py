@@ -1,0 +1,75 @@
+"""Metrics against scikit-learn, scipy, and counts made by hand."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.metrics
+
+from gpt1cli.metrics import METRICS, score
+
+# By hand: 4 true positives, 1 false positive, 2 false negatives, 3 true negatives.
+LABELS = [1, 1, 1, 1, 1, 1, 0, 0, 0, 0]
+PREDICTIONS = [1, 1, 1, 1, 0, 0, 1, 0, 0, 0]
+
+
+def test_counts_by_hand():
+    assert METRICS["accuracy"](LABELS, PREDICTIONS) == pytest.approx(7 / 10)
+    assert METRICS["f1"](LABELS, PREDICTIONS) == pytest.approx(2 * 4 / (2 * 4 + 1 + 2))
+    by_hand = (4 * 3 - 1 * 2) / math.sqrt(5 * 6 * 4 * 5)
+    assert METRICS["matthews_correlation"](LABELS, PREDICTIONS) == pytest.approx(by_hand)
+
+
+def test_f1_is_that_of_class_1():
+    flipped = score(["f1"], [1 - y for y in LABELS], [1 - y for y in PREDICTIONS])["f1"]
+    assert flipped == pytest.approx(2 * 3 / (2 * 3 + 1 + 2))
+
+
+def test_equal_to_scikit_learn_and_scipy():
+    rng = np.random.default_rng(0)
+    y, p = rng.integers(0, 3, 200), rng.integers(0, 3, 200)
+    got = score(["matthews_correlation"], y, p)
+    assert got["matthews_correlation"] == pytest.approx(sklearn.metrics.matthews_corrcoef(y, p))
+    assert got["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(y, p))
+    assert score(["f1"], y > 1, p > 1)["f1"] == pytest.approx(sklearn.metrics.f1_score(y > 1, p > 1))
+    a = rng.normal(size=50)
+    b = np.exp(a + rng.normal(size=50))
+    assert score(["pearson", "spearmanr"], a, b) == pytest.approx(
+        {"pearson": np.corrcoef(a, b)[0, 1], "spearmanr": np.corrcoef(*map(scipy.stats.rankdata, (a, b)))[0, 1]}
+    )
+
+
+def test_every_classification_has_accuracy_and_the_headline_comes_first():
+    assert list(score(["f1"], LABELS, PREDICTIONS)) == ["f1", "accuracy"]
+    assert list(score(["accuracy", "f1"], LABELS, PREDICTIONS)) == ["accuracy", "f1"]
+    assert list(score(["pearson"], [1.0, 2.0, 4.0], [1.0, 2.0, 3.0])) == ["pearson"]
+
+
+@pytest.mark.parametrize("constant", [0, 1])
+def test_constant_predictions_are_chance_without_a_warning(constant):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = score(["matthews_correlation", "f1"], LABELS, [constant] * 10)
+        undefined = score(["pearson", "spearmanr"], [1.0, 2.0, 3.0], [constant] * 3)
+        alone = score(["pearson", "spearmanr"], [1.0], [2.0])
+        nothing_positive = score(["f1"], [0, 0], [0, 0])
+    assert got["matthews_correlation"] == 0
+    assert got["f1"] == pytest.approx((0, 2 * 6 / (2 * 6 + 4))[constant])
+    assert all(map(math.isnan, [*undefined.values(), *alone.values()]))
+    assert nothing_positive == {"f1": 0, "accuracy": 1}
+
+
+def test_values_are_plain_floats():
+    got = score(["f1", "matthews_correlation"], np.array(LABELS), np.array(PREDICTIONS))
+    got |= score(["pearson", "spearmanr"], np.arange(4.0), np.array([1.0, 0.0, 2.0, 3.0]))
+    assert {type(value) for value in got.values()} == {float}
+
+
+def test_nothing_to_score_is_refused():
+    for labels, predictions in (([], []), ([1, 0], [1])):
+        with pytest.raises(ValueError, match="cannot be compared"):
+            score(["accuracy"], labels, predictions)

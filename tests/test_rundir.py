@@ -1,0 +1,247 @@
+"""Run folders: exclusive, whole at every moment, and readable without trust."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gpt1cli import help, rundir
+from gpt1cli.config import InputError
+
+
+def checkpoint(folder: Path, **changes: object) -> Path:
+    """A checkpoint folder with the tiny model's config.json."""
+    conf = help.conf_folder()
+    content = {
+        "format": 1,
+        "model": yaml.safe_load((conf / "model" / "tiny.yaml").read_text()),
+        "tokenizer": yaml.safe_load((conf / "tokenizer" / "demo.yaml").read_text()),
+        "vocabulary": 1239,
+        "special_rows": 0,
+    }
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(content | changes))
+    return folder
+
+
+# --- claiming ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_folder_and_an_empty_one_are_claimed(tmp_path):
+    rundir.claim(tmp_path / "a" / "b").close()
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "c" / ".hydra").mkdir(parents=True)  # as a sweep's job finds it
+    rundir.claim(tmp_path / "c").close()
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_resume_is_named(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    with pytest.raises(InputError, match=f"already holds a run: go on with it by resume={tmp_path}"):
+        rundir.claim(tmp_path)
+
+
+def test_a_folder_with_other_files_is_refused_and_a_file_too(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(InputError, match=r"not empty \(thesis.tex\)"):
+        rundir.claim(tmp_path)
+    for path in (tmp_path / "thesis.tex", tmp_path / "thesis.tex" / "run"):
+        with pytest.raises(InputError, match="cannot be made"):
+            rundir.claim(path)
+
+
+def test_only_one_process_works_in_a_run_folder(tmp_path):
+    code = (
+        "import sys, pathlib; from gpt1cli import rundir\n"
+        f"held = rundir.claim(pathlib.Path({str(tmp_path)!r})); print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout and other.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match=f"in use by process {other.pid} on "):
+            rundir.lock(tmp_path)
+        other.kill()
+        other.wait()
+    rundir.lock(tmp_path).close()  # the lock died with its process
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    rundir.write_json(path, {"steps": 1})
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        rundir.write_json(path, {"steps": 2})
+    assert json.loads(path.read_text()) == {"steps": 1}
+    assert os.listdir(tmp_path) == ["result.json"]
+
+
+def test_a_line_that_does_not_fit_on_the_disk_leaves_no_torn_line(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    rundir.append_jsonl(path, {"step": 1})
+
+    class FullDisk(io.FileIO):
+        def write(self, data):
+            if len(data) < 10:
+                raise OSError(28, "No space left on device")
+            return super().write(data[:7])
+
+    monkeypatch.setattr("builtins.open", lambda path, mode, buffering: FullDisk(path, mode))
+    with pytest.raises(OSError, match="No space"):
+        rundir.append_jsonl(path, {"step": 2})
+    monkeypatch.undo()
+    assert path.read_text() == '{"step": 1}\n'
+
+
+def test_metrics_are_cut_after_a_step_and_a_torn_last_line_goes(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rundir.cut_metrics(path, 3)  # nothing there: nothing to do
+    for step in (0, 1, 2, 3, 4):
+        rundir.append_jsonl(path, {"step": step, "loss": 0.1 + step / 3})
+    with open(path, "a") as file:
+        file.write('{"step": 2, "lo')
+    assert [line["step"] for line in rundir.read_jsonl(path)] == [0, 1, 2, 3, 4]
+    before = path.read_text().splitlines()[:4]
+    rundir.cut_metrics(path, 3)
+    assert path.read_text().splitlines() == before
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step" 2}\n{"step": 3}\n')
+    with pytest.raises(InputError, match=r"metrics.jsonl, line 2: not a JSON object"):
+        rundir.read_jsonl(tmp_path / "metrics.jsonl")
+
+
+def test_finishing_writes_the_result_and_forgets_an_earlier_failure(tmp_path):
+    (tmp_path / "error.txt").write_text("Traceback ...")
+    rundir.finish(tmp_path, {"status": "finished"})
+    assert os.listdir(tmp_path) == ["result.json"]
+
+
+# --- the record -------------------------------------------------------------------------------------------------------
+
+
+def test_the_record_gives_back_what_was_run(tmp_path):
+    config = {"seed": 3, "out": "a: b #c\n'\"${x}\udcff\u2028é", "lr": 6.25e-05, "steps": None, "splits": {"no": "yes"}}
+    words = ["finetune", "task=rte", "out=x\nmodel: evil", "text=\udcff"]
+    rundir.record(tmp_path, config, words, {"command": "finetune"})
+    assert rundir.read_config(tmp_path / "config.yaml") == config
+    first = (tmp_path / "config.yaml").read_text().splitlines()[0]
+    assert first.startswith("# gpt1 finetune task=rte ") and "evil" in first
+    environment = rundir.environment(tmp_path)
+    assert environment["command"] == "finetune" and environment["command_line"] == words
+    assert environment["versions"]["torch"] and set(environment["git"] or {}) <= {"commit", "dirty"}
+
+
+def test_a_resumed_run_keeps_its_first_environment(tmp_path):
+    rundir.record(tmp_path, {"steps": 1}, ["pretrain"], {})
+    rundir.note(tmp_path, threads=2)
+    rundir.record(tmp_path, {"steps": 2}, ["pretrain", "resume=x"], {})
+    rundir.note(tmp_path, threads=4)
+    found = rundir.environment(tmp_path)
+    assert found["threads"] == 2 and found["command_line"] == ["pretrain"]
+    assert [session["threads"] for session in found["resumed"]] == [4]
+    assert (tmp_path / "config.yaml").read_text().splitlines() == ["# gpt1 pretrain", "steps: 2"]
+
+
+def test_a_run_that_came_to_nothing_is_removed_and_one_with_work_in_it_is_not(tmp_path):
+    for name, kept in (("a", None), ("b", "metrics.jsonl")):
+        rundir.claim(tmp_path / name).close()
+        rundir.record(tmp_path / name, {}, ["pretrain"], {})
+        if kept:
+            (tmp_path / name / kept).write_text("")
+        rundir.abandon(tmp_path / name)
+    assert os.listdir(tmp_path) == ["b"]
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: [1, 2", "no readable YAML"),
+        ("- 1\n- 2\n", "holds no mapping"),
+        ("", "holds no mapping"),
+        ("!!python/object/apply:os.system [touch owned]", "no readable YAML"),
+        ("a: &x [1]\nb: *x\n", "aliases"),
+        ("a: &x [*x]", "aliases"),
+        ("a: " + "[" * 1000, "no readable YAML"),
+        ("a: 2020-99-99", "no readable YAML"),
+        ("? [a]\n: 1\n", "no readable YAML"),
+    ],
+)
+def test_a_strangers_config_is_read_without_trust(tmp_path, monkeypatch, text, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError, match=told) as refused:
+        rundir.read_config(tmp_path / "config.yaml")
+    assert len(str(refused.value)) < 500
+    assert os.listdir(tmp_path) == ["config.yaml"]
+
+
+def test_bytes_that_are_no_text_and_a_file_that_is_not_there_are_told(tmp_path):
+    (tmp_path / "config.yaml").write_bytes(b"a: \xff\xfe\x00")
+    for name in ("config.yaml", "missing.yaml"):
+        with pytest.raises(InputError, match=name):
+            rundir.read_config(tmp_path / name)
+
+
+def test_numbers_are_read_as_hydra_reads_them(tmp_path):
+    (tmp_path / "config.yaml").write_text("lr: 1e-4\nsteps: 10\nname: 1e-4x\n")
+    assert rundir.read_config(tmp_path / "config.yaml") == {"lr": 1e-4, "steps": 10, "name": "1e-4x"}
+
+
+def test_init_is_a_runs_best_checkpoint_else_its_last_or_a_folder_itself(tmp_path):
+    run = tmp_path / "run"
+    for step in ("10", "20"):
+        checkpoint(run / "checkpoints" / step)
+    (run / "config.yaml").write_text("{}")
+    (run / "checkpoints" / "last").symlink_to("20")
+    assert rundir.checkpoint_folder(str(run)) == run / "checkpoints" / "20"
+    (run / "checkpoints" / "best").symlink_to("10")
+    assert rundir.checkpoint_folder(str(run)) == run / "checkpoints" / "10"
+    assert rundir.checkpoint_folder(str(run / "checkpoints" / "20")) == run / "checkpoints" / "20"
+    with pytest.raises(InputError, match="no such checkpoint; there are 10, 20, best, last"):
+        rundir.checkpoint_folder(str(run / "checkpoints" / "30"))
+
+
+def test_an_init_without_a_checkpoint_says_what_was_found(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("{}")
+    for name, found in (("run", "a run without a checkpoint yet"), ("x", "no such folder"), ("x" * 300, "no such")):
+        with pytest.raises(InputError, match=found):
+            rundir.checkpoint_folder(str(tmp_path / name))
+    with pytest.raises(InputError, match="a folder with run in it"):
+        rundir.checkpoint_folder(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"format": 2}, "format 2; this gpt1 reads checkpoints of format 1"),
+        ({"model": None}, "describes no model"),
+        ({"model": {"n_layer": 2}}, "d_model: missing"),
+        ({"vocabulary": "many"}, "vocabulary=many is no count"),
+        ({"special_rows": -1}, "special_rows=-1 is no count"),
+    ],
+)
+def test_a_checkpoint_that_describes_no_model_is_refused(tmp_path, changes, told):
+    with pytest.raises(InputError, match=told):
+        rundir.checkpoint_config(checkpoint(tmp_path / "c", **changes))
+    assert rundir.checkpoint_config(checkpoint(tmp_path / "good"))["model"]["n_layer"] == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000])
+def test_a_damaged_checkpoint_description_is_refused(tmp_path, content):
+    folder = checkpoint(tmp_path / "c")
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"config\.json"):
+        rundir.checkpoint_config(folder)

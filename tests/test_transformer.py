@@ -1,0 +1,266 @@
+"""The Transformer against transformers' OpenAIGPT, and its visibility rule against rows computed one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+import pytest
+import torch
+from small import NO_DROPOUT, SHAPE, exact, model_config, stir
+from torch import Tensor
+from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
+
+from gpt1cli.convert import from_published
+from gpt1cli.models.transformer import Transformer, visibility
+
+VOCABULARY = 61
+
+
+@pytest.fixture(autouse=True, scope="module")
+def exact_arithmetic() -> Iterator[None]:
+    with exact():
+        yield
+
+
+@pytest.fixture
+def model() -> Transformer:
+    """Small, every parameter away from its initial value, in evaluation mode."""
+    torch.manual_seed(0)
+    model = Transformer(model_config(**SHAPE), VOCABULARY)
+    stir(model)
+    return model.eval()
+
+
+def tokens(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randint(0, VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- size and names ------------------------------------------------------------------------------------------------------
+
+
+def test_base_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        model = Transformer(model_config("base"), 40_478)
+    count = sum(p.numel() for p in model.parameters())
+    model.append_rows(3)
+    assert (count, sum(p.numel() for p in model.parameters())) == (116_534_784, 116_537_088)
+
+
+def test_every_tensor_is_registered_once_and_the_output_table_is_the_input_table(model):
+    names, addresses = list(model.state_dict()), {p.data_ptr() for p in model.state_dict().values()}
+    assert names == [name for name, _ in model.named_parameters()]
+    assert len(addresses) == len(names) == 2 + 2 * 12
+    hidden = torch.randn(3, 5, SHAPE["d_model"])
+    torch.testing.assert_close(model.logits(hidden), torch.einsum("btd,vd->btv", hidden, model.tokens.weight))
+    model.logits(hidden).sum().backward()
+    assert model.tokens.weight.grad.any()
+
+
+def test_fresh_weights_are_normal_with_zero_biases_and_unit_gains():
+    torch.manual_seed(0)
+    for name, p in Transformer(model_config(init_std=0.02), 500).named_parameters():
+        if p.dim() > 1:
+            assert p.std().item() == pytest.approx(0.02, rel=0.05) and abs(p.mean().item()) < 0.001, name
+        else:
+            assert torch.all(p == (1 if name.endswith("norm.weight") else 0)), name
+
+
+# --- equality with transformers ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def peer() -> OpenAIGPTLMHeadModel:
+    """transformers' model of the same shape, every parameter random."""
+    torch.manual_seed(3)
+    config = OpenAIGPTConfig(
+        vocab_size=VOCABULARY,
+        n_positions=SHAPE["n_positions"],
+        n_embd=SHAPE["d_model"],
+        n_layer=SHAPE["n_layer"],
+        n_head=SHAPE["n_head"],
+    )
+    peer = OpenAIGPTLMHeadModel(config)
+    stir(peer)
+    return peer.eval()
+
+
+@pytest.mark.parametrize("keys", ["with prefix and tied head", "bare, with the old buffers"])
+def test_hidden_states_and_logits_equal_those_of_transformers(peer, keys):
+    published = peer.state_dict()
+    if keys.startswith("bare"):
+        buffers = {"h.0.attn.bias": torch.ones(1, 1, 20, 20), "h.1.attn.bias": torch.ones(1, 1, 20, 20)}
+        published = {**peer.transformer.state_dict(), **buffers, "position_ids": torch.arange(20)}
+    model = Transformer(model_config(**SHAPE), VOCABULARY).eval()
+    model.load_state_dict(from_published(published))
+    row = tokens(3, 20)
+    with torch.no_grad():
+        hidden, wanted = model(row), peer.transformer(row).last_hidden_state
+        torch.testing.assert_close(hidden, wanted, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model.logits(hidden), peer(row).logits, rtol=0, atol=1e-5)
+        positions = torch.tensor([[4, 4, 0, 19, 7]])
+        wanted = peer.transformer(row[:1, :5], position_ids=positions).last_hidden_state
+        torch.testing.assert_close(model(row[:1, :5], positions), wanted, rtol=0, atol=1e-5)
+
+
+# --- who sees whom -------------------------------------------------------------------------------------------------------
+
+
+def test_the_visibility_rule_in_three_loops():
+    generator = torch.Generator().manual_seed(0)
+    document = torch.randint(0, 3, (4, 9), generator=generator)
+    branch = torch.randint(0, 3, (4, 9), generator=generator)
+    found = visibility(document, branch)
+    assert found.shape == (4, 1, 9, 9) and found.dtype == torch.bool
+    for b, i, j in itertools.product(range(4), range(9), range(9)):
+        same = document[b, i] == document[b, j]
+        assert found[b, 0, i, j] == (j <= i and same and branch[b, j] in (0, branch[b, i]))
+
+
+@torch.no_grad()
+def test_a_later_token_never_changes_an_earlier_state(model):
+    row = tokens(1, 12)
+    before = model(row)
+    for t in range(12):
+        changed = row.clone()
+        changed[0, t] = (row[0, t] + 1) % VOCABULARY
+        after = model(changed)
+        assert torch.equal(after[:, :t], before[:, :t])
+        assert not torch.isclose(after[:, t:], before[:, t:]).all(-1).any()  # and reaches every one from there on
+
+
+@torch.no_grad()
+def test_a_row_of_one_document_is_the_plain_row(model):
+    row = tokens(2, 20)
+    zeros = torch.zeros_like(row)
+    for arguments in ({"document": zeros}, {"branch": zeros}, {"document": zeros + 5, "branch": zeros}):
+        torch.testing.assert_close(model(row, **arguments), model(row), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_packed_documents_equal_separate_rows_and_padding_is_a_document_of_its_own(model):
+    lengths, padding = [3, 7, 1, 4], 5
+    row = tokens(1, sum(lengths) + padding)
+    document = torch.repeat_interleave(torch.arange(5), torch.tensor([*lengths, padding]))[None]
+    positions = torch.cat([torch.arange(n) for n in [*lengths, padding]])[None]
+    packed = model(row, positions, document)
+    pieces = row[:, : sum(lengths)].split(lengths, 1)
+    separate = torch.cat([model(piece) for piece in pieces], 1)
+    torch.testing.assert_close(packed[:, : sum(lengths)], separate, rtol=0, atol=1e-5)
+    assert packed.isfinite().all()
+    other = torch.cat([row[:, : sum(lengths)], tokens(1, padding, seed=2)], 1)
+    assert torch.equal(model(other, positions, document)[:, : sum(lengths)], packed[:, : sum(lengths)])
+
+
+def test_a_prefix_with_branches_equals_separate_rows_with_the_same_gradients(model):
+    prefix, branches, padding = 6, [3, 1, 5], 2
+    row = tokens(1, prefix + sum(branches) + padding)
+    branch = torch.cat([torch.full((n,), k) for k, n in enumerate([prefix, *branches, padding])])[None]
+    branch[0, -padding:] = 0
+    document = torch.tensor([0] * (prefix + sum(branches)) + [1] * padding)[None]
+    positions = torch.cat([torch.arange(prefix), *(prefix + torch.arange(n) for n in branches), torch.arange(padding)])
+    shared = model(row, positions[None], document, branch)
+    tails = shared[:, prefix : prefix + sum(branches)].split(branches, 1)
+    endings = row[:, prefix : prefix + sum(branches)].split(branches, 1)
+    separate = [model(torch.cat([row[:, :prefix], ending], 1)) for ending in endings]
+    for tail, whole in zip(tails, separate, strict=True):
+        torch.testing.assert_close(shared[:, :prefix], whole[:, :prefix], rtol=0, atol=1e-5)
+        torch.testing.assert_close(tail, whole[:, prefix:], rtol=0, atol=1e-5)
+
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    ours = torch.autograd.grad(sum(tail.pow(3).sum() for tail in tails), parameters)
+    theirs = torch.autograd.grad(sum(whole[:, prefix:].pow(3).sum() for whole in separate), parameters)
+    for name, found, wanted in zip(names, ours, theirs, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item(), msg=name)
+
+
+@torch.no_grad()
+def test_a_longer_row_than_n_positions_is_fine_while_its_positions_are_not(model):
+    row = tokens(1, 30)
+    branch = torch.tensor([[0] * 10 + [1] * 10 + [2] * 10])
+    positions = torch.cat([torch.arange(20), torch.arange(10, 20)])[None]
+    assert model(row, positions, branch=branch).shape == (1, 30, SHAPE["d_model"])
+    with pytest.raises(IndexError):
+        model(row)
+
+
+# --- rows, dropout, determinism ------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_appended_rows_are_fresh_and_leave_the_old_ones(model):
+    row = tokens(2, 9)
+    table, states = model.tokens.weight.clone(), model(row)
+    torch.manual_seed(0)
+    model.append_rows(400)
+    assert model.tokens.weight.requires_grad and model.tokens.num_embeddings == VOCABULARY + 400
+    assert torch.equal(model.tokens.weight[:VOCABULARY], table) and torch.equal(model(row), states)
+    assert model.tokens.weight[VOCABULARY:].std().item() == pytest.approx(0.02, rel=0.05)
+    assert model.logits(states).shape == (2, 9, VOCABULARY + 400)
+
+
+@pytest.mark.parametrize("rate", NO_DROPOUT)
+def test_each_dropout_rate_acts_in_training_alone_and_can_be_set_afterwards(model, rate):
+    row = tokens(2, 20)
+    without = model(row)
+    model.configure(dataclasses.replace(model.config, **NO_DROPOUT, name="none"))
+    assert torch.equal(model.train()(row), without)
+    model.configure(dataclasses.replace(model.config, **{rate: 0.5}))
+    assert not torch.allclose(model(row), without, atol=1e-2)
+    assert torch.equal(model.eval()(row), without)
+
+
+def test_forward_and_backward_repeat_bit_for_bit():
+    torch.manual_seed(0)
+    model = Transformer(model_config(n_layer=1), VOCABULARY).train()
+    row = tokens(8, 64)
+    document = (torch.arange(64) // 20).expand(8, 64)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        seen = []
+        for _ in range(2):
+            torch.manual_seed(7)
+            model.zero_grad()
+            (model(row).pow(3).sum() + model(row, document=document).pow(3).sum()).backward()
+            seen.append([p.grad.clone() for p in model.parameters()])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+
+
+@torch.no_grad()
+def test_bf16_states_are_near_those_of_fp32(model):
+    row = tokens(4, 20)
+    wanted = model(row)
+    found = model.to(torch.bfloat16)(row)
+    assert found.dtype == torch.bfloat16
+    assert ((found.float() - wanted).norm() / wanted.norm()).item() < 0.03
+
+
+# --- torch.compile -------------------------------------------------------------------------------------------------------
+
+
+def test_compiling_in_place_leaves_the_names_alone(model):
+    names = list(model.state_dict())
+    model.compile()
+    assert list(model.state_dict()) == names and not any("_orig_mod" in name for name in names)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_computes_the_same():
+    torch.manual_seed(0)
+    model = Transformer(model_config(**SHAPE | {"n_layer": 1}), VOCABULARY).eval()
+    row, branch = tokens(2, 12), torch.tensor([[0] * 6 + [1] * 3 + [2] * 3] * 2)
+
+    def outcomes() -> list[Tensor]:
+        hidden = model(row)
+        (gradient,) = torch.autograd.grad(hidden.pow(3).sum(), model.tokens.weight)
+        return [hidden.detach(), gradient, model(row, branch=branch).detach()]
+
+    plain = outcomes()
+    model.compile()
+    for found, wanted in zip(outcomes(), plain, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(model.train()(row), model(row))  # every call draws its own dropout
