@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from gpt1cli.compose import Composed
     from gpt1cli.composer import Composer, Source
 
+
 class Failed(Exception):
     """A run that failed and has told why: what is left is its exit status."""
 

@@ -239,5 +239,3 @@ def _at_home(path: Any) -> Any:
     if isinstance(path, list):
         return [_at_home(item) for item in path]
     return os.path.expanduser(path) if isinstance(path, str) else path
-
-

@@ -1,6 +1,6 @@
-"""Raw text to token shards on disk to windows of contiguous tokens.
+"""Documents to token shards on disk to windows of contiguous tokens.
 
-    documents  ->  parts of at most PART characters  ->  ids, on all cores  ->  train.bin and valid.bin  ->  windows
+    documents  ->  parts of bounded size  ->  ids, on all cores  ->  train.bin and valid.bin  ->  windows
 
 Memory stays bounded however large the corpus: at most 4 parts a worker are in flight (a part is 256 k characters, some
 60 MB while spaCy holds it), beside the borders of the documents (8 bytes each). Training a tokenizer also holds one
@@ -18,183 +18,27 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from glob import glob
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from gpt1cli import demo_world, hub, text, tokenizer
-from gpt1cli.config import CorpusConfig, InputError, TokenizerConfig
+from gpt1cli import hub, text, tokenizer
+from gpt1cli.config import InputError, TokenizerConfig
+from gpt1cli.documents import Part, Source, demo, parts
 from gpt1cli.loggers import Progress
 from gpt1cli.tokenizer import Tokenizer
 
 FORMAT = 1
-PART = 2**18  # characters handed to one worker at a time
 VALID_EVERY = 20  # every 20th document is for validation: 5%
 VALID_SHARE = 0.05  # of the tokens at the end, where there are fewer documents than that
 
 Reporting = Callable[..., Progress]  # Progress with its folder and mode filled in: takes total, unit, description
 R = TypeVar("R")
-
-
-# --- documents --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Part:
-    """A piece of a document. `newline`: it was cut from the one before at a line break, which is a token of its own."""
-
-    text: str
-    first: bool
-    newline: bool
-
-
-@dataclass(frozen=True)
-class Source:
-    """A corpus found: a digest of its content, about how long it is, its documents, each as an iterable of blocks."""
-
-    digest: str
-    characters: int
-    documents: Callable[[], Iterable[Iterable[str]]]
-
-
-def find(config: CorpusConfig, hub_folder: str | None, cache: str) -> Source:
-    """Look up a corpus without tokenising it. InputError where there is none."""
-    if config.source == "demo":
-        return _demo()
-    if config.source == "text":
-        files = text_files(config.path or "")
-        size = sum(file.stat().st_size for file in files)
-        return Source(
-            _digest(files), size, lambda: itertools.chain.from_iterable(_read(f, config.column) for f in files)
-        )
-    assert config.repo
-    rows = hub.dataset(config.repo, config.subset, "train", hub_folder, cache)
-    if config.column not in rows.column_names:
-        raise InputError(f"corpus.column={config.column}: {config.repo} has {', '.join(rows.column_names)}")
-    texts = lambda: (row[config.column] for row in rows)  # noqa: E731
-    read = (lambda: _articles(texts())) if config.documents == "articles" else (lambda: ((t,) for t in texts()))
-    return Source(hub.fingerprint(rows), rows.data.nbytes, read)
-
-
-def _demo() -> Source:
-    digest = hashlib.sha256(Path(demo_world.__file__).read_bytes()).hexdigest()
-    return Source(digest, demo_world.CHARACTERS, lambda: ((document,) for document in demo_world.documents()))
-
-
-def text_files(path: str) -> list[Path]:
-    """The files that corpus.path names, in order: one file, those of a folder, or those of a glob."""
-    kinds = (".txt", ".jsonl", ".parquet")
-    expanded = Path(path).expanduser()
-    if expanded.is_file():
-        files = [expanded]
-    elif expanded.is_dir():
-        files = sorted(f for f in expanded.rglob("*") if f.suffix in kinds and f.is_file())
-    else:
-        files = sorted(Path(f) for f in glob(str(expanded), recursive=True) if Path(f).is_file())
-    if not files:
-        raise InputError(f"corpus.path={path}: no such file, and no folder or glob with {', '.join(kinds)} files in it")
-    if odd := [f for f in files if f.suffix not in kinds]:
-        raise InputError(f"corpus.path={path}: {odd[0].name} is none of {', '.join(kinds)}")
-    return files
-
-
-def _digest(files: list[Path]) -> str:
-    whole = hashlib.blake2b(digest_size=16)
-    for path in files:
-        with path.open("rb") as file:
-            whole.update(hashlib.file_digest(file, "blake2b").digest())
-    return whole.hexdigest()
-
-
-def _read(path: Path, column: str | None) -> Iterator[Iterable[str]]:
-    """The documents of one file: the file itself, or one a row."""
-    if path.suffix == ".txt":
-        yield _blocks(path)
-    elif path.suffix == ".jsonl":
-        yield from ((_field(line, path, i, column),) for i, line in enumerate(_lines(path), start=1) if line.strip())
-    else:
-        import pyarrow
-        import pyarrow.parquet
-
-        try:
-            file = pyarrow.parquet.ParquetFile(path)
-            if column not in file.schema_arrow.names:
-                raise InputError(f"corpus.column={column}: {path} has {', '.join(file.schema_arrow.names)}")
-            for batch in file.iter_batches(batch_size=256, columns=[column]):
-                yield from ((value.as_py() or "",) for value in batch.column(0))
-        except pyarrow.ArrowException as error:
-            raise InputError(f"{path}: not a readable parquet file ({error})") from error
-
-
-def _blocks(path: Path) -> Iterator[str]:
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            while block := file.read(PART):
-                yield block
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, error) from error
-
-
-def _lines(path: Path) -> Iterator[str]:
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            yield from file
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, error) from error
-
-
-def _not_utf8(path: Path, error: UnicodeDecodeError) -> InputError:
-    byte = error.object[error.start]
-    return InputError(
-        f"{path}: not UTF-8 (byte 0x{byte:02x});"
-        f" convert it first, as in: iconv -f LATIN1 -t UTF-8 '{path.name}' > fixed.txt"
-    )
-
-
-def _field(line: str, path: Path, number: int, column: str | None) -> str:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {number}: not JSON ({error})") from error
-    if not isinstance(row, dict) or not isinstance(row.get(column), str):
-        found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-        raise InputError(f"{path}, line {number}: no text under corpus.column={column}; there is: {found}")
-    return row[column]
-
-
-def _articles(lines: Iterable[str]) -> Iterator[Iterable[str]]:
-    """WikiText's lines gathered into articles: ' = Title = ' opens one, ' = = Section = = ' does not."""
-    article: list[str] = []
-    for line in lines:
-        bare = line.strip()
-        if bare.startswith("= ") and bare.endswith(" =") and not bare.startswith("= ="):
-            if article:
-                yield tuple(article)
-            article = []
-        if bare or article:
-            article.append(line if line.endswith("\n") else line + "\n")
-    if article:
-        yield tuple(article)
-
-
-def parts(documents: Iterable[Iterable[str]]) -> Iterator[Part]:
-    """Cut every document into parts of about PART characters, at line breaks where there are any, else at blanks."""
-    for blocks in documents:
-        held, first, newline = "", True, False
-        for block in blocks:
-            held += block
-            while len(held) > 2 * PART:
-                cut = max(held.rfind("\n", PART, 2 * PART), held.rfind(" ", PART, 2 * PART) if "\n" not in held else -1)
-                cut = cut if cut > 0 else 2 * PART
-                yield Part(held[:cut], first, newline)
-                held, first, newline = held[cut:], False, held[cut] == "\n"
-        yield Part(held, first, newline)
 
 
 # --- work on all cores ------------------------------------------------------------------------------------------------
@@ -255,7 +99,7 @@ def tokenizer_of(
         found = {name: hub.file(config.repo, name, hub_folder, cache) for name in ("vocab.json", "merges.txt")}
         return tokenizer.load(found["vocab.json"].parent)
     if config.source == "demo":
-        corpus = _demo()
+        corpus = demo()
     if corpus is None:
         raise InputError(
             f"tokenizer={config.name} is trained on a corpus, and this command has none;"
@@ -329,9 +173,10 @@ def prepare(source: Source, name: str, vocabulary: Tokenizer, cache: str, report
             with reporting(total=source.characters, unit="characters", description="tokenising") as progress:
                 _write(aside, source, vocabulary, progress)
     meta = json.loads((folder / "meta.json").read_text())
+    sizes = {split: meta[f"{split}_tokens"] for split in ("train", "valid")}
     train, valid = (
-        np.memmap(folder / f"{split}.bin", dtype=meta["dtype"], mode="r", shape=(meta[f"{split}_tokens"],))
-        for split in ("train", "valid")
+        np.memmap(folder / f"{split}.bin", meta["dtype"], "r", shape=(size,)) if size else np.empty(0, meta["dtype"])
+        for split, size in sizes.items()  # NOTE: an empty file cannot be mapped
     )
     return Shards(folder, train, valid, meta["documents"])
 

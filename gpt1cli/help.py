@@ -135,7 +135,8 @@ def page(command: str) -> str:
     for group, option in groups.items():
         if group in config.GROUPS:
             lines += ["", f"keys of {group} (defaults: those of {group}={option})" if option else f"keys of {group}"]
-            lines += _table(_keys(config.GROUPS[group], f"{group}.", option_values(group, option) if option else None, {}))
+            own = option_values(group, option) if option else None
+            lines += _table(_keys(config.GROUPS[group], f"{group}.", own, {}))
     return "\n".join([*lines, "", "flags", *_table(FLAGS), ""])
 
 
@@ -204,7 +205,9 @@ def candidates(command: str, word: str, folders: typing.Iterable[Path]) -> list[
     if not is_value:
         groups = [f"{group}=" for group in defaults(command)[0]]
         keys = [name.partition("=")[0] + "=" for name, _ in _keys(cls, "", None, {})]
-        return sorted({name for name in [*groups, *keys] if name.startswith(word)})
+        names = [name for name in [*groups, *keys] if name.startswith(word)]
+        ends = [name.find(".", len(word)) + 1 or len(name) for name in names]  # one level of keys at a time
+        return sorted({name[:end] for name, end in zip(names, ends, strict=True)})
     annotation = config.annotation_of(cls, key)
     if key in defaults(command)[0]:
         values = [path.stem for folder in folders for path in (folder / key).glob("*.yaml")]

@@ -6,6 +6,7 @@ to read: they are quoted here, so that they arrive unchanged.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import re
@@ -214,7 +215,9 @@ def opened(value: Any) -> Any:
     if isinstance(value, list):
         return [opened(item) for item in value]
     sealed = SEALED.fullmatch(value) if isinstance(value, str) else None
-    return _unsealed("x" + sealed[1]) if sealed else value
+    with contextlib.suppress(ValueError):  # a seal of the user's own making
+        return _unsealed("x" + sealed[1]) if sealed else value
+    return value
 
 
 def _is_entry(cls: type, key: str) -> bool:

@@ -18,14 +18,19 @@ NO_DROPOUT = {"embedding_dropout": 0.0, "attention_dropout": 0.0, "residual_drop
 SHAPE = {"n_layer": 2, "d_model": 24, "n_head": 4, "d_ff": 96, "n_positions": 20}
 
 
+def read(path: str) -> dict[str, Any]:
+    """A file of conf/ as plain data."""
+    return yaml.safe_load((CONF / path).read_text())
+
+
 def model_config(option: str = "tiny", **changes: Any) -> ModelConfig:
     """conf/model/<option>.yaml with changes."""
-    return dataclasses.replace(build(ModelConfig, yaml.safe_load((CONF / f"model/{option}.yaml").read_text())), **changes)
+    return dataclasses.replace(build(ModelConfig, read(f"model/{option}.yaml")), **changes)
 
 
 def optimizer_config(**changes: Any) -> OptimizerConfig:
     """conf/optimizer/adamw.yaml with changes."""
-    return dataclasses.replace(build(OptimizerConfig, yaml.safe_load((CONF / "optimizer/adamw.yaml").read_text())), **changes)
+    return dataclasses.replace(build(OptimizerConfig, read("optimizer/adamw.yaml")), **changes)
 
 
 def stir(model: torch.nn.Module, std: float = 0.1) -> None:

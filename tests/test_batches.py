@@ -48,7 +48,7 @@ def test_moving_a_batch_moves_every_tensor():
     assert {t.device.type for t in (batch.tokens, batch.targets, batch.weights, batch.ends, batch.labels)} == {"meta"}
 
 
-# --- groups of like length -----------------------------------------------------------------------------------------------
+# --- groups of like length --------------------------------------------------------------------------------------------
 
 LENGTHS = [3, 50, 7, 7, 12, 1, 33, 8, 8, 20]
 
@@ -63,7 +63,7 @@ def test_groups_hold_every_row_once_longest_first_and_no_more_than_the_budget(bu
     groups = list(by_length(rows_of(LENGTHS), None, budget))
     assert sorted(i for group in groups for i in group) == list(range(10))
     lengths = [[LENGTHS[i] for i in group] for group in groups]
-    assert sum(lengths, []) == sorted(LENGTHS, reverse=True)
+    assert [n for group in lengths for n in group] == sorted(LENGTHS, reverse=True)
     assert all(len(group) * max(group) <= budget or len(group) == 1 for group in lengths)
 
 
@@ -76,7 +76,7 @@ def test_micro_batch_is_a_number_of_rows_whatever_the_budget():
     assert list(by_length([], 4, 1)) == []
 
 
-# --- epochs --------------------------------------------------------------------------------------------------------------
+# --- epochs -----------------------------------------------------------------------------------------------------------
 
 ROWS = rows_of([2 + i % 5 for i in range(23)])
 
@@ -100,7 +100,7 @@ def test_an_epoch_shows_each_example_once_in_full_batches_but_for_the_last(micro
     for epoch in range(3):
         updates = [seen(feed(epoch * 5 + i)) for i in range(5)]
         assert list(map(len, updates)) == [5, 5, 5, 5, 3]
-        assert Counter(sum(updates, [])) == Counter(range(23))
+        assert Counter(label for update in updates for label in update) == Counter(range(23))
 
 
 def test_micro_batches_are_no_larger_than_asked():

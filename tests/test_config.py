@@ -64,7 +64,7 @@ def test_good_data_becomes_the_dataclass_and_whole_numbers_become_floats():
     ],
 )
 def test_bad_data_is_refused_by_name_value_and_what_would_be_right(change, message):
-    with pytest.raises(InputError, match=".*") as refused:
+    with pytest.raises(InputError) as refused:
         config.build(Outer, GOOD | change)
     assert message in str(refused.value)
 
@@ -78,6 +78,9 @@ def test_all_mistakes_are_told_together():
 def test_a_long_value_is_cut_in_a_message():
     [message] = config.check(config.fields_of(Outer)["steps"], "x" * 10_000, "steps")
     assert len(message) < 300
+
+
+COMPOSERS = {command: Composer(command) for command in config.COMMANDS}
 
 
 def cases() -> list[tuple[str, dict[str, str]]]:
@@ -96,8 +99,7 @@ def test_every_option_in_conf_composes_and_builds(command, chosen):
     words += ["corpus.path=books/"] if chosen.get("corpus") == "text" else []
     words += ["init=none"] if "init" in config.fields_of(config.COMMANDS[command]) else []
     words += ["runs=[outputs]"] if command == "report" else []
-    composer = Composer(command)
-    built = compose(composer, composer.check(words)).config
+    built = compose(COMPOSERS[command], COMPOSERS[command].check(words)).config
     for group, option in chosen.items():
         if group != "runtime":  # the machine's settings have no name
             assert getattr(built, group).name == option

@@ -117,7 +117,7 @@ def test_a_damaged_file_is_named(published, tmp_path, file, content):
         read_published(path)
 
 
-# --- filling a model -----------------------------------------------------------------------------------------------------
+# --- filling a model --------------------------------------------------------------------------------------------------
 
 
 def test_filling_puts_every_tensor_in_its_place(published):
@@ -149,12 +149,13 @@ def test_a_long_list_of_mismatches_is_cut(published):
         fill(body(), {}, "nothing")
 
 
-# --- the shape -----------------------------------------------------------------------------------------------------------
+# --- the shape --------------------------------------------------------------------------------------------------------
 
 
 def test_the_published_config_is_read_whole():
     ours = published_config(CONFIG.to_dict())
-    wanted = {**SHAPE, "attention_dropout": 0.3, "embedding_dropout": 0.4, "residual_dropout": 0.5, "layer_norm_eps": 1e-4}
+    rates = {"attention_dropout": 0.3, "embedding_dropout": 0.4, "residual_dropout": 0.5}
+    wanted = {**SHAPE, **rates, "layer_norm_eps": 1e-4}
     assert {name: getattr(ours, name) for name in wanted} == wanted
     assert ours.init_std == 0.02
     assert build(ModelConfig, dataclasses.asdict(ours)) == ours  # a checkpoint of it can be read back

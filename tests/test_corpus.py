@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from gpt1cli import corpus, tokenizer
+from gpt1cli import corpus, documents, tokenizer
 from gpt1cli.config import CorpusConfig, InputError, TokenizerConfig
 from gpt1cli.loggers import Progress
 
@@ -26,14 +26,12 @@ def text_corpus(path: Path, column: str = "text") -> CorpusConfig:
 
 @pytest.fixture(scope="module")
 def vocabulary() -> tokenizer.Tokenizer:
-    words = Counter(
-        "the quick brown fox jumps over the lazy dog . one two three four five six seven eight nine ten".split() * 9
-    )
-    return tokenizer.train(words, merges=60)
+    words = "the quick brown fox jumps over the lazy dog . one two three four five six seven eight nine ten".split()
+    return tokenizer.train(Counter(words * 9), merges=60)
 
 
 def shards_of(path: Path, vocabulary, cache: Path) -> corpus.Shards:
-    source = corpus.find(text_corpus(path), None, str(cache))
+    source = documents.find(text_corpus(path), None, str(cache))
     return corpus.prepare(source, "text", vocabulary, str(cache), QUIET)
 
 
@@ -64,17 +62,17 @@ def test_few_documents_give_the_last_twentieth_of_the_tokens(tmp_path, vocabular
 
 
 def test_a_document_cut_into_parts_gives_the_ids_of_the_whole(tmp_path, vocabulary, monkeypatch):
-    monkeypatch.setattr(corpus, "PART", 40)
+    monkeypatch.setattr(documents, "PART", 40)
     text = "\n\n\nthe quick brown fox\njumps over\n\n\n the lazy dog . " * 12 + "one two three " * 30 + "\n \n"
     path = tmp_path / "one.txt"
     path.write_text(text)
-    assert len(list(corpus.parts([[text]]))) > 10
+    assert len(list(documents.parts([[text]]))) > 10
     shards = shards_of(path, vocabulary, tmp_path / "cache")
     assert shards.train.tolist() + shards.valid.tolist() == vocabulary.encode(text)
 
 
 def test_worker_processes_give_the_same_shards(tmp_path, vocabulary, monkeypatch):
-    monkeypatch.setattr(corpus, "PART", 200)
+    monkeypatch.setattr(documents, "PART", 200)
     path = tmp_path / "one.txt"
     path.write_text("the quick brown fox jumps over the lazy dog .\n" * 100)
     many = shards_of(path, vocabulary, tmp_path / "many")
@@ -108,13 +106,13 @@ def test_jsonl_and_parquet_rows_are_documents(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     pyarrow.parquet.write_table(pa.table({"text": rows}), tmp_path / "b.parquet")
     for name in ("a.jsonl", "b.parquet"):
-        source = corpus.find(text_corpus(tmp_path / name), None, str(tmp_path))
+        source = documents.find(text_corpus(tmp_path / name), None, str(tmp_path))
         assert ["".join(blocks) for blocks in source.documents()] == rows
 
 
 def test_wikitext_lines_become_articles():
     lines = ["", " = Valkyria = \n", " text one \n", " = = Plot = = \n", " text two \n", " = Tower = \n", " three \n"]
-    articles = ["".join(blocks).split() for blocks in corpus._articles(lines)]
+    articles = ["".join(blocks).split() for blocks in documents._articles(lines)]
     assert articles == ["= Valkyria = text one = = Plot = = text two".split(), "= Tower = three".split()]
 
 
@@ -131,20 +129,20 @@ def test_wikitext_lines_become_articles():
 def test_bad_files_are_told_plainly(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
-        source = corpus.find(text_corpus(tmp_path / name), None, str(tmp_path))
+        source = documents.find(text_corpus(tmp_path / name), None, str(tmp_path))
         for document in source.documents():
             list(document)
 
 
 def test_a_path_that_names_nothing(tmp_path):
     with pytest.raises(InputError, match="no such file"):
-        corpus.find(text_corpus(tmp_path / "absent"), None, str(tmp_path))
+        documents.find(text_corpus(tmp_path / "absent"), None, str(tmp_path))
 
 
 def test_tokenizer_trained_on_the_corpus_is_cached(tmp_path, monkeypatch):
     path = tmp_path / "one.txt"
     path.write_text("low low low lower lowest newer newest wider " * 20)
-    source = corpus.find(text_corpus(path), None, str(tmp_path))
+    source = documents.find(text_corpus(path), None, str(tmp_path))
     wanted = TokenizerConfig("bpe", "corpus", None, 20)
     trained = corpus.tokenizer_of(wanted, source, None, str(tmp_path / "cache"), QUIET)
     monkeypatch.setattr(tokenizer, "train", lambda *_: pytest.fail("trained twice"))

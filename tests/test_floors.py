@@ -22,7 +22,7 @@ FLOORS = {  # a module imports from its own floor and from those below; a family
     4: "cli argv help compose composer overrides __main__ __init__",
     3: "commands",
     2: "fit scoring objectives checkpoint convert report distributed",
-    1: "models tasks text tokenizer corpus batches optim metrics loggers rundir hub demo_world runtime",
+    1: "models tasks text tokenizer documents corpus batches optim metrics loggers rundir hub demo_world runtime",
     0: "config kernels",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
@@ -33,7 +33,7 @@ HYDRA = {"cli", "compose", "composer", "overrides", "config", "commands.ablation
 ONLY_IN = {  # library: the modules that may import it
     "hydra": HYDRA,
     "omegaconf": HYDRA,
-    "datasets": {"hub", "tasks", "corpus"},
+    "datasets": {"hub", "tasks", "documents"},
     "ftfy": {"text"},
     "spacy": {"text"},
     "rich": {"cli", "help", "loggers", "report"},

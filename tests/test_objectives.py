@@ -66,7 +66,7 @@ def assert_same(found: list[Tensor], wanted: list[Tensor]) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6 * max(1.0, b.abs().max().item()))
 
 
-# --- values --------------------------------------------------------------------------------------------------------------
+# --- values -----------------------------------------------------------------------------------------------------------
 
 
 def test_language_modelling_sums_over_every_target(model):
@@ -122,14 +122,14 @@ def test_packed_rows_have_the_loss_of_separate_ones(model):
         positions=torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 2]]),
         document=document,
     )
-    separate = [language_modelling(model.body, windows_batch(window[None, part].numpy())) for part in (slice(5), slice(5, 9))]
-    wanted = separate[0].total + separate[1].total
+    separate = [windows_batch(window[None, part].numpy()) for part in (slice(5), slice(5, 9))]
+    wanted = sum(language_modelling(model.body, batch).total for batch in separate)
     found = language_modelling(model.body, packed).total
     torch.testing.assert_close(found, wanted)
     assert_same(gradients(found, model.body), gradients(wanted, model.body))
 
 
-# --- the split of an update ----------------------------------------------------------------------------------------------
+# --- the split of an update -------------------------------------------------------------------------------------------
 
 
 def accumulated(model: nn.Module, objective: Callable[[nn.Module, Batch], Loss], batches: list[Batch]) -> list[Tensor]:
@@ -158,7 +158,7 @@ def test_the_split_of_a_fine_tuning_update_does_not_show(model, micro_batch, bud
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
 
 
-# --- no more work than needed --------------------------------------------------------------------------------------------
+# --- no more work than needed -----------------------------------------------------------------------------------------
 
 
 class Logits(TorchDispatchMode):
@@ -192,7 +192,7 @@ def test_without_the_auxiliary_loss_no_logits_are_computed_and_with_it_none_of_p
     torch.testing.assert_close(loss.total.detach(), lm_free)
 
 
-# --- golden curves -------------------------------------------------------------------------------------------------------
+# --- golden curves ----------------------------------------------------------------------------------------------------
 
 STEPS, LR = 10, 0.01
 

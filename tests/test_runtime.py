@@ -42,7 +42,7 @@ def test_fp32_on_a_cpu_multiplies_in_fp32():
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match="runtime.device=cuda"):
+    with pytest.raises(InputError, match=r"runtime\.device=cuda"):
         start(device="cuda")
     assert start(device="auto").device == torch.device("cpu")
 

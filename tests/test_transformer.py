@@ -12,7 +12,9 @@ from small import NO_DROPOUT, SHAPE, exact, model_config, stir
 from torch import Tensor
 from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
+from gpt1cli import kernels
 from gpt1cli.convert import from_published
+from gpt1cli.models import transformer
 from gpt1cli.models.transformer import Transformer, visibility
 
 VOCABULARY = 61
@@ -37,7 +39,7 @@ def tokens(*shape: int, seed: int = 1) -> Tensor:
     return torch.randint(0, VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
 
 
-# --- size and names ------------------------------------------------------------------------------------------------------
+# --- size and names ---------------------------------------------------------------------------------------------------
 
 
 def test_base_has_the_published_number_of_parameters():
@@ -67,7 +69,7 @@ def test_fresh_weights_are_normal_with_zero_biases_and_unit_gains():
             assert torch.all(p == (1 if name.endswith("norm.weight") else 0)), name
 
 
-# --- equality with transformers ------------------------------------------------------------------------------------------
+# --- equality with transformers ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,7 @@ def test_hidden_states_and_logits_equal_those_of_transformers(peer, keys):
         torch.testing.assert_close(model(row[:1, :5], positions), wanted, rtol=0, atol=1e-5)
 
 
-# --- who sees whom -------------------------------------------------------------------------------------------------------
+# --- who sees whom ----------------------------------------------------------------------------------------------------
 
 
 def test_the_visibility_rule_in_three_loops():
@@ -185,7 +187,7 @@ def test_a_longer_row_than_n_positions_is_fine_while_its_positions_are_not(model
         model(row)
 
 
-# --- rows, dropout, determinism ------------------------------------------------------------------------------------------
+# --- rows, dropout, determinism ---------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -209,6 +211,23 @@ def test_each_dropout_rate_acts_in_training_alone_and_can_be_set_afterwards(mode
     model.configure(dataclasses.replace(model.config, **{rate: 0.5}))
     assert not torch.allclose(model(row), without, atol=1e-2)
     assert torch.equal(model.eval()(row), without)
+
+
+def test_dropout_falls_on_the_embeddings_and_three_times_in_every_block(model, monkeypatch):
+    seen = []
+
+    def note(x: Tensor, p: float) -> Tensor:
+        seen.append((x.numel(), p))
+        return x
+
+    for module in (transformer, kernels):
+        monkeypatch.setattr(module, "dropout", note)
+    rates = {"embedding_dropout": 0.1, "attention_dropout": 0.2, "residual_dropout": 0.3}
+    model.configure(dataclasses.replace(model.config, **rates))
+    model.train()(tokens(2, 20))
+    states, attention_weights = 2 * 20 * SHAPE["d_model"], 2 * SHAPE["n_head"] * 20 * 20
+    block = [(attention_weights, 0.2), (states, 0.3), (states, 0.3)]
+    assert seen == [(states, 0.1), *block, *block]
 
 
 def test_forward_and_backward_repeat_bit_for_bit():
@@ -239,7 +258,7 @@ def test_bf16_states_are_near_those_of_fp32(model):
     assert ((found.float() - wanted).norm() / wanted.norm()).item() < 0.03
 
 
-# --- torch.compile -------------------------------------------------------------------------------------------------------
+# --- torch.compile ----------------------------------------------------------------------------------------------------
 
 
 def test_compiling_in_place_leaves_the_names_alone(model):

@@ -6,7 +6,7 @@ import functools
 import time
 from pathlib import Path
 
-from gpt1cli import corpus, rundir
+from gpt1cli import corpus, documents, rundir
 from gpt1cli.config import PrepareConfig
 from gpt1cli.hub import Need, corpus_needs, tokenizer_needs
 from gpt1cli.loggers import Progress
@@ -21,7 +21,7 @@ def run(config: PrepareConfig, folder: Path) -> None:
     """Tokenise the corpus unless that was done before, and say where it lies."""
     began = time.perf_counter()
     reporting = functools.partial(Progress, folder, mode=config.runtime.progress)
-    source = corpus.find(config.corpus, config.hub, config.cache)
+    source = documents.find(config.corpus, config.hub, config.cache)
     vocabulary = corpus.tokenizer_of(config.tokenizer, source, config.hub, config.cache, reporting)
     shards = corpus.prepare(source, config.corpus.name, vocabulary, config.cache, reporting)
     with reporting(total=1) as progress:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from gpt1cli import checkpoint, corpus, rundir, runtime
+from gpt1cli import checkpoint, corpus, documents, rundir, runtime
 from gpt1cli.batches import Batch, windows_batch
 from gpt1cli.checkpoint import State
 from gpt1cli.config import InputError, PretrainConfig
@@ -37,7 +37,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
     rundir.note(folder, **machine.describe())
     reporting = functools.partial(Progress, folder, mode=config.runtime.progress)
 
-    source = corpus.find(config.corpus, config.hub, config.cache)
+    source = documents.find(config.corpus, config.hub, config.cache)
     if config.init == "none":
         vocabulary = corpus.tokenizer_of(config.tokenizer, source, config.hub, config.cache, reporting)
         model = Transformer(config.model, len(vocabulary))

@@ -1,0 +1,364 @@
+"""argv -> one command: help without weight, exit statuses, run folders, sweeps, completion."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gpt1cli import __version__, cli, config, help, rundir
+from gpt1cli.argv import sort
+from gpt1cli.config import InputError
+
+REPORT = ["report", "runs=[somewhere]"]  # the command that composes fastest
+
+
+@pytest.fixture(autouse=True)
+def commands(tmp_path, monkeypatch):
+    """Commands that do nothing but remember; a test replaces `run`, `needs` or `require`."""
+    seen: list[tuple[Any, Path]] = []
+    fakes = SimpleNamespace(seen=seen, needs=lambda _: [], require=lambda needs, hub, cache: None)
+    fakes.run = lambda built, folder: seen.append((built, folder))
+    module = SimpleNamespace(needs=lambda built: fakes.needs(built), run=lambda built, folder: fakes.run(built, folder))
+    names = {name: f"gpt1cli.commands.{name}" for name in config.COMMANDS}
+    monkeypatch.setitem(sys.modules, "gpt1cli.commands", SimpleNamespace(COMMANDS=names))
+    monkeypatch.setitem(sys.modules, "gpt1cli.hub", SimpleNamespace(require=lambda *asked: fakes.require(*asked)))
+    for name in names.values():
+        monkeypatch.setitem(sys.modules, name, module)
+    for variable in ("GPT1_HUB", "GPT1_CACHE", "HYDRA_FULL_ERROR"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(Path(cli.__file__).parents[1]))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return fakes
+
+
+def files() -> list[str]:
+    return sorted(str(path) for path in Path.cwd().rglob("*"))
+
+
+# --- argv -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pretrain", "model=base", "-m", "--config-dir", "mine"],
+        ["-m", "--config-dir=mine", "model=base", "pretrain"],
+        ["--config-dir", "mine", "model=base", "pretrain", "--multirun"],
+    ],
+)
+def test_the_command_is_the_first_bare_word_wherever_it_stands(words):
+    line = sort(words)
+    assert (line.command, line.overrides) == ("pretrain", ["model=base"])
+    assert line.flags == {"--multirun": "", "--config-dir": "mine"}
+
+
+def test_a_flags_value_is_no_command():
+    assert sort(["--config-name", "pretrain", "report"]).command == "report"
+    assert sort(["--info", "pretrain"]).flags == {"--info": "all"}
+    assert sort(["--info", "config", "pretrain"]).flags == {"--info": "config"}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["pretrian"], "pretrian: no such command; did you mean pretrain?"),
+        (["train-a-model"], "known: finetune, prepare, pretrain, report"),
+        ([""], ": no such command"),
+        (["pretrain", "model=tiny", "finetune"], "finetune: a second command after pretrain"),
+        (["finetune", "sst2"], "sst2: a second command after finetune; did you mean task=sst2?"),
+        (["pretrain", "--multirn"], "--multirn: no such flag; did you mean --multirun?"),
+        (["pretrain", "--experimental-rerun", "x.pickle"], "--experimental-rerun: no such flag"),
+        (["pretrain", "-1"], "-1: no such flag"),
+        (["pretrain", "--multirun=yes"], "--multirun takes no value"),
+        (["pretrain", "--cfg"], "--cfg takes one of job, hydra, all"),
+        (["pretrain", "--cfg", "jobs"], "--cfg takes one of job, hydra, all, not jobs"),
+        (["pretrain", "--config-dir", ""], "--config-dir takes a value"),
+        (["pretrain", "--config-dir", "nowhere"], "--config-dir nowhere: no such folder"),
+        (["pretrain", "-m", "--cfg", "job"], "--multirun and --cfg: one of them at a time"),
+        (["pretrain", "--resolve"], "--resolve goes with --cfg"),
+        (["model=base"], "no command was named; there are prepare, pretrain, finetune, report"),
+        (["-m"], "no command was named"),
+    ],
+)
+def test_a_wrong_command_line_is_exit_2_with_a_short_message(capsys, words, told):
+    assert cli.main(words) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("gpt1: ") and told in message and len(message.splitlines()) < 4
+    assert files() == []
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+def test_help_and_version_are_quick_and_import_nothing_heavy():
+    code = (
+        "import sys, io, contextlib\n"
+        "from gpt1cli.cli import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()):\n"
+        "    for words in ([], ['--help'], ['-h'], ['finetune', '--help'], ['--version']): assert main(words) == 0\n"
+        "print([name for name in ('torch', 'hydra', 'omegaconf', 'numpy', 'datasets') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_pages_name_every_command_group_option_and_key(capsys):
+    assert cli.main([]) == cli.main(["--help"]) == 0
+    overview = capsys.readouterr().out
+    assert all(f"  {command} " in overview for command in config.COMMANDS)
+    for command, cls in config.COMMANDS.items():
+        assert cli.main([command, "lr=nonsense", "-h"]) == 0
+        page = capsys.readouterr().out
+        assert max(map(len, page.splitlines())) <= 100
+        assert page.count(f"  gpt1 {command} ") == 3  # the examples
+        groups = help.defaults(command)[0]
+        for group in groups:
+            assert f"{group}=OPTION" in page
+            assert all(f"\n  {option} " in page for option in help.options(group))
+            assert all(f"  {group}.{key}" in page for key in config.fields_of(config.GROUPS[group]))
+        for key in cls.__dataclass_fields__.keys() - groups.keys() - {"limit"}:
+            assert f"\n  {key}=" in page
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"gpt1 {__version__}\n"
+
+
+@pytest.mark.parametrize(("command", "words"), [(c, w) for c, examples in help.EXAMPLES.items() for w, _ in examples])
+def test_every_example_of_the_help_is_a_sound_command_line(command, words):
+    from gpt1cli.composer import Composer
+
+    line = sort([command, *words.split()])
+    assert Composer(command).check(line.overrides, sweep="--multirun" in line.flags)
+
+
+def test_a_reader_that_goes_away_is_no_fault():
+    for words in ("finetune --help", "pretrain --cfg job"):
+        line = f"{sys.executable} -u -m gpt1cli {words} | true; exit ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- Hydra's own flags ------------------------------------------------------------------------------------------------
+
+
+def test_cfg_info_and_hydra_help_are_hydras(capsys):
+    assert cli.main(["--cfg", "job", "pretrain", "-p", "model", "model=tiny"]) == 0
+    assert capsys.readouterr().out.startswith("# @package model\nname: tiny\n")
+    assert cli.main(["finetune", "--cfg", "job", "--resolve", "-p", "out", "out=a, ${b}"]) == 0
+    assert capsys.readouterr().out == "a, ${b}\n"
+    assert cli.main(["finetune", "--cfg", "job", "-p", "nothing"]) == 2
+    assert cli.main(["finetune", "--cfg", "job", "lr=nan"]) == 2
+    assert cli.main(["pretrain", "--info", "defaults-tree"]) == 0
+    assert "corpus: bookcorpusopen" in capsys.readouterr().out
+    assert cli.main(["--hydra-help"]) == 0
+    assert "hydra.cc" in capsys.readouterr().out
+    assert files() == []
+
+
+# --- one run ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_gets_its_configuration_and_a_folder_of_its_own(commands):
+    words = ["pretrain", "model=tiny", "corpus=demo", "steps=5", "out=my, 'runs'"]
+    directory, arguments = os.getcwd(), sys.argv
+    assert cli.main(words) == 0
+    [(built, folder)] = commands.seen
+    assert isinstance(built, config.PretrainConfig) and (built.steps, built.epochs) == (5, None)
+    assert folder.parent == Path.cwd() / "my, 'runs'" / "pretrain" / "demo"
+    assert rundir.read_config(folder / "config.yaml")["out"] == "my, 'runs'"
+    assert rundir.environment(folder)["command_line"] == words
+    assert rundir.read_config(folder / ".hydra" / "config.yaml")["model"]["name"] == "tiny"
+    assert (os.getcwd(), sys.argv, "HYDRA_FULL_ERROR" in os.environ) == (directory, arguments, False)
+
+
+@pytest.mark.parametrize("words", [["lr=nan"], ["model.n_head=5"], ["init=nowhere"], ["hydra/launcher=nope"]])
+def test_a_refused_run_leaves_nothing_behind(capsys, commands, words):
+    assert cli.main(["pretrain", *words]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert files() == [] and commands.seen == []
+
+
+def test_what_is_not_at_hand_is_found_before_a_folder_is_made(capsys, commands):
+    def require(needs, hub, cache):
+        raise InputError(f"not reachable: {needs} in {hub}")
+
+    commands.needs, commands.require = lambda built: [built.task.repo], require
+    assert cli.main(["finetune", "task=rte", "init=none", "hub=mirror"]) == 2
+    assert capsys.readouterr().err == f"gpt1: not reachable: ['nyu-mll/glue'] in {Path.cwd() / 'mirror'}\n"
+    assert files() == []
+
+
+def test_input_found_at_fault_later_is_exit_2_and_an_empty_folder_goes(capsys, commands):
+    def run(built, folder):
+        (folder / "run.log").write_text("reading ...")
+        raise InputError("runs=[somewhere]: nothing there")
+
+    commands.run = run
+    assert cli.main(REPORT) == 2
+    assert capsys.readouterr().err == "gpt1: runs=[somewhere]: nothing there\n"
+    assert [path for path in files() if Path(path).is_file()] == []
+
+
+def test_a_fault_of_ours_is_exit_1_one_line_and_a_traceback_on_disk(capsys, commands):
+    def run(built, folder):
+        commands.seen.append(folder)
+        raise ZeroDivisionError("by\nzero")
+
+    commands.run = run
+    assert cli.main(REPORT) == 1
+    error = commands.seen[0] / "error.txt"
+    assert capsys.readouterr().err == f"gpt1: ZeroDivisionError: by zero; traceback in {error}\n"
+    assert "in run" in error.read_text()
+
+
+def test_a_fault_before_there_is_a_folder_goes_to_a_temporary_file(capsys, commands, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    commands.needs = lambda built: built.no_such_field
+    assert cli.main(REPORT) == 1
+    [told] = capsys.readouterr().err.splitlines()
+    assert told.startswith("gpt1: AttributeError: ") and Path(told.rpartition(" ")[2]).read_text().startswith(
+        "Traceback"
+    )
+    assert files() == []
+
+
+def test_sigterm_ends_a_run_with_143_and_the_handler_goes_again(capsys, commands):
+    def run(built, folder):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    before, commands.run = signal.getsignal(signal.SIGTERM), run
+    assert cli.main(REPORT) == 143
+    assert "Traceback" not in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(("raised", "status"), [(KeyboardInterrupt(), 130), (SystemExit(130), 130), (SystemExit(), 0)])
+def test_an_exit_keeps_its_status(monkeypatch, raised, status):
+    def dispatch(words):
+        raise raised
+
+    monkeypatch.setattr(cli, "_dispatch", dispatch)
+    assert cli.main([]) == status
+
+
+def test_an_explicit_folder_that_holds_a_run_is_refused_naming_resume(capsys, commands):
+    words = [*REPORT, "hydra.run.dir=mine"]
+    assert cli.main(words) == 0
+    before = {path: Path(path).read_bytes() for path in files() if Path(path).is_file()}
+    assert cli.main(words) == 2
+    folder = Path.cwd() / "mine"
+    assert capsys.readouterr().err == (
+        f"gpt1: {folder} already holds a run: go on with it by resume={folder}, or name another folder\n"
+    )
+    assert {path: Path(path).read_bytes() for path in before} == before
+
+
+def test_a_resumed_run_works_in_its_own_folder_and_keeps_its_record(commands):
+    assert cli.main(["pretrain", "model=tiny", "corpus=demo", "steps=5"]) == 0
+    assert cli.main(["pretrain", f"resume={commands.seen[0][1]}", "steps=9"]) == 0
+    (first, folder), (again, same) = commands.seen
+    assert folder == same and (again.steps, again.lr, again.resume) == (9, first.lr, str(folder))
+    stored = rundir.read_config(folder / "config.yaml")
+    assert (stored["steps"], stored["resume"]) == (9, None)
+    assert rundir.environment(folder)["command_line"] == ["pretrain", "model=tiny", "corpus=demo", "steps=5"]
+    assert "steps=5" in (folder / ".hydra" / "overrides.yaml").read_text()
+
+
+def test_a_file_is_repeated_though_its_task_is_no_option_here(commands):
+    assert cli.main(["finetune", "task=demo_sentiment", "task.name=mine", "limit.train=5"]) == 0
+    assert cli.main(["finetune", f"config={commands.seen[0][1]}/config.yaml", "limit.train=6"]) == 0
+    repeated = commands.seen[1][0]
+    assert (repeated.task.name, repeated.limit.train, repeated.name) == ("mine", 6, "mine")
+
+
+# --- sweeps -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_runs_every_job_in_its_own_folder_and_one_failure_stops_no_other(capsys, commands):
+    def run(built, folder):
+        commands.seen.append((built, folder))
+        if built.seed == 0:
+            raise ValueError("boom")
+
+    commands.run = run
+    assert cli.main(["-m", *REPORT, "seed=0,1", "name=a,b"]) == 2  # a literal name with a comma in it
+    assert cli.main(["-m", *REPORT, "seed=0,1"]) == 1
+    assert [built.seed for built, _ in commands.seen] == [0, 1]
+    first, second = (folder for _, folder in commands.seen)
+    assert first.parent == second.parent and first.parent.parent == Path.cwd() / "outputs" / "multirun" / "report"
+    assert (first.name, second.name) == ("0", "1") and (first / "error.txt").exists()
+    assert rundir.environment(second)["command_line"] == ["-m", *REPORT, "seed=0,1"]
+    assert "gpt1: ValueError: boom; traceback in" in capsys.readouterr().err
+
+
+def test_a_job_at_fault_is_named_and_an_init_is_swept(capsys, commands):
+    assert cli.main(["-m", "pretrain", "model=tiny", "corpus=demo", "init=none,no where"]) == 2
+    assert [built.init for built, _ in commands.seen] == ["none"]
+    told = capsys.readouterr().err
+    assert "gpt1: job 1 (" in told and "init=no where: no such folder" in told and "Traceback" not in told
+
+
+def test_a_sweep_of_a_stored_configuration_keeps_what_it_holds(commands):
+    assert cli.main(["finetune", "task=demo_sentiment", "task.label=gold", "seed=3"]) == 0
+    assert cli.main(["-m", "finetune", f"config={commands.seen[0][1]}/config.yaml", "lr=1e-3"]) == 0
+    swept = commands.seen[1][0]
+    assert (swept.lr, swept.seed, swept.task.label) == (1e-3, 3, "gold")
+
+
+def test_a_sweep_folder_that_is_in_use_is_refused(capsys, commands):
+    Path("mine").mkdir()
+    Path("mine/multirun.yaml").touch()
+    assert cli.main(["-m", *REPORT, "seed=0", "hydra.sweep.dir=mine"]) == 2
+    assert "is not empty (multirun.yaml)" in capsys.readouterr().err and commands.seen == []
+
+
+# --- shell completion -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("gpt1 pre", {"prepare", "pretrain"}),
+        ("gpt1 --mu", {"--multirun"}),
+        ("gpt1 -m finetune mod", {"model=", "model."}),
+        ("gpt1 finetune limit.t", {"limit.train=", "limit.test="}),
+        ("gpt1 lr=1 finetune model=", {"model=base", "model=mini", "model=small", "model=tiny"}),
+        ("gpt1 finetune task=demo_s", {"task=demo_sentiment"}),
+        ("gpt1 finetune aux_lm=", {"aux_lm=false", "aux_lm=true"}),
+        ("gpt1 pretrain runtime.device=c", {"runtime.device=cpu", "runtime.device=cuda"}),
+        ("gpt1 pretrain init=ru", {"init=run1/", "init=rules.txt"}),
+        ("gpt1 pretrain lr=", set()),
+        ("gpt1 pretrain nonsense model=", set()),
+    ],
+)
+def test_completion_offers_commands_groups_options_keys_and_files(capsys, monkeypatch, typed, offered):
+    Path("run1").mkdir()
+    Path("rules.txt").touch()
+    monkeypatch.setenv("COMP_LINE", typed)
+    assert cli.main(["-sc", "query=bash"]) == 0
+    assert set(capsys.readouterr().out.split()) == offered
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+def test_bash_completes_through_the_installed_function(tmp_path):
+    program = tmp_path / "gpt1"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m gpt1cli "$@"\n')
+    program.chmod(0o755)
+    script = (
+        'eval "$(gpt1 --shell-completion install=bash)"\n'
+        'COMP_LINE="gpt1 -m finetune task=demo_s" COMP_POINT=28 COMP_CWORD=3\n'
+        'hydra_bash_completion; echo "${COMPREPLY[@]}"'
+    )
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("task=demo_sentiment\n", "")

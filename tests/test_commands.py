@@ -1,0 +1,228 @@
+"""Whole runs through the command line, small enough for a laptop: what they write, and that they can be repeated."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score
+
+import gpt1cli
+from gpt1cli import rundir
+from gpt1cli.cli import main
+
+SMALL = (
+    "model=tiny", "model.n_layer=2", "model.d_model=16", "model.n_head=2", "model.d_ff=32", "model.n_positions=32",
+    "model.pretraining.context=32", "batch_size=4", "runtime.threads=1", "runtime.progress=none",
+)  # fmt: skip
+STORY = "the cat sat on the mat . the dog ran to the cat . a bird sang , and the dog sat down .\n"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A folder with a text and a pretraining run on it, `run`."""
+    root = tmp_path_factory.mktemp("world")
+    (root / "story.txt").write_text(STORY * 200)
+    assert main(pretrain(root, "run", "steps=6", "eval_every=3")) == 0
+    return root
+
+
+def pretrain(root: Path, run: str, *more: str) -> list[str]:
+    return [
+        "pretrain", *SMALL, "corpus=text", f"corpus.path={root / 'story.txt'}", "tokenizer=bpe", "tokenizer.merges=30",
+        f"cache={root / 'cache'}", f"hydra.run.dir={root / run}", *more,
+    ]  # fmt: skip
+
+
+def finetune(root: Path, run: str, *more: str) -> list[str]:
+    length = () if any(word.startswith("steps=") for word in more) else ("epochs=2",)
+    return [
+        "finetune", "task=demo_sentiment", f"init={root / 'run'}", "limit.train=12", "limit.valid=8", "limit.test=9",
+        "batch_size=4", "runtime.threads=1", "runtime.progress=none",
+        f"cache={root / 'cache'}", f"hydra.run.dir={root / run}", *length, *more,
+    ]  # fmt: skip
+
+
+def weights(run: Path, link: str = "last") -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / link / "model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_pretraining_writes_the_whole_run_folder(world):
+    run = world / "run"
+    found = {path.name for path in run.iterdir()}
+    assert {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "plots", "report.md", ".hydra"} <= found
+    assert {"run.log", "result.json"} <= found and "error.txt" not in found
+    result = json.loads((run / "result.json").read_text())
+    assert (result["status"], result["command"], result["steps"]) == ("finished", "pretrain", 6)
+    assert result["tokens"] == 6 * 4 * 32
+    lines = rundir.read_jsonl(run / "metrics.jsonl")
+    assert [line["step"] for line in lines if line["split"] == "valid"] == [0, 3, 6]
+    assert all(
+        line["perplexity"] == pytest.approx(math.exp(line["loss"])) for line in lines if line["split"] == "valid"
+    )
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["threads"] == 1 and environment["command_line"][0] == "pretrain"
+
+
+def test_the_same_command_gives_the_same_weights_and_another_seed_others(world):
+    assert main(pretrain(world, "again", "steps=6", "eval_every=3")) == 0
+    assert same(weights(world / "run"), weights(world / "again"))
+    assert main(pretrain(world, "other", "steps=6", "eval_every=3", "seed=1")) == 0
+    assert not same(weights(world / "run"), weights(world / "other"))
+
+
+def test_config_repeats_a_run(world):
+    assert main(["pretrain", f"config={world / 'run' / 'config.yaml'}", f"hydra.run.dir={world / 'repeated'}"]) == 0
+    assert same(weights(world / "run"), weights(world / "repeated"))
+
+
+def test_fewer_steps_resumed_with_more_go_on(world, capsys):
+    command = ("eval_every=3", "schedule=constant", "warmup_steps=0")
+    assert main(pretrain(world, "whole", "steps=8", *command)) == 0
+    assert main(pretrain(world, "part", "steps=5", *command)) == 0
+    assert main(["pretrain", f"resume={world / 'part'}", "steps=8"]) == 0
+    assert same(weights(world / "whole"), weights(world / "part"))
+    assert main(["pretrain", f"resume={world / 'part'}"]) == 0
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_epochs_count_windows_of_the_training_tokens(world):
+    assert main(pretrain(world, "epoch", "epochs=1")) == 0
+    meta = json.loads(next((world / "cache" / "corpora").glob("*/meta.json")).read_text())
+    assert json.loads((world / "epoch" / "result.json").read_text())["steps"] == meta["train_tokens"] // (4 * 32)
+
+
+def test_a_corpus_that_fills_no_window_is_refused(world, capsys):
+    (world / "short.txt").write_text("the cat sat .")
+    assert main(pretrain(world, "short", f"corpus.path={world / 'short.txt'}")) == 2
+    assert "too small" in capsys.readouterr().err
+
+
+def test_finetuning_writes_predictions_that_give_its_metrics(world):
+    assert main(finetune(world, "tuned")) == 0
+    result = json.loads((world / "tuned" / "result.json").read_text())
+    assert result["examples"] == {"train": 12, "valid": 8, "test": 9} and result["steps"] == 6
+    for split in ("valid", "test"):
+        rows = rundir.read_jsonl(world / "tuned" / "predictions" / f"{split}.jsonl")
+        labels, predictions = [row["label"] for row in rows], [row["prediction"] for row in rows]
+        assert result[split]["accuracy"] == pytest.approx(accuracy_score(labels, predictions))
+        assert all(max(row["scores"], key=row["scores"].get) == row["prediction"] for row in rows)
+        assert all(sum(row["scores"].values()) == pytest.approx(1, abs=1e-5) for row in rows)
+
+
+def test_the_best_checkpoint_is_the_one_scored(world):
+    assert main(finetune(world, "scored", "lr=0.05")) == 0
+    valid = [line for line in rundir.read_jsonl(world / "scored" / "metrics.jsonl") if line["split"] == "valid"]
+    result = json.loads((world / "scored" / "result.json").read_text())
+    best = max(valid, key=lambda line: (line["accuracy"], -line["step"]))
+    assert result["best_step"] == best["step"]
+    assert result["valid"]["accuracy"] == best["accuracy"]
+    assert result["valid"]["loss"] == pytest.approx(best["loss"], rel=1e-6)
+
+
+def test_what_is_transferred(world):
+    """The special rows and the head are fresh; embeddings and blocks are init's, in part or not at all."""
+    start = weights(world / "run", "best")
+    still = ("steps=1", "lr=1e-30", "optimizer.weight_decay=0")
+    cases = {"all": ("transfer_layers=all",), "one": ("transfer_layers=1",), "none": ("pretrained=false",)}
+    for name, more in cases.items():
+        assert main(finetune(world, f"transfer-{name}", *still, *more)) == 0
+    vocabulary = len(start["tokens.weight"])
+    kept = {
+        name: {
+            key: torch.equal(tuned[f"body.{key}"][:vocabulary], start[key])
+            for key in ("tokens.weight", "blocks.0.expand.weight", "blocks.1.expand.weight")
+        }
+        for name in cases
+        for tuned in [weights(world / f"transfer-{name}")]
+    }
+    assert list(kept["all"].values()) == [True, True, True]
+    assert list(kept["one"].values()) == [True, True, False]
+    assert list(kept["none"].values()) == [False, False, False]
+    assert len(weights(world / "transfer-all")["body.tokens.weight"]) == vocabulary + 3
+
+
+def test_ablations_do_what_they_say(world):
+    for ablation, aux_lm, pretrained in (("full", 1, 1), ("no_aux_lm", 0, 1), ("no_pretrain", 1, 0)):
+        assert main(finetune(world, ablation, f"ablation={ablation}", "steps=1", "log_every=1")) == 0
+        line = next(x for x in rundir.read_jsonl(world / ablation / "metrics.jsonl") if x["split"] == "train")
+        assert ("lm_loss" in line) == bool(aux_lm)
+        assert rundir.read_config(world / ablation / "config.yaml")["pretrained"] == bool(pretrained)
+
+
+def test_a_sweep_and_its_report(world, capsys):
+    sweep = [word for word in finetune(world, "x", "steps=1") if not word.startswith("hydra.run.dir")]
+    assert main(["-m", *sweep, "pretrained=true,false", "seed=0,1", f"hydra.sweep.dir={world / 'sweep'}"]) == 0
+    capsys.readouterr()
+    assert main(["report", f"runs=[{world / 'sweep'}]", f"hydra.run.dir={world / 'report'}"]) == 0
+    page = (world / "report" / "report.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| demo_sentiment")]
+    assert len(rows) == 2 and all("| 2 |" in row and "±" in row for row in rows)
+    scores = [
+        json.loads((world / "sweep" / job / "result.json").read_text())["test"]["accuracy"]
+        for job in ("0", "1")  # pretrained=true, seeds 0 and 1
+    ]
+    assert f"accuracy (test) {sum(scores) / 2:.3f}" in next(row for row in rows if "pretrained=True" in row)
+
+
+def test_a_loss_that_explodes_ends_with_status_1(world, capsys):
+    assert main(pretrain(world, "exploding", "steps=50", "lr=1e30", "warmup_steps=0", "log_every=1")) == 1
+    error = capsys.readouterr().err
+    assert "at step" in error and "error.txt" in error
+    assert (world / "exploding" / "error.txt").exists() and not (world / "exploding" / "result.json").exists()
+
+
+def test_load_from_python(world):
+    before = torch.get_rng_state()
+    model, tokenizer = gpt1cli.load(world / "run")
+    assert torch.equal(torch.get_rng_state(), before)
+    ids = tokenizer.encode("the cat sat on the mat")
+    assert tokenizer.decode(ids) == "the cat sat on the mat"
+    hidden = model(torch.tensor([ids]))
+    assert hidden.shape == (1, len(ids), 16) and hidden.dtype == torch.float32 and not model.training
+    assert model.logits(hidden).shape == (1, len(ids), len(tokenizer))
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_and_resumed_each_time(world):
+    """SIGKILL between any two instructions: the weights are those of a run that was never disturbed."""
+    command = ("steps=400", "eval_every=20", "checkpoint_every=7", "log_every=3")
+    assert main(pretrain(world, "undisturbed", *command)) == 0
+    chance, kills, run = random.Random(0), 0, world / "killed"
+    words = pretrain(world, "killed", *command)
+    while not (run / "result.json").exists():
+        process = subprocess.Popen([sys.executable, "-m", "gpt1cli", *words], stdout=subprocess.DEVNULL)
+        if kills < 20:
+            deadline = time.monotonic() + 120  # training has begun, or gone on, before the clock is started
+            seen = run / "metrics.jsonl"
+            before = seen.stat().st_mtime_ns if seen.exists() else 0
+            while time.monotonic() < deadline and process.poll() is None:
+                if seen.exists() and seen.stat().st_mtime_ns != before:
+                    break
+                time.sleep(0.01)
+            time.sleep(chance.uniform(0, 0.4))
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+        assert process.wait() in (0, -signal.SIGKILL)
+        words = ["pretrain", f"resume={run}", f"cache={world / 'cache'}"] if (run / "config.yaml").exists() else words
+    assert kills >= 5
+    assert same(weights(world / "undisturbed"), weights(run))
+    assert same(
+        load_file(world / "undisturbed" / "checkpoints" / "last" / "training.safetensors"),
+        load_file(run / "checkpoints" / "last" / "training.safetensors"),
+    )
