@@ -12,12 +12,12 @@ A prepared corpus is cached under a key of its content and the tokenizer's ident
 from __future__ import annotations
 
 import collections
+import contextlib
 import hashlib
 import itertools
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -126,29 +126,24 @@ def _key(*parts_of_it: Any) -> str:
     return hashlib.sha256(json.dumps(parts_of_it, sort_keys=True).encode()).hexdigest()[:24]
 
 
-class appearing:
-    """A folder written aside and renamed into place when the block ends well; one that came first stays."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __enter__(self) -> Path:
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self.aside = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
-        return self.aside
-
-    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        if failure is None:
-            for file in self.aside.iterdir():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-            try:
-                self.aside.rename(self.folder)
-                return
-            except OSError:
-                if not self.folder.exists():  # else: another process prepared the same, which is as good
-                    raise
-        shutil.rmtree(self.aside, ignore_errors=True)
+@contextlib.contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A folder to write into, renamed to its place when the block ends well; one that came first stays."""
+    aside = folder.with_name(f".{folder.name}-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        for file in aside.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        try:
+            aside.rename(folder)
+        except OSError:
+            if not folder.exists():  # else another process has prepared the same, which is as good
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------

@@ -159,7 +159,8 @@ def plot_losses(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for split, style in (("train", "-"), ("valid", "o-")):
-        points = [(line["step"], line["loss"]) for line in metrics if line["split"] == split]
+        # what fine-tuning minimises also holds the language-model loss; the validation loss is that of the task alone
+        points = [(line["step"], line.get("task_loss", line["loss"])) for line in metrics if line["split"] == split]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=split, markersize=3, linewidth=1)
     axes.set_xlabel("updates")

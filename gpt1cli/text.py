@@ -106,18 +106,122 @@ UNCURLED = (("‘", "'"), ("’", "'"), ("“", '"'), ("”", '"'), ("\r\n", "\n
 
 
 def repaired(text: str) -> str:
-    """ftfy.fix_text(text), where ftfy is asked only about lines that hold a dubious character.
+    """ftfy.fix_text(text), where ftfy is asked only about the lines that hold a dubious character.
 
-    ftfy looks at line after line, by itself. All that it carries along is that entities are left as they are from the
-    first line with a "<" on.
+    ftfy takes line after line by itself. All it carries along is that from the first line with a "<" on entities stay.
     """
-    done, at = [], 0
+    done, at, tag = [], 0, text.find("<")
     while dubious := DUBIOUS.search(text, at):
-        start = text.rfind("\n", at, dubious.start()) + 1 or at
-        end = text.find("\n", dubious.end()) + 1 or len(text)
-        if text[dubious.start()] == "\n":
-            raise AssertionError
-        done += _uncurled(text[at:start]), _fixed(text, start, end)
+        import ftfy
+
+        start = max(at, text.rfind("\n", at, dubious.start()) + 1)
+        end = text.find("\n", dubious.start()) + 1 or len(text)
+        entities = False if 0 <= tag < start else "auto"
+        done += _uncurled(text[at:start]), ftfy.fix_text(text[start:end], unescape_html=entities)
         at = end
-    done.append(_uncurled(text[at:]))
-    return "".join(done)
+    return "".join([*done, _uncurled(text[at:])])
+
+
+def _uncurled(text: str) -> str:
+    for old, new in UNCURLED:
+        text = text.replace(old, new)
+    return text
+
+
+def chunks(text: str) -> list[str]:
+    """A repaired text cut at its blanks; a line break is the chunk "\n". Some chunks are empty, some hold tabs."""
+    return text.replace("\n", " \n ").split(" ")
+
+
+class Entangled(Exception):
+    """The words of a part may depend on what stands beside it: its line has to be cut as a whole."""
+
+
+# A word of letters, a quote before it, one mark behind it: spaCy cuts just there unless its table has it otherwise.
+# NOTE: a full stop only behind a small letter. spaCy keeps it on "A." and takes it off "AA.".
+WORD = re.compile("('?)([A-Za-z]+)('s|[:']|(?<=[a-z])[.]|)")
+
+
+def parts(chunk: str) -> list[str]:
+    """What of a chunk can be cut into words by itself; a part's only part is itself."""
+    found = []
+    exceptions = _english().rules
+    for piece in PIECE.findall(chunk if chunk.isascii() else chunk.translate(REPLACED)):
+        match = WORD.fullmatch(piece)
+        if match and exceptions.keys().isdisjoint((piece, match[1] + match[2], match[2], match[2] + match[3])):
+            found += filter(None, match.groups())
+        else:
+            found.append(piece)
+    return found
+
+
+@cache
+def _english_unmatched() -> Tokenizer:
+    """spaCy's English without its last step, which looks for exceptions that the cutting has put asunder.
+
+    An exception enters that step if it has an affix itself. Nothing else asks this of an exception: where the cutting
+    meets one, it cuts as the table says.
+    """
+    from spacy.tokenizer import Tokenizer
+
+    class Unmatched(Tokenizer):
+        def find_prefix(self, text: str) -> int:
+            return 0 if text in self.rules else super().find_prefix(text)
+
+        def find_suffix(self, text: str) -> int:
+            return 0 if text in self.rules else super().find_suffix(text)
+
+        def find_infix(self, text: str) -> list[re.Match[str]]:
+            return [] if text in self.rules else super().find_infix(text)
+
+    full = _english()
+    return Unmatched(
+        full.vocab,
+        rules=full.rules,
+        prefix_search=full.prefix_search,
+        suffix_search=full.suffix_search,
+        infix_finditer=full.infix_finditer,
+        url_match=full.url_match,
+    )
+
+
+def part_words(part: str) -> list[str]:
+    """The lower-cased words of a part; Entangled where they may depend on its neighbours."""
+    if part.isascii() and part.isalpha() and part not in _english().rules:
+        return [part.lower()]
+    tokens = _tokens(_english(), part)
+    # spaCy's last step puts exceptions together again ("'em.'" is cut "'" "em" "." "'", then "'em" is found). It looks
+    # at a whole line, and what it takes for an exception across a blank it leaves alone, but nothing else is put together
+    # there: "boys' 'em.'" has the pair "'" "'", so its "'" "em" stay apart. A part on which the last step does nothing
+    # can lose nothing by that.
+    if len(tokens) > 1 and tokens != _tokens(_english_unmatched(), part):
+        raise Entangled
+    _forget()
+    return [token.lower() for token in tokens]
+
+
+def count_words(text: str) -> Counter[str]:
+    """Counter(words(text))."""
+    text = repaired(text)
+    counts = _count_words(text)
+    lines = sum(1 for line in text.split("\n") if line.strip())
+    if lines > 1:
+        counts[NEWLINE] = lines - 1
+    return counts
+
+
+def _count_words(text: str) -> Counter[str]:
+    """How often each word is in a repaired text, line breaks left out."""
+    in_parts: Counter[str] = Counter()
+    in_words: Counter[str] = Counter()
+    try:
+        for chunk, count in Counter(chunks(text)).items():
+            for part in parts(chunk):
+                in_parts[part] += count
+        for part, count in in_parts.items():
+            for word in part_words(part):
+                in_words[word] += count
+    except Entangled:
+        lines = text.split("\n")
+        return Counter(words_of_repaired(text)) if len(lines) == 1 else sum(map(_count_words, lines), Counter())
+    return in_words

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,12 @@ class Split:
     dropped: int  # rows of the data set without a label
 
     @property
+    def digest(self) -> str:
+        """16 hex digits over the examples, in order."""
+        rows = [(example.id, example.texts, example.label) for example in self.examples]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+    @property
     def labels(self) -> list[int] | None:
         """The labels, or None where the split has none."""
         labels = [example.label for example in self.examples if example.label is not None]
@@ -61,6 +68,8 @@ def run(config: FinetuneConfig, folder: Path) -> None:
 
     body, vocabulary = starting_point(config, reporting)
     splits = load_splits(config, vocabulary, reporting)
+    data = {name: split.digest for name, split in splits.items()}
+    rundir.note(folder, checksums={"tokenizer": vocabulary.identity, **data})
     model = Classifier(body, len(config.task.labels), config.head_dropout).to(machine.device)
     optimizer = Optimizer(model, config.optimizer, machine.precision)
     if machine.compile:

@@ -44,6 +44,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
     else:
         model, vocabulary = checkpoint.load(config.init, config.hub, config.cache)
     shards = corpus.prepare(source, config.corpus.name, vocabulary, config.cache, reporting)
+    rundir.note(folder, checksums={"tokenizer": vocabulary.identity, "corpus": source.digest})
     plan = plan_of(config, shards)
 
     model.to(machine.device)
