@@ -114,7 +114,11 @@ def _start_from(stored: dict[str, Any], raw: dict[str, Any], named: Mapping[str,
         )
     merged = _overlay(composer.cls, raw, overrides.seal(stored))
     for key in sorted(named, key=lambda key: key.count(".")):
-        _put(merged, key, _get(raw, key))
+        parent, _, name = key.rpartition(".")
+        if name in (_get(raw, parent) if parent else raw):
+            _put(merged, key, _get(raw, key))
+        elif isinstance(node := _get(merged, parent), dict):  # ~task.splits.test
+            node.pop(name, None)
     renamed = any(group in named and _get(stored, f"{group}.name") == stored.get("name") for group in composer.groups)
     if renamed and "name" not in named:  # the run was named after its task or corpus, and this is another one
         merged["name"] = raw["name"]
@@ -138,12 +142,12 @@ def _refuse_changes(stored: dict[str, Any], given: dict[str, Any], named: Mappin
     before, after = _leaves(stored), _leaves(given)
     other = [key for key in named if f"{key}.name" in before and before[f"{key}.name"] != after.get(f"{key}.name")]
     changed = [f"  {group}={named[group]}: the run has {shown(before[f'{group}.name'])}" for group in other]
-    for key in before:
-        parts = key.split(".")
+    for key in before | after:
+        parts, old, new = key.split("."), before.get(key), after.get(key)
         was_named = any(".".join(parts[:n]) in named for n in range(1, len(parts) + 1))
-        grown = key == "steps" and isinstance(before[key], int) and (after[key] or 0) > before[key]
-        if was_named and parts[0] not in (*FREE, *other) and not grown and after.get(key) != before[key]:
-            changed.append(f"  {key}={shown(after.get(key))}: the run has {shown(before[key])}")
+        grown = key == "steps" and isinstance(old, int) and isinstance(new, int) and new > old
+        if was_named and parts[0] not in (*FREE, *other) and not grown and new != old:
+            changed.append(f"  {key}={shown(new)}: the run has {shown(old)}")
     if changed:
         rule = "goes on with the run's own configuration; only runtime.*, logger and larger steps may differ:"
         raise InputError("\n".join([f"resume={shown(named['resume'])} {rule}", *changed]))

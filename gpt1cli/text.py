@@ -17,8 +17,9 @@ from __future__ import annotations
 import importlib.metadata
 import re
 from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from spacy.tokenizer import Tokenizer
@@ -102,6 +103,10 @@ def versions() -> dict[str, str]:
 # begin an entity, and without the control characters it deletes; dashes, the ellipsis, and the quotes it uncurls. None of
 # its signs of mojibake is spelled by these alone.
 DUBIOUS = re.compile("[^\t\n\f\r -%'-~–—…‘’“”]")
+PORTION = 1 << 13
+CHUNKS = 1 << 18
+CHUNK_SYMBOLS = 64
+V = TypeVar("V")
 UNCURLED = (("‘", "'"), ("’", "'"), ("“", '"'), ("”", '"'), ("\r\n", "\n"), ("\r", "\n"))
 
 
@@ -128,9 +133,31 @@ def _uncurled(text: str) -> str:
     return text
 
 
+def portions(text: str) -> Iterator[str]:
+    """Whole lines, about PORTION characters at a time."""
+    at = 0
+    while at < len(text):
+        end = text.find("\n", at + PORTION) + 1 or len(text)
+        yield text[at:end]
+        at = end
+
+
 def chunks(text: str) -> list[str]:
     """A repaired text cut at its blanks; a line break is the chunk "\n". Some chunks are empty, some hold tabs."""
     return text.replace("\n", " \n ").split(" ")
+
+
+class Memory(dict[str, V]):
+    """Chunk -> what `find` makes of it, found when first asked for and remembered while there is room."""
+
+    def __init__(self, find: Callable[[str], V]) -> None:
+        self.find = find
+
+    def __missing__(self, chunk: str) -> V:
+        found = self.find(chunk)
+        if len(self) < CHUNKS and len(chunk) <= CHUNK_SYMBOLS:
+            self[chunk] = found
+        return found
 
 
 class Entangled(Exception):
@@ -144,6 +171,8 @@ WORD = re.compile("('?)([A-Za-z]+)('s|[:']|(?<=[a-z])[.]|)")
 
 def parts(chunk: str) -> list[str]:
     """What of a chunk can be cut into words by itself; a part's only part is itself."""
+    if chunk.isascii() and chunk.isalpha():
+        return [chunk]
     found = []
     exceptions = _english().rules
     for piece in PIECE.findall(chunk if chunk.isascii() else chunk.translate(REPLACED)):
@@ -202,26 +231,12 @@ def part_words(part: str) -> list[str]:
 
 def count_words(text: str) -> Counter[str]:
     """Counter(words(text))."""
-    text = repaired(text)
-    counts = _count_words(text)
-    lines = sum(1 for line in text.split("\n") if line.strip())
+    counts: Counter[str] = Counter()
+    lines = 0
+    for portion in portions(repaired(text)):
+        lines += sum(1 for line in portion.split("\n") if line.strip())
+        for word, count in _count_words(portion).items():
+            counts[word] += count
     if lines > 1:
         counts[NEWLINE] = lines - 1
     return counts
-
-
-def _count_words(text: str) -> Counter[str]:
-    """How often each word is in a repaired text, line breaks left out."""
-    in_parts: Counter[str] = Counter()
-    in_words: Counter[str] = Counter()
-    try:
-        for chunk, count in Counter(chunks(text)).items():
-            for part in parts(chunk):
-                in_parts[part] += count
-        for part, count in in_parts.items():
-            for word in part_words(part):
-                in_words[word] += count
-    except Entangled:
-        lines = text.split("\n")
-        return Counter(words_of_repaired(text)) if len(lines) == 1 else sum(map(_count_words, lines), Counter())
-    return in_words

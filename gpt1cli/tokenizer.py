@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache
@@ -44,31 +45,8 @@ BASE_SYMBOLS = 238
 LEAST_COUNT = 2
 """A pair of symbols seen once teaches nothing: training stops there, as in Sennrich's own code."""
 
-CHUNKS = 1 << 17
-CHUNK_SYMBOLS = 64
-"""The ids of the last 131,072 to 262,144 different chunks of at most 64 symbols are remembered: XX MB."""
-
 WORDS = 1 << 17
-"""The plain way remembers the ids of so many words: 40 MB, if it is used at all."""
-
-
-class Chunks(dict[str, bytes]):
-    """Chunk -> its ids, found when first asked for. Full, it starts anew and takes over what is asked for again."""
-
-    def __init__(self, find: Callable[[str], bytes]) -> None:
-        self.find = find
-        self.before: dict[str, bytes] = {}
-
-    def __missing__(self, chunk: str) -> bytes:
-        ids = self.before.get(chunk)
-        if ids is None:
-            ids = self.find(chunk)
-        if len(chunk) <= CHUNK_SYMBOLS:
-            if len(self) >= CHUNKS:
-                self.before = dict(self)
-                self.clear()
-            self[chunk] = ids
-        return ids
+"""The plain way remembers the ids of so many words: about 40 MB, if it is used at all."""
 
 
 class Tokenizer:
@@ -87,9 +65,10 @@ class Tokenizer:
         self._dtype = np.dtype(np.uint16 if len(self._entries) < 1 << 16 else np.uint32)
         # A line break before it is known whether it counts: two in a row are one, and none is at either end of a text.
         self._break = np.iinfo(self._dtype).max
+        self._break_bytes = self._dtype.type(self._break).tobytes()
         self._newline = self._bpe.tokenize("\n")[0].id
-        self._chunks = Chunks(self._chunk_ids)
-        self._word_ids = lru_cache(WORDS)(self._word_ids)
+        self._chunks = rules.Memory(self._chunk_ids)
+        self._remembered_word_ids = lru_cache(WORDS)(self._word_ids)
 
     def __len__(self) -> int:
         """V, the entries of the vocabulary; the special rows do not count."""
@@ -112,7 +91,7 @@ class Tokenizer:
     def encode_array(self, text: str) -> np.ndarray:
         """`encode` as an array [ids], uint16 where the vocabulary fits, else uint32."""
         text = rules.repaired(text)
-        ids = np.frombuffer(self._with_breaks(text), self._dtype)
+        ids = np.frombuffer(b"".join(map(self._portion_ids, rules.portions(text))), self._dtype)
         if "\n" not in text:
             return ids
         solid = ids != self._break
@@ -124,7 +103,7 @@ class Tokenizer:
 
     def encode_plain(self, text: str) -> list[int]:
         """The same ids by the rules one after the other, slowly: what the tests and the benchmark compare with."""
-        return [index for word in rules.words(text) for index in self._word_ids(word)]
+        return [index for word in rules.words(text) for index in self._remembered_word_ids(word)]
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """The ids of each text, in order."""
@@ -155,28 +134,27 @@ class Tokenizer:
         (folder / VOCABULARY_FILE).write_text(vocabulary, encoding="utf-8", newline="\n")
         (folder / MERGES_FILE).write_text(merges, encoding="utf-8", newline="\n")
 
-    def _with_breaks(self, text: str) -> bytes:
-        """The ids of a repaired text, all of its line breaks as they come."""
+    def _portion_ids(self, portion: str) -> bytes:
+        """The ids of whole lines of a repaired text, all line breaks as they come."""
         try:
-            return b"".join(map(self._chunks.__getitem__, rules.chunks(text)))
+            return b"".join(map(self._chunks.__getitem__, rules.chunks(portion)))
         except rules.Entangled:
-            if "\n" in text:
-                return self._bytes([self._break]).join(map(self._with_breaks, text.split("\n")))
-            return self._bytes(index for word in rules.words_of_repaired(text) for index in self._word_ids(word))
+            if "\n" in portion:
+                return self._break_bytes.join(map(self._portion_ids, portion.split("\n")))
+            return self._words_ids(rules.words_of_repaired(portion))
 
     def _chunk_ids(self, chunk: str) -> bytes:
         if chunk == "\n":
-            return self._bytes([self._break])
-        parts = rules.parts(chunk)
-        if parts == [chunk]:
-            return self._bytes(index for word in rules.part_words(chunk) for index in self._word_ids(word))
-        return b"".join(map(self._chunks.__getitem__, parts))
+            return self._break_bytes
+        # What a part was found to be as a chunk is what it is here; it is no chunk because it is a part.
+        known = self._chunks.get
+        return b"".join(known(part) or self._words_ids(rules.part_words(part)) for part in rules.parts(chunk))
+
+    def _words_ids(self, words: Iterable[str]) -> bytes:
+        return array(self._dtype.char, [index for word in words for index in self._word_ids(word)]).tobytes()
 
     def _word_ids(self, word: str) -> list[int]:
         return [token.id for token in self._bpe.tokenize("\n" if word == rules.NEWLINE else word)]
-
-    def _bytes(self, ids: Iterable[int]) -> bytes:
-        return np.fromiter(ids, self._dtype).tobytes()
 
 
 def load(folder: Path) -> Tokenizer:

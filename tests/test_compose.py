@@ -271,10 +271,20 @@ def test_config_repeats_a_run_and_the_users_words_win():
     first, again = once("finetune", *RUN), composed("finetune", "config=run/config.yaml")
     assert dataclasses.replace(again.config, config=None) == first
     assert again.folder.parent == Path.cwd() / "outputs" / "finetune" / "rte" and not again.resumed
-    other = made("finetune", f"config={run}", "model=mini", "model.n_layer=3", "lr=0.5", "epochs=2", "task.splits.x=y")
+    other = made(
+        "finetune",
+        f"config={run}",
+        "model=mini",
+        "model.n_layer=3",
+        "lr=0.5",
+        "epochs=2",
+        "task.splits.x=y",
+        "~task.splits.test",
+    )
     assert (other.model.name, other.model.n_layer, other.model.d_model) == ("mini", 3, 256)
     assert (other.lr, other.epochs, other.steps, other.seed) == (0.5, 2.0, None, 7)
-    assert other.task.label == "gold" and other.task.splits["x"] == "y" and other.name == "rte"
+    assert other.task.label == "gold" and other.name == "rte"
+    assert other.task.splits == {"train": "train", "valid": "validation", "x": "y"}
     assert made("finetune", f"config={run}", "task=cola").name == "cola"  # the run's name was its task's
 
 
@@ -313,12 +323,15 @@ def test_resume_takes_the_stored_configuration_and_the_runs_own_folder(tmp_path)
 
 def test_resume_refuses_what_is_named_differently():
     run_folder(Path("run"), "finetune", *RUN)
-    message = refusal("finetune", "resume=run", "lr=1", "steps=50", "model=mini", "task.label=silver", "seed=7")
+    message = refusal(
+        "finetune", "resume=run", "lr=1", "steps=50", "model=mini", "task.label=silver", "task.splits.x=y"
+    )
     assert sorted(message.splitlines()[1:]) == [
         "  lr=1.0: the run has 0.25",
         "  model=mini: the run has tiny",
         "  steps=50: the run has 100",
         "  task.label=silver: the run has gold",
+        "  task.splits.x=y: the run has null",
     ]
     assert "epochs=3.0: the run has null" in refusal("finetune", "resume=run", "epochs=3")
     assert "both named" in refusal("finetune", "resume=run", "config=run")
