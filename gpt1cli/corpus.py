@@ -2,8 +2,8 @@
 
     documents  ->  parts of bounded size  ->  ids, on all cores  ->  train.bin and valid.bin  ->  windows
 
-Memory stays bounded however large the corpus: at most 4 parts a worker are in flight (a part is 256 k characters, some
-60 MB while spaCy holds it), beside the borders of the documents (8 bytes each). Training a tokenizer also holds one
+Memory stays bounded however large the corpus: the first 8 MB, then at most 4 parts a worker (256 k characters each, some
+60 MB while spaCy holds one), and the borders of the documents (8 bytes each). Training a tokenizer also holds one
 count for each distinct word. The shards are memory-mapped.
 
 A prepared corpus is cached under a key of its content and the tokenizer's identity, and appears whole, by one rename.
@@ -34,6 +34,7 @@ from gpt1cli.loggers import Progress
 from gpt1cli.tokenizer import Tokenizer
 
 FORMAT = 1
+FEW_PARTS = 32  # 8 MB: no more than one process cuts while others would still be starting
 VALID_EVERY = 20  # every 20th document is for validation: 5%
 VALID_SHARE = 0.05  # of the tokens at the end, where there are fewer documents than that
 
@@ -49,8 +50,8 @@ def _on_all_cores(
 ) -> Iterator[tuple[Part, R]]:
     """(part, work(tokenizer, text)) in order; a few parts are done here, more by worker processes."""
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    few = list(itertools.islice(stream, 2 * workers))
-    if len(few) < 2 * workers or workers == 1:  # starting processes would cost more than it saves
+    few = list(itertools.islice(stream, FEW_PARTS))
+    if len(few) < FEW_PARTS or workers == 1:  # starting processes would cost more than it saves
         loaded = tokenizer.load(having) if having else None
         yield from ((part, work(loaded, part.text)) for part in itertools.chain(few, stream))
         return
