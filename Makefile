@@ -24,7 +24,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED) ## pretrain a tiny model, fine-tune it with and without that pretraining, print a table (minutes)
 	run=outputs/demo/$$(date +%Y%m%d-%H%M%S); \
-	$(BIN)/gpt1 pretrain model=tiny corpus=demo hydra.run.dir=$$run/pretrain && \
+	$(BIN)/gpt1 pretrain model=tiny corpus=demo steps=3000 hydra.run.dir=$$run/pretrain && \
 	$(BIN)/gpt1 -m finetune task=demo_sentiment,demo_entailment,demo_acceptability pretrained=true,false \
 	  init=$$run/pretrain hydra.sweep.dir=$$run/finetune && \
 	$(BIN)/gpt1 report runs=[$$run] hydra.run.dir=$$run/report

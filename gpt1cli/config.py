@@ -1,8 +1,8 @@
 """Every configuration of gpt1 as a frozen dataclass, and the one strict door through which plain data becomes one.
 
-Hydra composes yaml files and command-line overrides into a nested mapping; `build` turns that mapping into the dataclass
-of the command, once, and reports everything that is wrong with it together: unknown keys, wrong types, values out of
-range, fields that contradict one another. Behind this door nobody sees a mapping again.
+Hydra composes yaml files and command-line overrides into a nested mapping; `build` turns that mapping into the
+dataclass of the command, once, and reports everything that is wrong with it together: unknown keys, wrong types, values
+out of range, fields that contradict one another. Behind this door nobody sees a mapping again.
 
 The defaults live in conf/*.yaml; the meaning of each key, its type and its range live here, in its annotation.
 """
@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 
 class InputError(ValueError):
-    """The user's input is at fault: a message of a few lines that names the thing, the value, and what would be right."""
+    """The user's input is at fault: a few lines that name the thing, the value, and what would be right."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,9 @@ class RuntimeConfig:
     precision: Annotated[Literal["auto", "fp32", "bf16"], Key("arithmetic (auto: bf16 where the hardware has it)")]
     compile: Annotated[bool, Key("compile the model with torch.compile")]
     threads: Annotated[int | None, Key("CPU threads (null: torch's choice)", at_least=1)]
-    micro_batch: Annotated[int | None, Key("sequences computed at a time (null: as many as fit a token budget)", at_least=1)]
+    micro_batch: Annotated[
+        int | None, Key("sequences computed at a time (null: as many as fit a token budget)", at_least=1)
+    ]
     progress: Annotated[Literal["auto", "live", "plain", "none"], Key("a live line on a terminal, or plain lines")]
 
 
@@ -285,10 +287,14 @@ class PretrainConfig(TrainConfig):
 
     corpus: CorpusConfig
     context: Annotated[int, Key("tokens in one sequence", at_least=2)]
-    warmup_steps: Annotated[int | None, Key("updates of warm-up (null: the model's own, at most 10% of the run)", at_least=0)]
+    warmup_steps: Annotated[
+        int | None, Key("updates of warm-up (null: the model's own, at most 10% of the run)", at_least=0)
+    ]
     eval_every: Annotated[int | None, Key("updates between two validations (null: ten in a run)", at_least=1)]
     eval_tokens: Annotated[int, Key("validation tokens scored at a time, evenly spread", at_least=1)]
-    checkpoint_every: Annotated[int | None, Key("updates between two checkpoints (null: at each validation)", at_least=1)]
+    checkpoint_every: Annotated[
+        int | None, Key("updates between two checkpoints (null: at each validation)", at_least=1)
+    ]
     keep_checkpoints: Annotated[list[Count], Key("steps whose checkpoint is kept for later probing")]
 
     def problems(self) -> Iterator[str]:
@@ -481,7 +487,9 @@ def _convert_dataclass(cls: type, value: Any, key: str, errors: list[str]) -> An
         return None
     prefix = f"{key}." if key else ""
     fields, before = fields_of(cls), len(errors)
-    errors.extend(unknown(f"{prefix}{name}", (prefix + field for field in fields)) for name in value if name not in fields)
+    errors.extend(
+        unknown(f"{prefix}{name}", (prefix + field for field in fields)) for name in value if name not in fields
+    )
     errors.extend(f"{prefix}{name}: missing" for name in fields if name not in value)
     values = {n: _convert(fields[n], value[n], f"{prefix}{n}", errors) for n in fields if n in value}
     if len(errors) > before:

@@ -2,8 +2,8 @@
 
     documents  ->  parts of bounded size  ->  ids, on all cores  ->  train.bin and valid.bin  ->  windows
 
-Memory stays bounded however large the corpus: the first 8 MB, then at most 4 parts a worker (256 k characters each, some
-60 MB while spaCy holds one), and the borders of the documents (8 bytes each). Training a tokenizer also holds one
+Memory stays bounded however large the corpus: the first 16 MB, then at most 4 jobs a worker (256 k characters,
+some 60 MB while spaCy holds one), and the borders of the documents (8 bytes each). Training a tokenizer also holds one
 count for each distinct word. The shards are memory-mapped.
 
 A prepared corpus is cached under a key of its content and the tokenizer's identity, and appears whole, by one rename.
@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,14 +27,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gpt1cli import hub, text, tokenizer
+from gpt1cli import documents, hub, text, tokenizer
 from gpt1cli.config import InputError, TokenizerConfig
 from gpt1cli.documents import Part, Source, demo, parts
 from gpt1cli.loggers import Progress
 from gpt1cli.tokenizer import Tokenizer
 
 FORMAT = 1
-FEW_PARTS = 32  # 8 MB: no more than one process cuts while others would still be starting
+FEW_JOBS = 64  # 16 MB: no more than one process tokenises while others would still be starting
 VALID_EVERY = 20  # every 20th document is for validation: 5%
 VALID_SHARE = 0.05  # of the tokens at the end, where there are fewer documents than that
 
@@ -45,26 +45,42 @@ R = TypeVar("R")
 # --- work on all cores ------------------------------------------------------------------------------------------------
 
 
-def _on_all_cores(
-    work: Callable[[Tokenizer | None, str], R], having: Path | None, stream: Iterator[Part]
-) -> Iterator[tuple[Part, R]]:
-    """(part, work(tokenizer, text)) in order; a few parts are done here, more by worker processes."""
+Work = Callable[[Tokenizer | None, str], R]
+
+
+def _on_all_cores(work: Work[R], having: Path | None, stream: Iterator[Part]) -> Iterator[tuple[Part, R]]:
+    """(part, work(tokenizer, text)) in order; a short corpus is done here, a longer one by worker processes."""
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    few = list(itertools.islice(stream, FEW_PARTS))
-    if len(few) < FEW_PARTS or workers == 1:  # starting processes would cost more than it saves
+    jobs = _jobs(stream)
+    few = list(itertools.islice(jobs, FEW_JOBS))
+    if len(few) < FEW_JOBS or workers == 1:  # starting processes would cost more than it saves
         loaded = tokenizer.load(having) if having else None
-        yield from ((part, work(loaded, part.text)) for part in itertools.chain(few, stream))
+        for job in itertools.chain(few, jobs):
+            yield from ((part, work(loaded, part.text)) for part in job)
         return
-    waiting: collections.deque[tuple[Part, Any]] = collections.deque()
+    waiting: collections.deque[tuple[list[Part], Future[list[R]]]] = collections.deque()
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(having,)) as pool:
-        for part in itertools.chain(few, stream):
-            waiting.append((part, pool.submit(_in_worker, work, part.text)))
+        for job in itertools.chain(few, jobs):
+            waiting.append((job, pool.submit(_in_worker, work, [part.text for part in job])))
             if len(waiting) >= 4 * workers:
                 done, future = waiting.popleft()
-                yield done, future.result()
-        while waiting:
-            done, future = waiting.popleft()
-            yield done, future.result()
+                yield from zip(done, future.result(), strict=True)
+        for done, future in waiting:
+            yield from zip(done, future.result(), strict=True)
+
+
+def _jobs(stream: Iterator[Part]) -> Iterator[list[Part]]:
+    """Short parts together: about documents.PART characters are handed to a worker at a time."""
+    job: list[Part] = []
+    characters = 0
+    for part in stream:
+        job.append(part)
+        characters += len(part.text)
+        if characters >= documents.PART:
+            yield job
+            job, characters = [], 0
+    if job:
+        yield job
 
 
 _loaded: Tokenizer | None = None  # of a worker process
@@ -75,17 +91,17 @@ def _start_worker(having: Path | None) -> None:
     _loaded = tokenizer.load(having) if having else None
 
 
-def _in_worker(work: Callable[[Tokenizer | None, str], R], part: str) -> R:
-    return work(_loaded, part)
+def _in_worker(work: Work[R], texts: list[str]) -> list[R]:
+    return [work(_loaded, part) for part in texts]
 
 
 def _encode(loaded: Tokenizer | None, part: str) -> np.ndarray:
     assert loaded is not None
-    return np.array(loaded.encode(part), dtype=np.uint32)
+    return loaded.encode_array(part)
 
 
 def _count_words(_: Tokenizer | None, part: str) -> collections.Counter[str]:
-    return collections.Counter(text.words(part))
+    return text.count_words(part)
 
 
 # --- the tokenizer of a run -------------------------------------------------------------------------------------------

@@ -99,10 +99,8 @@ def write_text(path: Path, text: str) -> None:
         aside.unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    os.fsync(folder)
+    os.close(folder)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -189,15 +187,13 @@ def environment(folder: Path) -> dict[str, Any]:
 def _environment() -> dict[str, Any]:
     import importlib.metadata  # 30 ms that `gpt1 --help` has no use for
 
-    versions: dict[str, str | None] = {"gpt1": __version__, "python": platform.python_version()}
+    versions = {"gpt1": __version__, "python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    machine = {"platform": platform.platform(), "cpus": os.cpu_count()}
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"date": date, "git": _git(), "versions": versions, "platform": platform.platform(), "cpus": cpus}
+    return {"date": date, "git": _git(), "versions": versions, **machine}
 
 
 def _git() -> dict[str, Any] | None:
@@ -206,15 +202,13 @@ def _git() -> dict[str, Any] | None:
     if not (source / ".git").exists():
         return None
 
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", source, *words], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    status = git("status", "--porcelain")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+    try:
+        command = ["git", "-C", str(source), "status", "--porcelain=v2", "--branch"]
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid ")), None)
+    return {"commit": commit, "dirty": any(not line.startswith("#") for line in lines)}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

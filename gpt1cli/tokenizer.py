@@ -21,7 +21,7 @@ import json
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -46,11 +46,14 @@ LEAST_COUNT = 2
 """A pair of symbols seen once teaches nothing: training stops there, as in Sennrich's own code."""
 
 WORDS = 1 << 17
-"""The plain way remembers the ids of so many words: about 40 MB, if it is used at all."""
+"""`encode_plain`, where it is used, remembers the ids of so many words: about 40 MB."""
 
 
 class Tokenizer:
-    """Text -> ids by the published rules, and ids -> readable text."""
+    """Text -> ids by the published rules, and ids -> readable text.
+
+    It remembers the ids of the chunks of text that it meets, within the bounds stated in text.py.
+    """
 
     def __init__(self, vocabulary: Mapping[str, int], merges: Iterable[tuple[str, str]]) -> None:
         """Entry -> id, and the merges, the earliest first; InputError says where the two do not fit each other."""
@@ -63,11 +66,11 @@ class Tokenizer:
         self._bpe = models.BPE(self.vocabulary, self.merges, unk_token=UNKNOWN, end_of_word_suffix=END_OF_WORD)
         self._entries = [*self.vocabulary, *SPECIAL]
         self._dtype = np.dtype(np.uint16 if len(self._entries) < 1 << 16 else np.uint32)
-        # A line break before it is known whether it counts: two in a row are one, and none is at either end of a text.
-        self._break = np.iinfo(self._dtype).max
-        self._break_bytes = self._dtype.type(self._break).tobytes()
+        # No id is as large: it holds the place of a line break until `encode_array` has seen what stands around it.
+        self._break = (1 << 8 * self._dtype.itemsize) - 1
+        self._break_bytes = b"\xff" * self._dtype.itemsize
         self._newline = self._bpe.tokenize("\n")[0].id
-        self._chunks = rules.Memory(self._chunk_ids)
+        self._chunks = rules.Remembered(self._chunk_ids)
         self._remembered_word_ids = lru_cache(WORDS)(self._word_ids)
 
     def __len__(self) -> int:
@@ -75,7 +78,7 @@ class Tokenizer:
         return len(self.vocabulary)
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[dict[str, int], list[tuple[str, str]]]]:
-        """A pickled tokenizer is its two tables; the cache starts empty on the other side."""
+        """A pickled tokenizer is its two tables; what it remembers of texts stays behind."""
         return Tokenizer, (self.vocabulary, self.merges)
 
     @cached_property
@@ -89,17 +92,16 @@ class Tokenizer:
         return self.encode_array(text).tolist()
 
     def encode_array(self, text: str) -> np.ndarray:
-        """`encode` as an array [ids], uint16 where the vocabulary fits, else uint32."""
-        text = rules.repaired(text)
-        ids = np.frombuffer(b"".join(map(self._portion_ids, rules.portions(text))), self._dtype)
-        if "\n" not in text:
-            return ids
+        """The ids of a text as an array [ids] of uint16, of uint32 where the vocabulary is too large for that."""
+        ids = np.frombuffer(bytearray().join(map(self._portion_ids, rules.repaired(text))), self._dtype)
         solid = ids != self._break
+        if solid.all():
+            return ids
         kept = solid.copy()
-        kept[1:] |= solid[:-1]
-        ids = ids[kept]
+        kept[1:] |= solid[:-1]  # of breaks in a row the first, but none at the start
+        ids = ids[kept][: None if solid[-1] else -1]
         ids[ids == self._break] = self._newline
-        return ids if solid[-1:].all() else ids[:-1]
+        return ids
 
     def encode_plain(self, text: str) -> list[int]:
         """The same ids by the rules one after the other, slowly: what the tests and the benchmark compare with."""
@@ -135,7 +137,7 @@ class Tokenizer:
         (folder / MERGES_FILE).write_text(merges, encoding="utf-8", newline="\n")
 
     def _portion_ids(self, portion: str) -> bytes:
-        """The ids of whole lines of a repaired text, all line breaks as they come."""
+        """The ids of whole lines of a repaired text, with every line break as it comes."""
         try:
             return b"".join(map(self._chunks.__getitem__, rules.chunks(portion)))
         except rules.Entangled:
@@ -146,11 +148,12 @@ class Tokenizer:
     def _chunk_ids(self, chunk: str) -> bytes:
         if chunk == "\n":
             return self._break_bytes
-        # What a part was found to be as a chunk is what it is here; it is no chunk because it is a part.
-        known = self._chunks.get
-        return b"".join(known(part) or self._words_ids(rules.part_words(part)) for part in rules.parts(chunk))
+        parts = rules.parts(chunk)
+        if parts == [chunk]:
+            return self._words_ids(rules.part_words(chunk))
+        return b"".join(map(self._chunks.__getitem__, parts))
 
-    def _words_ids(self, words: Iterable[str]) -> bytes:
+    def _words_ids(self, words: list[str]) -> bytes:
         return array(self._dtype.char, [index for word in words for index in self._word_ids(word)]).tobytes()
 
     def _word_ids(self, word: str) -> list[int]:

@@ -75,7 +75,7 @@ def test_worker_processes_give_the_same_shards(tmp_path, vocabulary, monkeypatch
     monkeypatch.setattr(documents, "PART", 200)
     path = tmp_path / "one.txt"
     path.write_text("the quick brown fox jumps over the lazy dog .\n" * 100)
-    monkeypatch.setattr(corpus, "FEW_PARTS", 2)
+    monkeypatch.setattr(corpus, "FEW_JOBS", 2)
     many = shards_of(path, vocabulary, tmp_path / "many")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     alone = shards_of(path, vocabulary, tmp_path / "alone")

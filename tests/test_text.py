@@ -1,10 +1,16 @@
-"""The published text rules, each on an example worked out by hand."""
+"""The published text rules, each on an example worked out by hand, and the fast way to the same words."""
 
 import importlib.metadata
 import subprocess
 import sys
+from collections import Counter
+from itertools import product
 
+import ftfy
 import pytest
+import trouble
+from ftfy.badness import is_bad
+from hypothesis import given, settings
 
 from gpt1cli import text
 
@@ -63,6 +69,8 @@ def test_memory_of_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         new = [f"new{part}word{number}" for number in range(1000)]
         assert text.words(" ".join(new)) == new
         assert len(text._english().vocab.strings) <= 3000
+        assert text.count_words(" ".join(f"{word}.5" for word in new)) == Counter(f"{word}.5" for word in new)
+        assert len(text._english().vocab.strings) <= 3000
 
 
 def test_versions_name_what_is_installed() -> None:
@@ -77,3 +85,96 @@ def test_import_and_versions_load_neither_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# --- the fast way -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "",
+        "\n",
+        "no line break at the end\nhere",
+        "\r\n\rDOS\r\nand Mac\r",
+        "salt &amp; pepper\nsalt &amp; <b>pepper</b>\nsalt &amp; pepper",  # entities stay from the second line on
+        "salt &amp; pepper\n" * 600 + "<\n" + "salt &amp; pepper\n" * 600,  # the same, several portions on
+        "x" * 9000 + " &amp; caf\u00c3\u00a9\n<\n&amp;",
+        "&lt;b&gt; &amp;\n&amp;",  # a "<" that ftfy makes is none
+        "“Curly,” he said — ‘quotes’…\nna\u00c3\u00afve “curly”\ncaf\u00e9\x00 £5",
+        "œ\nœ",
+        "a\u2028b\x85c\nd",
+    ],
+)
+def test_repaired_is_what_ftfy_makes_of_it(raw: str) -> None:
+    assert "".join(text.repaired(raw)) == ftfy.fix_text(raw)
+
+
+def test_portions_are_whole_lines() -> None:
+    portions = list(text.repaired("0123456789" * 81 + "\n" + "a line\n" * 5000))
+    assert len(portions) > 3
+    assert all(portion.endswith("\n") for portion in portions)
+    assert sum(map(len, portions)) == 811 + 7 * 5000
+
+
+@pytest.mark.parametrize("together", text.TOGETHER)
+def test_no_sequence_of_these_characters_is_mojibake_to_ftfy(together: str) -> None:
+    """Its signs of more than three characters all have "Ã", "Â", "Ø", "Ù" or a Cyrillic letter in them."""
+    characters = [*together, *"aZ1 .\n"]
+    assert not [triple for triple in map("".join, product(characters, repeat=3)) if is_bad(triple)]
+    for pair in map("".join, product(characters, repeat=2)):
+        assert text._harmless(pair)
+        assert text._uncurled(pair) == ftfy.fix_text(pair)
+
+
+def test_harmless_ascii_is_what_ftfy_leaves_alone() -> None:
+    for character in map(chr, range(128)):
+        assert text._harmless(character) == (ftfy.fix_text(character) == text._uncurled(character))
+
+
+@pytest.mark.parametrize(
+    ("chunk", "expected"),
+    [
+        ("", []),
+        ("word", ["word"]),
+        ("cannot", ["cannot"]),
+        ("Word.", ["Word", "."]),
+        ("WORD.", ["WORD."]),  # spaCy's business
+        ("'Tis", ["'", "Tis"]),
+        ("'em", ["'em"]),  # an exception
+        ("it's", ["it's"]),
+        ("cat's", ["cat", "'s"]),
+        ("can't.", ["can't."]),
+        ("'s", ["'s"]),
+        ("'wed.", ["'wed."]),  # "we", "d." by spaCy's last step
+        ('"Yes!!--no,"', ['"', "Yes", "!!", "--", "no", ",", '"']),
+        ("well…\tnow—then", ["well...", "now", "-", "then"]),
+        ("3.50", ["3.50"]),
+    ],
+)
+def test_parts(chunk: str, expected: list[str]) -> None:
+    assert text.parts(chunk) == expected
+    assert [text.parts(part) for part in expected] == [[part] for part in expected]
+
+
+def test_a_word_that_its_neighbour_changes_is_not_cut_by_itself() -> None:
+    """spaCy takes the two apostrophes for the exception "''", although they are apart; 'em is then no exception."""
+    assert text.words("'em.'") == ["'em", ".", "'"]
+    assert text.words("boys' 'em.'") == ["boys", "'", "'", "em", ".", "'"]
+    with pytest.raises(text.Entangled):
+        text.part_words("'em.'")
+    assert text.part_words("boys'") == ["boys", "'"]
+    assert text.count_words("boys' 'em.'\n'em.'") == {"boys": 1, "'": 4, "em": 1, ".": 2, "'em": 1, text.NEWLINE: 1}
+
+
+def test_words_counted_by_hand() -> None:
+    assert text.count_words("") == text.count_words(" \n\t\n") == {}
+    assert text.count_words("a") == {"a": 1}
+    assert text.count_words("\nThe cat.\n\n \nThe CAT.\n") == {"the": 2, "cat": 2, ".": 2, text.NEWLINE: 1}
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(trouble.texts)
+def test_the_fast_way_finds_the_same_words(raw: str) -> None:
+    assert "".join(text.repaired(raw)) == ftfy.fix_text(raw)
+    assert text.count_words(raw) == Counter(text.words(raw))

@@ -12,12 +12,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import ftfy
+import numpy as np
 import pytest
 import spacy
+import trouble
+from hypothesis import given, settings
 
 from gpt1cli import text as rules
 from gpt1cli.config import InputError
-from gpt1cli.tokenizer import CACHE_SYMBOLS, Tokenizer, load, train
+from gpt1cli.tokenizer import Tokenizer, load, train
 
 # --- the reference: the published rules once more, step by step, as the released code orders them ---------------------
 
@@ -111,6 +114,16 @@ def trained() -> Tokenizer:
     return train(Counter(word for line in ORDINARY * 3 for word in rules.words(line)), merges=300)
 
 
+def spelling(symbols: str, filler: int = 0) -> Tokenizer:
+    """No merges: the ids spell every word, and so tell each cut between two words, with `filler` entries in between."""
+    entries = ["<unk>", *(chr(0x20000 + number) for number in range(filler)), *symbols]
+    entries += [*(symbol + "</w>" for symbol in symbols), "\n</w>"]
+    return Tokenizer({entry: number for number, entry in enumerate(entries)}, [])
+
+
+SPELLING = spelling("".join(map(chr, range(33, 127))) + "éñ½°…")
+
+
 @pytest.fixture(scope="module")
 def published() -> Tokenizer:
     return load(_published_folder())
@@ -129,6 +142,7 @@ def assert_ids_equal_the_reference(tokenizer: Tokenizer, texts: list[str]) -> No
     expected = reference_encoder(tokenizer.vocabulary, tokenizer.merges)
     for text in texts:
         ids = expected(text)
+        assert tokenizer.encode_plain(text) == ids, ascii(text[:200])
         assert tokenizer.encode(text) == ids, ascii(text[:200])
         assert tokenizer.encode(text) == ids, f"from the cache: {text[:200]!a}"
 
@@ -160,10 +174,86 @@ def test_words_by_hand() -> None:
     assert len(tokenizer) == 10
 
 
-def test_a_word_too_long_to_be_remembered_has_the_same_ids(trained: Tokenizer) -> None:
-    word = "the" * CACHE_SYMBOLS
-    assert trained.encode(word) == trained.encode(word)
-    assert word not in trained._cache
+def test_random_trouble_equals_the_reference() -> None:
+    expected = reference_encoder(SPELLING.vocabulary, [])
+
+    @settings(max_examples=300, derandomize=True, deadline=None)
+    @given(trouble.texts)
+    def check(text: str) -> None:
+        assert SPELLING.encode(text) == SPELLING.encode_plain(text) == expected(text)
+
+    check()
+
+
+@pytest.mark.slow
+def test_much_random_trouble_has_the_ids_of_the_plain_way() -> None:
+    @settings(max_examples=8_000, derandomize=True, deadline=None)
+    @given(trouble.texts)
+    def check(text: str) -> None:
+        assert SPELLING.encode(text) == SPELLING.encode_plain(text)
+
+    check()
+
+
+def test_every_exception_within_marks_has_the_ids_of_the_plain_way() -> None:
+    """All exceptions of spaCy's, alone and as neighbours, in shuffled order and with marks that take them apart."""
+    exceptions, marks = sorted(rules._english().rules), ["", "", "'", "''", ".", ".'", "'.", ":", "'s", "..", ",", '"']
+    chance = random.Random(3)
+    for _ in range(6):
+        chance.shuffle(exceptions)
+        words = [chance.choice(marks) + exception + chance.choice(marks) for exception in exceptions]
+        text = "\n".join(" ".join(words[start : start + 9]) for start in range(0, len(words), 9))
+        assert SPELLING.encode(text) == SPELLING.encode_plain(text)
+
+
+def test_a_line_that_must_be_cut_as_a_whole() -> None:
+    lines = ["They were the boys.", "", "'Call the boys' 'em.'", "boys' 'em.'", "'em.'"]
+    expected = reference_encoder(SPELLING.vocabulary, [])
+    for text in ("\n".join(lines), "\n".join([*lines * 400, lines[0]]), lines[2], lines[4] + "\n", "\n" + lines[3]):
+        assert SPELLING.encode(text) == expected(text)
+
+
+@pytest.mark.parametrize(("filler", "width"), [(0, np.uint16), (70_000, np.uint32)])
+def test_an_array_of_ids(filler: int, width: type) -> None:
+    tokenizer = spelling("abc", filler)
+    a, b, _, last_a, last_b, last_c, newline = range(filler + 1, filler + 8)
+    for text, ids in {
+        "": [],
+        "\n \n": [],
+        "abc": [a, b, last_c],
+        "a\n\n b c\n": [last_a, newline, last_b, last_c],
+        "\n\na\r\n\u2028c, ab": [last_a, newline, last_c, 0, a, last_b],
+    }.items():
+        array = tokenizer.encode_array(text)
+        assert array.dtype == width
+        assert array.tolist() == tokenizer.encode(text) == ids
+        array[:] = 0  # the caller's own: nothing remembered changes with it
+        assert tokenizer.encode(text) == ids
+
+
+def test_a_line_break_without_an_entry_is_unknown_and_not_lost_among_the_unknown() -> None:
+    tokenizer = Tokenizer({"<unk>": 0, "a": 1, "a</w>": 2}, [])
+    assert tokenizer.encode("x\ny\n\na x") == tokenizer.encode_plain("x\ny\n\na x") == [0, 0, 0, 0, 2, 0]
+
+
+def test_what_is_remembered_is_bounded_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "\n".join(ORDINARY)
+    expected = SPELLING.encode(text)
+    monkeypatch.setattr(rules, "CHUNKS", 20)
+    tokenizer = spelling("".join(map(chr, range(33, 127))) + "éñ½°…")
+    assert tokenizer.encode(text) == tokenizer.encode(text) == expected
+    assert len(tokenizer._chunks) == 20
+    monkeypatch.undo()
+    word = "the" * rules.CHUNK_SYMBOLS
+    assert tokenizer.encode(word) == tokenizer.encode(word) == SPELLING.encode(word)
+    assert len(tokenizer._chunks) == 20
+
+
+def test_two_tokenizers_share_nothing(trained: Tokenizer) -> None:
+    text = "The old man, the fire."
+    ids, spelled = trained.encode(text), SPELLING.encode(text)
+    assert ids != spelled
+    assert trained.encode(text) == ids
 
 
 @pytest.mark.realdata
@@ -197,6 +287,7 @@ def test_two_megabytes_of_books_equal_the_reference(published: Tokenizer) -> Non
     assert size == 2_000_000
     for text, ids in zip(texts, published.encode_batch(texts), strict=True):
         assert ids == expected(text), text[:100]
+        assert rules.count_words(text) == Counter(rules.words(text)), text[:100]
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
