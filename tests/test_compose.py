@@ -361,9 +361,9 @@ def test_model_and_tokenizer_come_from_init_and_interpolations_follow(tmp_path):
     (start.parent / "last").symlink_to("20")
     built = made("finetune", "task=rte", "init=${run}", "model.residual_dropout=0", "model.n_layer=3")
     assert (built.model.name, built.model.n_layer, built.model.d_model) == ("${odd}", 3, 128)
-    assert (built.model.residual_dropout, built.tokenizer.source, built.lr) == (0.0, "demo", 5e-4)
+    assert (built.model.residual_dropout, built.tokenizer.source, built.lr) == (0.0, "demo", 1e-3)
     pretrained = made("pretrain", "init=${run}")
-    assert (pretrained.context, pretrained.batch_size, pretrained.tokenizer.name) == (128, 16, "demo")
+    assert (pretrained.context, pretrained.batch_size, pretrained.tokenizer.name) == (128, 8, "demo")
 
 
 def test_a_group_that_fits_init_is_taken_as_named(tmp_path):
