@@ -291,7 +291,10 @@ class PretrainConfig(TrainConfig):
         int | None, Key("updates of warm-up (null: the model's own, at most 10% of the run)", at_least=0)
     ]
     eval_every: Annotated[int | None, Key("updates between two validations (null: ten in a run)", at_least=1)]
-    eval_tokens: Annotated[int, Key("validation tokens scored at a time, evenly spread", at_least=1)]
+    eval_tokens: Annotated[
+        int | None,
+        Key("validation tokens scored at a time (null: a tenth of those trained on in between)", at_least=1),
+    ]
     checkpoint_every: Annotated[
         int | None, Key("updates between two checkpoints (null: at each validation)", at_least=1)
     ]

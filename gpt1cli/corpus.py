@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gpt1cli import documents, hub, text, tokenizer
+from gpt1cli import demo_world, documents, hub, text, tokenizer
 from gpt1cli.config import InputError, TokenizerConfig
 from gpt1cli.documents import Part, Source, demo, parts
 from gpt1cli.loggers import Progress
@@ -116,7 +116,7 @@ def tokenizer_of(
         found = {name: hub.file(config.repo, name, hub_folder, cache) for name in ("vocab.json", "merges.txt")}
         return tokenizer.load(found["vocab.json"].parent)
     if config.source == "demo":
-        corpus = demo()
+        corpus = demo(demo_world.VOCABULARY_DOCUMENTS)
     if corpus is None:
         raise InputError(
             f"tokenizer={config.name} is trained on a corpus, and this command has none;"

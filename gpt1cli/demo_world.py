@@ -24,6 +24,8 @@ Choice = TypeVar("Choice")
 Example = dict[str, Any]
 
 DOCUMENTS = 6000  # 1.9 million words
+CHARACTERS = 9_500_000  # of all documents, about
+VOCABULARY_DOCUMENTS = 600  # the first documents, on which the vocabulary is trained: they hold every word
 STORIES_PER_DOCUMENT = 8
 PEOPLE_PER_DOCUMENT = 4
 SIZES = {"train": 480, "valid": 500, "test": 1000}  # labelled examples of each task

@@ -20,6 +20,7 @@ from gpt1cli.optim import SCHEDULES, Optimizer
 from gpt1cli.report import write_run_report
 from gpt1cli.scoring import mean_token_loss
 
+EVAL_TOKENS = 2**13, 2**18  # fewer would be too noisy, more would tell nothing new
 PLATEAU = 0.05  # nats below the unigram loss: post-norm blocks stay there when the rate is high for the warm-up
 
 
@@ -55,7 +56,9 @@ def run(config: PretrainConfig, folder: Path) -> None:
     rundir.cut_metrics(folder / "metrics.jsonl", state.step if state.step else -1)
 
     factor, warmup = SCHEDULES[config.schedule.name], warmup_of(config, plan.steps)
-    valid = corpus.spread_windows(shards.valid, config.context, config.eval_tokens)
+    between = plan.eval_every * config.batch_size * config.context  # tokens trained on between two validations
+    eval_tokens = config.eval_tokens or min(max(between // 10, EVAL_TOKENS[0]), EVAL_TOKENS[1])
+    valid = corpus.spread_windows(shards.valid, config.context, eval_tokens)
     size = machine.rows(config.context)
 
     def batches(step: int) -> Iterator[Batch]:
