@@ -32,8 +32,6 @@ from gpt1cli.models.transformer import Transformer
 from gpt1cli.optim import Optimizer
 from gpt1cli.tokenizer import Tokenizer
 
-FORMAT = 1
-
 
 @dataclasses.dataclass
 class State:
@@ -80,7 +78,7 @@ def save(
     save_file({name: p.detach().contiguous() for name, p in optimizer.masters.items()}, aside / "model.safetensors")
     save_file({**optimizer.state(), **_generators()}, aside / "training.safetensors")
     (aside / "state.json").write_text(json.dumps(dataclasses.asdict(state)))
-    (aside / "config.json").write_text(json.dumps({"format": FORMAT, **description}, indent=1))
+    (aside / "config.json").write_text(json.dumps({"format": rundir.CHECKPOINT_FORMAT, **description}, indent=1))
     vocabulary.save(aside)
     for file in aside.iterdir():
         _sync(file)
@@ -106,7 +104,10 @@ def resume(run: Path, optimizer: Optimizer) -> State | None:
     training = read_tensors(last / "training.safetensors")
     _restore_generators(training)
     optimizer.restore(read_tensors(last / "model.safetensors"), training)
-    return State(**json.loads((last / "state.json").read_text()))
+    state = State(**rundir.read_json(last / "state.json"))
+    if state.best_step is not None and (run / "checkpoints" / str(state.best_step)).is_dir():
+        _link(run / "checkpoints" / "best", state.best_step)  # a kill may have come between the two links
+    return state
 
 
 def _generators() -> dict[str, Tensor]:
@@ -174,7 +175,7 @@ def load(init: str, hub_folder: str | None, cache: str) -> tuple[Transformer, To
 
 def _published(hub_folder: str | None, cache: str) -> tuple[Transformer, Tokenizer]:
     vocabulary = _published_tokenizer(hub_folder, cache)
-    settings = json.loads(hub.file(hub.OPENAI, "config.json", hub_folder, cache).read_text())
+    settings = rundir.read_json(hub.file(hub.OPENAI, "config.json", hub_folder, cache))
     path = hub.file(hub.OPENAI, hub.WEIGHTS, hub_folder, cache)
     body = Transformer(published_config(settings), len(vocabulary))
     fill(body, read_published(path), str(path))

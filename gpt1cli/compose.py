@@ -22,7 +22,7 @@ from gpt1cli.config import InputError, ModelConfig, bare, shown
 
 IDENTITY = {"model": ModelConfig.SHAPE, "tokenizer": ("source", "repo", "merges")}  # what a checkpoint's weights fix
 PATHS = ("out", "cache", "hub", "init", "resume", "config", "runs", "corpus.path")  # where ~ is the home folder
-FREE = ("runtime", "logger", "resume", "config")  # what may differ when a run is resumed, besides more steps
+FREE = ("runtime", "resume", "config")  # what may differ when a run is resumed, besides more steps
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,10 @@ def compose(composer: Composer, words: list[str]) -> Composed:
     for key in PATHS:
         if value := _get(data, key):
             _put(data, key, _at_home(value))
-    for key in ("cache", "hub"):
-        data[key] = os.path.abspath(data[key]) if data.get(key) and isinstance(data[key], str) else data.get(key)
+    for key in ("cache", "hub", "init", "corpus.path"):  # what is stored holds from any folder
+        value = _get(data, key)
+        if value and isinstance(value, str) and (key, value) not in (("init", "none"), ("init", "openai")):
+            _put(data, key, os.path.abspath(value))
     try:
         built = config.build(composer.cls, data)
     except InputError as error:
@@ -145,11 +147,11 @@ def _refuse_changes(stored: dict[str, Any], given: dict[str, Any], named: Mappin
     for key in before | after:
         parts, old, new = key.split("."), before.get(key), after.get(key)
         was_named = any(".".join(parts[:n]) in named for n in range(1, len(parts) + 1))
-        grown = key == "steps" and isinstance(old, int) and isinstance(new, int) and new > old
+        grown = key == "steps" and isinstance(new, int) and (old is None or new > old)  # None: it counted epochs
         if was_named and parts[0] not in (*FREE, *other) and not grown and new != old:
             changed.append(f"  {key}={shown(new)}: the run has {shown(old)}")
     if changed:
-        rule = "goes on with the run's own configuration; only runtime.*, logger and larger steps may differ:"
+        rule = "goes on with the run's own configuration; only runtime.* and larger steps may differ:"
         raise InputError("\n".join([f"resume={shown(named['resume'])} {rule}", *changed]))
 
 

@@ -152,6 +152,8 @@ class TokenizerConfig:
     def problems(self) -> Iterator[str]:
         if self.source == "hub" and not self.repo:
             yield "repo is needed with source=hub"
+        if self.source == "hub" and self.merges:
+            yield f"merges={self.merges} is for merges trained here: name tokenizer=bpe too"
         if self.source in ("corpus", "demo") and not self.merges:
             yield f"merges is needed with source={self.source}"
 
@@ -167,8 +169,13 @@ class CorpusConfig:
     repo: Annotated[str | None, Key("hub data set (source=hub)")]
     subset: Annotated[str | None, Key("configuration of the hub data set")]
     documents: Annotated[Literal["rows", "articles"], Key("a document is a row, or the lines under a = title =")]
+    eval_tokens: Annotated[int, Key("validation tokens scored at a time in pretraining", at_least=1)]
 
     def problems(self) -> Iterator[str]:
+        if self.source != "text" and self.path:
+            yield f"path={self.path} is read with source=text alone: name corpus=text too"
+        if self.source != "hub" and self.documents == "articles":
+            yield "documents=articles is for the rows of a hub data set: source=hub"
         if self.source == "text" and not self.path:
             yield "path is needed with source=text: a file, a folder or a glob, as in corpus.path=books/"
         if self.source == "hub" and not (self.repo and self.column):
@@ -198,6 +205,8 @@ class TaskConfig:
             yield f"labels={self.labels}: at least two different classes are needed"
         if not self.metrics:
             yield "metrics is empty: name at least the headline metric"
+        if odd := [name for name in self.splits if not re.fullmatch(r"(train|valid|test)(_\w+)?", name)]:
+            yield f"splits: {', '.join(odd)}: our names are train, valid, test, and valid_X, test_X for further ones"
         if not {"train", "valid"} <= set(self.splits):
             yield f"splits={dict(self.splits)}: train and valid are needed"
 
@@ -283,7 +292,7 @@ class PrepareConfig(RunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainConfig):
-    """gpt1 pretrain: a language model on raw text (paper, section 3.1)."""
+    """gpt1 pretrain: a language model on raw text (paper, sections 3.1 and 4.1)."""
 
     corpus: CorpusConfig
     context: Annotated[int, Key("tokens in one sequence", at_least=2)]
@@ -291,10 +300,7 @@ class PretrainConfig(TrainConfig):
         int | None, Key("updates of warm-up (null: the model's own, at most 10% of the run)", at_least=0)
     ]
     eval_every: Annotated[int | None, Key("updates between two validations (null: ten in a run)", at_least=1)]
-    eval_tokens: Annotated[
-        int | None,
-        Key("validation tokens scored at a time (null: a tenth of those trained on in between)", at_least=1),
-    ]
+    eval_tokens: Annotated[int, Key("validation tokens scored at a time, evenly spread", at_least=1)]
     checkpoint_every: Annotated[
         int | None, Key("updates between two checkpoints (null: at each validation)", at_least=1)
     ]
@@ -313,7 +319,7 @@ class PretrainConfig(TrainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainConfig):
-    """gpt1 finetune: a labelled task on top of a pretrained model (paper, sections 3.2 and 3.3)."""
+    """gpt1 finetune: a labelled task on top of a pretrained model (paper, sections 3.2, 3.3 and 4.1)."""
 
     task: TaskConfig
     ablation: AblationConfig
@@ -334,6 +340,8 @@ class FinetuneConfig(TrainConfig):
             yield f"transfer_layers={self.transfer_layers} exceeds model.n_layer={self.model.n_layer}"
         if self.init == "none" and self.transfer_layers != "all":
             yield "transfer_layers needs an init to transfer from"
+        if not self.pretrained and self.transfer_layers != "all":
+            yield f"transfer_layers={self.transfer_layers} transfers weights, but pretrained=false leaves all fresh"
 
 
 @dataclass(frozen=True, kw_only=True)

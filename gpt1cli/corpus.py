@@ -235,7 +235,9 @@ def _write(folder: Path, source: Source, vocabulary: Tokenizer, progress: Progre
 def _split_off_end(folder: Path, total: int, dtype: np.dtype) -> dict[str, int]:
     """Few documents: the last 5% of the tokens are for validation."""
     kept = total - int(total * VALID_SHARE)
-    np.fromfile(folder / "train.bin", dtype, offset=kept * dtype.itemsize).tofile(folder / "valid.bin")
+    with open(folder / "train.bin", "rb") as train, open(folder / "valid.bin", "wb") as valid:
+        train.seek(kept * dtype.itemsize)
+        shutil.copyfileobj(train, valid)
     os.truncate(folder / "train.bin", kept * dtype.itemsize)
     return {"train": kept, "valid": total - kept}
 

@@ -46,15 +46,20 @@ def find(config: CorpusConfig, hub_folder: str | None, cache: str) -> Source:
         files = text_files(config.path or "")
         size = sum(file.stat().st_size for file in files)
         return Source(
-            _digest(files), size, lambda: itertools.chain.from_iterable(_read(f, config.column) for f in files)
+            _digest(files, config.column),
+            size,
+            lambda: itertools.chain.from_iterable(_read(f, config.column) for f in files),
         )
     assert config.repo
     rows = hub.dataset(config.repo, config.subset, "train", hub_folder, cache)
     if config.column not in rows.column_names:
         raise InputError(f"corpus.column={config.column}: {config.repo} has {', '.join(rows.column_names)}")
-    texts = lambda: (row[config.column] for row in rows)  # noqa: E731
+    if getattr(rows.features[config.column], "dtype", None) not in ("string", "large_string"):
+        raise InputError(f"corpus.column={config.column}: {config.repo} has no text in it")
+    texts = lambda: (row[config.column] or "" for row in rows)  # noqa: E731
     read = (lambda: _articles(texts())) if config.documents == "articles" else (lambda: ((t,) for t in texts()))
-    return Source(hub.fingerprint(rows), rows.data.nbytes, read)
+    digest = hashlib.sha256(f"{hub.fingerprint(rows)} {config.column} {config.documents}".encode()).hexdigest()
+    return Source(digest, rows.data.nbytes, read)
 
 
 def demo(count: int = demo_world.DOCUMENTS) -> Source:
@@ -82,9 +87,11 @@ def text_files(path: str) -> list[Path]:
     return files
 
 
-def _digest(files: list[Path]) -> str:
+def _digest(files: list[Path], column: str | None) -> str:
+    """Of what is read: the bytes of the files, as which kind, and from .jsonl and .parquet which column."""
     whole = hashlib.blake2b(digest_size=16)
     for path in files:
+        whole.update(f"{path.suffix} {'' if path.suffix == '.txt' else column}\n".encode())
         with path.open("rb") as file:
             whole.update(hashlib.file_digest(file, "blake2b").digest())
     return whole.hexdigest()
@@ -104,6 +111,9 @@ def _read(path: Path, column: str | None) -> Iterator[Iterable[str]]:
             file = pyarrow.parquet.ParquetFile(path)
             if column not in file.schema_arrow.names:
                 raise InputError(f"corpus.column={column}: {path} has {', '.join(file.schema_arrow.names)}")
+            kind = file.schema_arrow.field(column).type
+            if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+                raise InputError(f"corpus.column={column}: {path} has no text in it, but {kind}")
             for batch in file.iter_batches(batch_size=256, columns=[column]):
                 yield from ((value.as_py() or "",) for value in batch.column(0))
         except pyarrow.ArrowException as error:
@@ -168,8 +178,7 @@ def parts(documents: Iterable[Iterable[str]]) -> Iterator[Part]:
         for block in blocks:
             held += block
             while len(held) > 2 * PART:
-                cut = max(held.rfind("\n", PART, 2 * PART), held.rfind(" ", PART, 2 * PART) if "\n" not in held else -1)
-                cut = cut if cut > 0 else 2 * PART
+                cut = next((at for mark in "\n " if (at := held.rfind(mark, PART, 2 * PART)) > 0), 2 * PART)
                 yield Part(held[:cut], first, newline)
                 held, first, newline = held[cut:], False, held[cut] == "\n"
         yield Part(held, first, newline)

@@ -62,8 +62,8 @@ def fit(
 
     def validate() -> None:
         found, score = evaluate()
-        if not math.isfinite(score):
-            raise FloatingPointError(f"the validation score became {score} at step {state.step}")
+        if wrong := [f"{name} {value}" for name, value in found.items() if not math.isfinite(value)]:
+            raise FloatingPointError(f"validation at step {state.step} gives {', '.join(wrong)}")
         if state.best_score is None or score > state.best_score:
             state.best_step, state.best_score, state.best_metrics = state.step, score, found
         line = {"step": state.step, "split": "valid", **found, "seconds": round(state.seconds, 3)}
@@ -75,8 +75,8 @@ def fit(
     line_seconds, line_tokens = state.seconds, state.tokens
 
     with _stop_signals() as stopped:
+        began = time.perf_counter()
         while state.step < plan.steps:
-            began = time.perf_counter()
             model.train()
             lr, count = learning_rate(state.step), 0
             sums: dict[str, Tensor] = {}
@@ -91,16 +91,16 @@ def fit(
             norm = optimizer.step(lr, count)
             pending.append({**{name: value / count for name, value in sums.items()}, "gradient_norm": norm})
             state.step += 1
-            state.seconds += time.perf_counter() - began
 
-            last = state.step == plan.steps
+            last, stopping = state.step == plan.steps, bool(stopped)  # asked once: a signal may come at any line
             log_due = state.step % plan.log_every == 0 or last
             eval_due = state.step % plan.eval_every == 0 or last
-            save_due = eval_due or state.step % plan.checkpoint_every == 0 or state.step in plan.keep or bool(stopped)
+            save_due = eval_due or state.step % plan.checkpoint_every == 0 or state.step in plan.keep or stopping
 
-            if log_due or save_due:  # the only places where the device is waited for
+            if log_due or save_due:  # the device is waited for, so that the seconds are those of the work
                 state.unreported += _finite(pending, state.step)
                 pending.clear()
+                state.seconds += time.perf_counter() - began
             if log_due:
                 mean = {n: sum(u[n] for u in state.unreported) / len(state.unreported) for n in state.unreported[0]}
                 state.unreported = []
@@ -113,10 +113,12 @@ def fit(
                 validate()
             if save_due:
                 save(state)
-            if stopped:
+            if stopping:
                 progress.say(f"stopped by {signal.Signals(stopped[0]).name} at step {state.step:,}; checkpoint saved")
                 progress.say(f"go on with resume={run}")
                 raise SystemExit(128 + stopped[0])
+            if log_due or save_due:
+                began = time.perf_counter()  # validation and saving are no training
     return state
 
 
@@ -141,7 +143,7 @@ def _finite(pending: list[dict[str, Tensor]], step: int) -> list[dict[str, float
     for number, update in enumerate(updates, start=step - len(updates) + 1):
         for name, value in update.items():
             if not math.isfinite(value):
-                raise FloatingPointError(f"{name} became {value} at step {number}; the last good checkpoint is kept")
+                raise FloatingPointError(f"{name} became {value} at step {number}; what was saved before is kept")
     return updates
 
 

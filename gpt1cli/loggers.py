@@ -81,7 +81,8 @@ class Progress:
         self.step, self.updated = step, monotonic()
         self.values = {**self.values, **values}
         self.first = self.first or (step, self.updated)
-        if self.mode == "plain" and (self.printed is None or self.updated - self.printed >= PLAIN_EVERY):
+        due = self.printed is None or self.updated - self.printed >= PLAIN_EVERY or step >= self.total
+        if self.mode == "plain" and due:
             print(self.line(), flush=True)
             self.printed = self.updated
 

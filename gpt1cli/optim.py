@@ -16,7 +16,7 @@ from gpt1cli.config import OptimizerConfig
 def cosine(step: int, total: int, warmup: float) -> float:
     """Linear warm-up, then half a cosine to 0 over the rest (paper, section 4.1, pretraining)."""
     if step < warmup:
-        return (step + 1) / warmup
+        return min(1.0, (step + 1) / max(1.0, warmup))
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 

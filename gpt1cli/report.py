@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from gpt1cli import rundir
 from gpt1cli.config import InputError
 
 # Keys that tell one run from another of the same kind without making it another experiment.
-NO_VARIANT = {"seed", "name", "out", "cache", "hub", "resume", "config", "lr", "init"}
-NO_VARIANT_GROUPS = ("task.", "runtime.", "tokenizer.", "model.", "ablation.")
+NO_VARIANT = {"seed", "name", "out", "cache", "hub", "resume", "config", "init"}
+NO_VARIANT_GROUPS = ("runtime.", "ablation.")  # what an ablation does shows in the keys that it sets
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,9 @@ class Finished:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The configuration, flat: `limit.train` -> 256."""
-        return dict(_flat(self.config))
+        """The configuration, flat: `limit.train` -> 256; without an init nothing was pretrained, whatever it says."""
+        fresh = {"pretrained": False} if self.result["command"] == "finetune" and self.config["init"] == "none" else {}
+        return {**dict(_flat(self.config)), **fresh}
 
     def scores(self) -> dict[str, float]:
         """The headline numbers: the task's first metric on each labelled split, the perplexity of a pretraining run."""
@@ -80,7 +82,7 @@ def find_runs(patterns: Iterable[str]) -> list[Finished]:
     runs = []
     for folder in sorted(found):
         result = rundir.read_json(folder / "result.json")
-        if result["command"] in ("pretrain", "finetune"):
+        if result.get("command") in ("pretrain", "finetune"):
             runs.append(Finished(folder, rundir.read_config(folder / "config.yaml"), result))
     if not runs:
         raise InputError(f"runs={patterns}: no finished run there (a finished run has a result.json)")
@@ -95,29 +97,48 @@ def tables(runs: Sequence[Finished]) -> list[Table]:
         chosen = [run for run in runs if run.result["command"] == command]
         if not chosen:
             continue
-        differing = varying([run.settings for run in chosen])
-        groups: dict[tuple[str, str], list[Finished]] = {}
-        for run in chosen:
-            variant = ", ".join(f"{key}={run.settings.get(key)}" for key in differing) or "default"
-            groups.setdefault((run.config[what]["name"], variant), []).append(run)
-        rows = [
-            [name, variant, str(len(group)), ", ".join(summed_up([run.scores() for run in group]))]
-            for (name, variant), group in sorted(groups.items())
-        ]
-        made.append(Table(title, [what, "variant", "seeds", "result"], rows))
+        rows = []
+        for name in sorted({run.config[what]["name"] for run in chosen}):
+            for variant, group in sorted(variants([run for run in chosen if run.config[what]["name"] == name]).items()):
+                rows.append([name, variant, str(len(group)), ", ".join(summed_up([run.scores() for run in group]))])
+        made.append(Table(title, [what, "variant", "runs", "result"], rows))
     return made
 
 
+def variants(runs: Sequence[Finished]) -> dict[str, list[Finished]]:
+    """Runs of one task or corpus by the settings in which they differ; what is left within a variant are its seeds.
+
+    Each seed may have an init of its own, from a pretraining with that seed; where one seed has several, they count.
+    """
+    settings = [run.settings for run in runs]
+    differing = varying(settings)
+    groups = _grouped(runs, differing)
+    repeated = any(len({run.settings.get("seed") for run in group}) < len(group) for group in groups.values())
+    if repeated and len({one.get("init") for one in settings}) > 1:
+        groups = _grouped(runs, [*differing, "init"])
+    return groups
+
+
+def _grouped(runs: Sequence[Finished], keys: Sequence[str]) -> dict[str, list[Finished]]:
+    groups: dict[str, list[Finished]] = {}
+    for run in runs:
+        variant = ", ".join(f"{key}={run.settings.get(key)}" for key in keys) or "default"
+        groups.setdefault(variant, []).append(run)
+    return groups
+
+
 def varying(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys in which the runs differ, other than those that name no variant."""
+    """The keys in which the runs differ, other than those that name no variant; a group by its name where that does."""
     keys = dict.fromkeys(key for one in settings for key in one)
-    return [
+    found = [
         key
         for key in keys
         if key not in NO_VARIANT
         and not key.startswith(NO_VARIANT_GROUPS)
         and len({repr(one.get(key)) for one in settings}) > 1
     ]
+    named = {key.removesuffix("name") for key in found if key.endswith(".name")}  # model.name: model.d_model goes along
+    return [key for key in found if key.endswith(".name") or not key.startswith(tuple(named))]
 
 
 def summed_up(scores: Sequence[Mapping[str, float]]) -> list[str]:
@@ -142,7 +163,7 @@ def write_run_report(folder: Path, result: Mapping[str, Any]) -> None:
     facts = [[key, _shown(value)] for key, value in _flat(result)]
     lines = [
         f"# {result['command']} {result['name']}\n",
-        f"    gpt1 {' '.join(command_line)}\n",
+        f"    gpt1 {shlex.join(command_line)}\n",
         "![training and validation loss](plots/loss.png)\n",
         Table("Result", ["what", "value"], facts).markdown(),
         Table("Settings", ["key", "value"], [[key, _shown(value)] for key, value in settings.items()]).markdown(),

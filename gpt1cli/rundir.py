@@ -41,7 +41,8 @@ def claim(folder: Path) -> TextIO:
     except OSError as error:
         raise InputError(f"{folder} cannot be made: {error.strerror}; out=DIR puts runs elsewhere") from error
     handle = lock(folder)
-    found = sorted({path.name for path in folder.iterdir()} - {LOCK, ".hydra"})  # a sweep's job finds .hydra made
+    # a sweep's job finds .hydra made; a run killed at its very start leaves an environment, and is no run yet
+    found = sorted({path.name for path in folder.iterdir()} - {LOCK, ".hydra", "environment.json"})
     if not found:
         return handle
     handle.close()
@@ -148,6 +149,11 @@ def finish(folder: Path, result: Mapping[str, Any]) -> None:
     write_json(folder / "result.json", result)
 
 
+def reopen(folder: Path) -> None:
+    """Take back that a run is finished: it goes on."""
+    (folder / "result.json").unlink(missing_ok=True)
+
+
 def is_finished(folder: Path, steps: int | None) -> bool:
     """Whether the run has ended well, and has done that many updates (None: as many as it set out to do)."""
     result = folder / "result.json"
@@ -170,12 +176,28 @@ def record(folder: Path, config: Mapping[str, Any], command_line: Sequence[str],
     write_text(folder / "config.yaml", f"# gpt1 {words}\n{text}")  # from here on the folder holds a run
 
 
-def note(folder: Path, **facts: Any) -> None:
-    """Add facts that are known later (device, threads, checksums) to the environment of this session."""
+def note(folder: Path, **facts: Any) -> list[str]:
+    """Add facts that are known later (device, threads) to the environment of this session.
+
+    Of a resumed run: a line for each fact that was another one when the run began.
+    """
     known = environment(folder)
     session = known["resumed"][-1] if known.get("resumed") else known
+    changed = [key for key in facts if session is not known and key in known and known[key] != facts[key]]
     session.update(facts)
     write_json(folder / "environment.json", known)
+    return [f"{key} was {known[key]} when the run began, and is {facts[key]} now" for key in changed]
+
+
+def note_checksums(folder: Path, **checksums: str) -> None:
+    """Add the checksums of data and tokenizer; InputError where a resumed run began with others."""
+    began = environment(folder).get("checksums", checksums)
+    if other := [name for name in began if began[name] != checksums.get(name)]:
+        raise InputError(
+            f"{folder} cannot go on: {' and '.join(other)} changed since the run began (environment.json has the"
+            " checksums); put back what it read, or start a new run, perhaps with init= of this one"
+        )
+    note(folder, checksums=checksums)
 
 
 def environment(folder: Path) -> dict[str, Any]:

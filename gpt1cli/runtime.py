@@ -57,7 +57,10 @@ def start(config: RuntimeConfig, seed: int) -> Machine:
         precision = torch.bfloat16 if has_fast_bf16(device) else torch.float32
     # TF32 on CUDA. NOTE: "medium" on a CPU would multiply in bf16 where the hardware can, a relative error of 2e-3
     # instead of 4e-7, and the split of micro-batches would show in the loss.
-    torch.set_float32_matmul_precision("highest" if device.type == "cpu" else "high")
+    exact = device.type == "cpu" or config.precision == "fp32"
+    torch.set_float32_matmul_precision("highest" if exact else "high")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # of an earlier run in this process
     torch.manual_seed(seed)
     return Machine(device, precision, torch.get_num_threads(), config.micro_batch, config.compile)
 

@@ -100,6 +100,24 @@ def test_fewer_steps_resumed_with_more_go_on(world, capsys):
     assert "is finished" in capsys.readouterr().out
 
 
+def test_a_run_that_counted_epochs_goes_on_too(world):
+    assert main(pretrain(world, "epochs", "epochs=1")) == 0
+    steps = json.loads((world / "epochs" / "result.json").read_text())["steps"]
+    assert main(["pretrain", f"resume={world / 'epochs'}", f"steps={steps + 2}"]) == 0
+    assert json.loads((world / "epochs" / "result.json").read_text())["steps"] == steps + 2
+
+
+def test_a_run_does_not_go_on_with_another_text(world, capsys):
+    (world / "moving.txt").write_text(STORY * 200)
+    command = pretrain(world, "moved", f"corpus.path={world / 'moving.txt'}", "steps=2", "schedule=constant")
+    assert main(command) == 0
+    (world / "moving.txt").write_text(STORY * 200 + "and the bird flew away .\n" * 9)
+    before = weights(world / "moved")
+    assert main(["pretrain", f"resume={world / 'moved'}", "steps=4"]) == 2
+    assert "corpus changed since the run began" in capsys.readouterr().err
+    assert same(before, weights(world / "moved")) and (world / "moved" / "result.json").exists()
+
+
 def test_epochs_count_windows_of_the_training_tokens(world):
     assert main(pretrain(world, "epoch", "epochs=1")) == 0
     meta = json.loads(next((world / "cache" / "corpora").glob("*/meta.json")).read_text())

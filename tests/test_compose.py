@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def test_any_literal_value_arrives_unchanged(value):
 def test_ugly_values_go_through_the_whole_composition():
     value = "a b,c='\"\\${oc.env:HOME} é"
     run = composed("pretrain", f"out={value}", "corpus=text", "corpus.path=???")
-    assert (run.config.out, run.config.corpus.path) == (value, "???")
+    assert (run.config.out, run.config.corpus.path) == (value, os.path.abspath("???"))
     assert str(run.folder).startswith(str(Path.cwd() / value / "pretrain" / "text"))
 
 
@@ -215,9 +216,9 @@ def test_every_element_of_a_sweep_is_checked():
 
 
 def test_keys_of_a_mapping_may_be_new_and_plus_may_stand_before_what_is_there():
-    words = ["task.splits.extra=test", "~task.splits.test", "+lr=0.5", "+seed=3"]
+    words = ["task.splits.test_extra=test", "~task.splits.test", "+lr=0.5", "+seed=3"]
     built = made("finetune", "task=rte", "init=none", *words)
-    assert built.task.splits == {"train": "train", "valid": "validation", "extra": "test"}
+    assert built.task.splits == {"train": "train", "valid": "validation", "test_extra": "test"}
     assert (built.lr, built.seed) == (0.5, 3)
 
 
@@ -278,13 +279,13 @@ def test_config_repeats_a_run_and_the_users_words_win():
         "model.n_layer=3",
         "lr=0.5",
         "epochs=2",
-        "task.splits.x=y",
+        "task.splits.test_x=y",
         "~task.splits.test",
     )
     assert (other.model.name, other.model.n_layer, other.model.d_model) == ("mini", 3, 256)
     assert (other.lr, other.epochs, other.steps, other.seed) == (0.5, 2.0, None, 7)
     assert other.task.label == "gold" and other.name == "rte"
-    assert other.task.splits == {"train": "train", "valid": "validation", "x": "y"}
+    assert other.task.splits == {"train": "train", "valid": "validation", "test_x": "y"}
     assert made("finetune", f"config={run}", "task=cola").name == "cola"  # the run's name was its task's
 
 
@@ -324,14 +325,14 @@ def test_resume_takes_the_stored_configuration_and_the_runs_own_folder(tmp_path)
 def test_resume_refuses_what_is_named_differently():
     run_folder(Path("run"), "finetune", *RUN)
     message = refusal(
-        "finetune", "resume=run", "lr=1", "steps=50", "model=mini", "task.label=silver", "task.splits.x=y"
+        "finetune", "resume=run", "lr=1", "steps=50", "model=mini", "task.label=silver", "task.splits.test_x=y"
     )
     assert sorted(message.splitlines()[1:]) == [
         "  lr=1.0: the run has 0.25",
         "  model=mini: the run has tiny",
         "  steps=50: the run has 100",
         "  task.label=silver: the run has gold",
-        "  task.splits.x=y: the run has null",
+        "  task.splits.test_x=y: the run has null",
     ]
     assert "epochs=3.0: the run has null" in refusal("finetune", "resume=run", "epochs=3")
     assert "both named" in refusal("finetune", "resume=run", "config=run")

@@ -21,7 +21,7 @@ QUIET = functools.partial(Progress, None, mode="none")
 
 
 def text_corpus(path: Path, column: str = "text") -> CorpusConfig:
-    return CorpusConfig("text", "text", str(path), column, None, None, "rows")
+    return CorpusConfig("text", "text", str(path), column, None, None, "rows", 64)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,23 @@ def test_a_document_cut_into_parts_gives_the_ids_of_the_whole(tmp_path, vocabula
     assert len(list(documents.parts([[text]]))) > 10
     shards = shards_of(path, vocabulary, tmp_path / "cache")
     assert shards.train.tolist() + shards.valid.tolist() == vocabulary.encode(text)
+
+
+def test_a_long_line_is_cut_between_words(monkeypatch):
+    monkeypatch.setattr(documents, "PART", 50)
+    cut = list(documents.parts([["Title\n" + "word " * 100]]))
+    assert len(cut) > 5 and all(part.text.strip().split(" ")[-1] == "word" for part in cut)
+    assert "".join(part.text for part in cut) == "Title\n" + "word " * 100
+
+
+def test_a_corpus_is_known_by_what_is_read_from_it(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"a": "one", "b": "two"}\n')
+    (tmp_path / "rows.txt").write_text('{"a": "one", "b": "two"}\n')
+    configs = [("rows.jsonl", "a"), ("rows.jsonl", "b"), ("rows.txt", "a"), ("rows.txt", "b")]
+    digests = [
+        documents.find(text_corpus(tmp_path / name, column), None, str(tmp_path)).digest for name, column in configs
+    ]
+    assert len(set(digests)) == 3 and digests[2] == digests[3]  # of a plain text no column is read
 
 
 def test_worker_processes_give_the_same_shards(tmp_path, vocabulary, monkeypatch):

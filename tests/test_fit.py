@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,53 @@ def test_last_best_and_kept_checkpoints_stay(tmp_path):
     folder = tmp_path / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["12", "3", "4", "best", "last"]
     assert os.readlink(folder / "last") == "12" and os.readlink(folder / "best") == "4"
+
+
+def test_killed_between_the_two_links_the_best_checkpoint_is_found_again(tmp_path):
+    original, scores = checkpoint._link, iter([0.0, 5.0, 1.0, 2.0])
+
+    def dying(link, step):
+        if link.name == "best" and step == 4:
+            raise Killed
+        original(link, step)
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(checkpoint, "_link", dying)
+        train(tmp_path, evaluate=lambda: ({"loss": 0.0}, next(scores)))
+    train(tmp_path, evaluate=lambda: ({"loss": 0.0}, next(scores)))
+    assert os.readlink(tmp_path / "checkpoints" / "best") == "4"
+
+
+def test_a_signal_that_comes_late_in_an_update_waits_for_the_next(tmp_path):
+    """After the question whether to save, and before the end of the update: nothing is called saved that is not."""
+    progress_update = Progress.update
+
+    def interrupted(self, step, **values):
+        progress_update(self, step, **values)
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(Progress, "update", interrupted)
+        train(tmp_path)
+    assert os.readlink(tmp_path / "checkpoints" / "last") == "6"
+
+
+def test_seconds_are_those_of_the_updates(tmp_path, monkeypatch):
+    """With a clock that only validation moves, training takes no time."""
+    clock = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def slow():
+        clock[0] += 50.0
+        return {"loss": 1.0}, -1.0
+
+    def working(model, batch):
+        clock[0] += 1.0
+        return language_modelling(model, batch)
+
+    _, state = train(tmp_path, evaluate=slow, objective=working)
+    assert state.seconds == STEPS * 2  # two micro-batches an update, a second each
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

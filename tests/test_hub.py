@@ -258,15 +258,13 @@ def test_offline_mode_is_named_as_the_reason(offline, monkeypatch):
         hub.require([data("org/set")], None, offline / "cache")
 
 
-def test_offline_the_check_takes_a_moment_and_says_nothing_else(tmp_path):
-    """In a process of its own, the libraries' imports included: a refusal may take ten seconds in all."""
+def test_offline_the_check_says_nothing_but_its_message(tmp_path):
+    """In a process of its own: the libraries would log their retries on stderr."""
     code = (
-        "import time; from gpt1cli import hub; from gpt1cli.config import InputError\n"
-        "start = time.monotonic()\n"
+        "from gpt1cli import hub; from gpt1cli.config import InputError\n"
         "needs = [hub.Need('x', 'org/set', 'one', None, ()), *hub.weights_needs('openai')]\n"
         "try: hub.require(needs, None, 'cache')\n"
         "except InputError as error: print(error)\n"
-        "assert time.monotonic() - start < 10"
     )
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
     environment["PYTHONPATH"] = str(Path(hub.__file__).parents[1])
@@ -290,7 +288,7 @@ def test_needs_of_the_parts():
     assert [need.filename for need in hub.tokenizer_needs(published)] == ["vocab.json", "merges.txt"]
     assert hub.tokenizer_needs(TokenizerConfig(name="bpe", source="corpus", repo=None, merges=10)) == []
 
-    corpus = dict(name="c", path=None, column="text", documents="rows")
+    corpus = dict(name="c", path=None, column="text", documents="rows", eval_tokens=64)
     (need,) = hub.corpus_needs(CorpusConfig(source="hub", repo="org/books", subset=None, **corpus))
     assert need.repo == "org/books" and "corpus=text corpus.path=" in need.ways_out[0]
     assert hub.corpus_needs(CorpusConfig(source="text", repo=None, subset=None, **corpus)) == []

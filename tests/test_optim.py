@@ -30,6 +30,7 @@ EIGHTHS = [1, 0.961940, 0.853553, 0.691342, 0.5, 0.308658, 0.146447, 0.038060, 0
         (cosine, 8, 0, EIGHTHS),
         (cosine, 3, 3, [1 / 3, 2 / 3, 1, 1]),  # a run that is all warm-up
         (cosine, 1, 0, [1, 0]),
+        (cosine, 2, 0.5, [1, 0.75, 0]),  # a warm-up of half an update
         (linear, 5, 0.002 * 5, [1, 0.8, 0.6, 0.4, 0.2, 0]),
         (linear, 10, 4, [0.25, 0.45, 0.6, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0]),  # the decay holds in the warm-up too
         (linear, 10, 2.5, [0.4, 0.72, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0]),  # a fraction of an update

@@ -144,11 +144,20 @@ def test_a_resumed_run_keeps_its_first_environment(tmp_path):
     rundir.record(tmp_path, {"steps": 1}, ["pretrain"], {})
     rundir.note(tmp_path, threads=2)
     rundir.record(tmp_path, {"steps": 2}, ["pretrain", "resume=x"], {})
-    rundir.note(tmp_path, threads=4)
+    assert rundir.note(tmp_path, threads=4) == ["threads was 2 when the run began, and is 4 now"]
     found = rundir.environment(tmp_path)
     assert found["threads"] == 2 and found["command_line"] == ["pretrain"]
     assert [session["threads"] for session in found["resumed"]] == [4]
     assert (tmp_path / "config.yaml").read_text().splitlines() == ["# gpt1 pretrain", "steps: 2"]
+
+
+def test_a_resumed_run_whose_data_changed_is_refused(tmp_path):
+    rundir.record(tmp_path, {}, ["pretrain"], {})
+    rundir.note_checksums(tmp_path, tokenizer="a", corpus="b")
+    rundir.record(tmp_path, {}, ["pretrain", "resume=x"], {})
+    rundir.note_checksums(tmp_path, tokenizer="a", corpus="b")
+    with pytest.raises(InputError, match="corpus changed since the run began"):
+        rundir.note_checksums(tmp_path, tokenizer="a", corpus="c")
 
 
 def test_a_run_that_came_to_nothing_is_removed_and_one_with_work_in_it_is_not(tmp_path):

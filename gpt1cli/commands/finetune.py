@@ -52,6 +52,8 @@ class Split:
 
 def needs(config: FinetuneConfig) -> list[Need]:
     """What must be at hand before the run starts."""
+    if config.resume and rundir.is_finished(Path(config.resume), config.steps):
+        return []
     tokenizer = tokenizer_needs(config.tokenizer) if config.init in ("none", "openai") else []
     weights = weights_needs(config.init) if config.pretrained else []
     return task_needs(config.task) + tokenizer + weights
@@ -63,13 +65,14 @@ def run(config: FinetuneConfig, folder: Path) -> None:
         print(f"{folder} is finished: {folder / 'result.json'}; larger steps= would go on")
         return
     machine = runtime.start(config.runtime, config.seed)
-    rundir.note(folder, **machine.describe())
+    changed = rundir.note(folder, **machine.describe())
     reporting = functools.partial(Progress, folder, mode=config.runtime.progress)
 
     body, vocabulary = starting_point(config, reporting)
     splits = load_splits(config, vocabulary, reporting)
     data = {name: split.digest for name, split in splits.items()}
-    rundir.note(folder, checksums={"tokenizer": vocabulary.identity, **data})
+    rundir.note_checksums(folder, tokenizer=vocabulary.identity, **data)
+    rundir.reopen(folder)
     model = Classifier(body, len(config.task.labels), config.head_dropout).to(machine.device)
     optimizer = Optimizer(model, config.optimizer, machine.precision)
     if machine.compile:
@@ -97,6 +100,8 @@ def run(config: FinetuneConfig, folder: Path) -> None:
             dropped = f", {split.dropped:,} without a label left out" if split.dropped else ""
             progress.say(f"{name}: {len(split.rows):,} examples{cut}{dropped}")
         progress.say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {machine}")
+        for change in changed:
+            progress.say(f"warning: {change}; what follows is not bit for bit what it would have been")
         state = fit(
             model=model,
             objective=classification(config.lm_coef if config.aux_lm else 0.0),

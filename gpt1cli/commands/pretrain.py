@@ -20,12 +20,13 @@ from gpt1cli.optim import SCHEDULES, Optimizer
 from gpt1cli.report import write_run_report
 from gpt1cli.scoring import mean_token_loss
 
-EVAL_TOKENS = 2**13, 2**18  # fewer would be too noisy, more would tell nothing new
 PLATEAU = 0.05  # nats below the unigram loss: post-norm blocks stay there when the rate is high for the warm-up
 
 
 def needs(config: PretrainConfig) -> list[Need]:
     """What must be at hand before the run starts."""
+    if config.resume and rundir.is_finished(Path(config.resume), config.steps):
+        return []
     return corpus_needs(config.corpus) + tokenizer_needs(config.tokenizer) + weights_needs(config.init)
 
 
@@ -35,7 +36,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
         print(f"{folder} is finished: {folder / 'result.json'}; larger steps= would go on")
         return
     machine = runtime.start(config.runtime, config.seed)
-    rundir.note(folder, **machine.describe())
+    changed = rundir.note(folder, **machine.describe())
     reporting = functools.partial(Progress, folder, mode=config.runtime.progress)
 
     source = documents.find(config.corpus, config.hub, config.cache)
@@ -44,9 +45,11 @@ def run(config: PretrainConfig, folder: Path) -> None:
         model = Transformer(config.model, len(vocabulary))
     else:
         model, vocabulary = checkpoint.load(config.init, config.hub, config.cache)
+        model.configure(config.model)
     shards = corpus.prepare(source, config.corpus.name, vocabulary, config.cache, reporting)
-    rundir.note(folder, checksums={"tokenizer": vocabulary.identity, "corpus": source.digest})
+    rundir.note_checksums(folder, tokenizer=vocabulary.identity, corpus=source.digest)
     plan = plan_of(config, shards)
+    rundir.reopen(folder)
 
     model.to(machine.device)
     optimizer = Optimizer(model, config.optimizer, machine.precision)
@@ -56,9 +59,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
     rundir.cut_metrics(folder / "metrics.jsonl", state.step if state.step else -1)
 
     factor, warmup = SCHEDULES[config.schedule.name], warmup_of(config, plan.steps)
-    between = plan.eval_every * config.batch_size * config.context  # tokens trained on between two validations
-    eval_tokens = config.eval_tokens or min(max(between // 10, EVAL_TOKENS[0]), EVAL_TOKENS[1])
-    valid = corpus.spread_windows(shards.valid, config.context, eval_tokens)
+    valid = corpus.spread_windows(shards.valid, config.context, config.eval_tokens)
     size = machine.rows(config.context)
 
     def batches(step: int) -> Iterator[Batch]:
@@ -73,6 +74,8 @@ def run(config: PretrainConfig, folder: Path) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     with reporting(total=plan.steps, start=state.step) as progress:
         progress.say(f"{parameters:,} parameters, {len(shards.train):,} tokens, {machine}")
+        for change in changed:
+            progress.say(f"warning: {change}; what follows is not bit for bit what it would have been")
         state = fit(
             model=model,
             objective=language_modelling,
@@ -98,8 +101,9 @@ def run(config: PretrainConfig, folder: Path) -> None:
         }
         if last["loss"] > unigram - PLATEAU:
             progress.say(
-                f"warning: the validation loss {last['loss']:.3f} is that of token frequencies alone ({unigram:.3f}):"
-                " the model has not begun to learn from context; try a smaller lr, a longer warm-up, or more updates"
+                f"warning: the validation loss {last['loss']:.3f} is no better than that of token frequencies,"
+                f" {unigram:.3f}: the model has not begun to learn from context; try a smaller lr, a longer warm-up,"
+                " or more updates"
             )
         write_run_report(folder, result)
         rundir.finish(folder, result)
@@ -109,7 +113,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
 def plan_of(config: PretrainConfig, shards: corpus.Shards) -> Plan:
     """Updates = epochs x floor(tokens / (batch x context)), and what happens how often.
 
-    InputError where the corpus does not fill one window.
+    InputError where the corpus does not fill one window, or something is to happen after the last update.
     """
     for split, tokens in (("train", shards.train), ("valid", shards.valid)):
         if len(tokens) <= config.context:
@@ -119,6 +123,10 @@ def plan_of(config: PretrainConfig, shards: corpus.Shards) -> Plan:
             )
     per_epoch = max(1, len(shards.train) // (config.batch_size * config.context))
     steps = config.steps or max(1, int((config.epochs or 0) * per_epoch))
+    if late := [step for step in config.keep_checkpoints if step > steps]:
+        raise InputError(f"keep_checkpoints={late}: later than the last step, {steps}")
+    if config.warmup_steps is not None and config.warmup_steps > steps:
+        raise InputError(f"warmup_steps={config.warmup_steps} exceeds the {steps} steps of this run")
     eval_every = config.eval_every or max(1, steps // 10)
     return Plan(
         steps=steps,

@@ -1,0 +1,62 @@
+"""Which runs are seeds of one experiment, and which are other experiments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gpt1cli.report import Finished, summed_up, tables, variants
+
+BASE = {
+    "init": "a", "lr": 0.1, "pretrained": True, "seed": 0, "model": {"name": "mini", "d_model": 256},
+    "task": {"name": "rte", "metrics": ["accuracy"], "splits": {"valid": "validation"}}, "runtime": {"threads": 1},
+}  # fmt: skip
+
+
+def run(accuracy: float = 0.5, **changes: object) -> Finished:
+    result = {"command": "finetune", "valid": {"accuracy": accuracy}}
+    return Finished(Path("somewhere"), BASE | changes, result)
+
+
+def rows(*runs: Finished) -> list[list[str]]:
+    (table,) = tables(runs)
+    return [list(row) for row in table.rows]
+
+
+def test_seeds_are_summed_up_and_other_settings_told_apart():
+    found = rows(run(0.5), run(0.7, seed=1), run(0.1, lr=0.2), run(0.3, lr=0.2, seed=1))
+    assert found == [
+        ["rte", "lr=0.1", "2", "accuracy (valid) 0.600 ± 0.141"],
+        ["rte", "lr=0.2", "2", "accuracy (valid) 0.200 ± 0.141"],
+    ]
+
+
+def test_another_init_for_each_seed_is_one_experiment_and_several_for_one_seed_are_not():
+    assert list(variants([run(), run(seed=1, init="b")])) == ["default"]
+    found = variants([run(), run(init="b"), run(seed=1), run(seed=1, init="b")])
+    assert {name: len(group) for name, group in found.items()} == {"init=a": 2, "init=b": 2}
+
+
+def test_another_model_is_told_by_its_name_and_changed_shapes_by_their_keys():
+    tiny = {"name": "tiny", "d_model": 128}
+    assert sorted(variants([run(), run(model=tiny)])) == ["model.name=mini", "model.name=tiny"]
+    wide = {"name": "mini", "d_model": 512}
+    assert sorted(variants([run(), run(model=wide)])) == ["model.d_model=256", "model.d_model=512"]
+
+
+def test_tasks_are_compared_with_themselves_alone():
+    cola = {"name": "cola", "metrics": ["accuracy"], "splits": {"valid": "validation"}}
+    found = [row[:3] for row in rows(run(), run(task=cola, lr=0.3))]
+    assert found == [["cola", "default", "1"], ["rte", "default", "1"]]
+
+
+def test_without_an_init_nothing_is_called_pretrained():
+    found = variants([run(), run(init="none")])
+    assert list(found) == ["pretrained=True", "pretrained=False"]
+
+
+def test_mean_and_sample_standard_deviation_by_hand():
+    assert summed_up([{"x": 1.0}, {"x": 2.0}, {"x": 6.0}]) == ["x 3.000 ± 2.646"]
+    assert summed_up([{"x": 0.25}]) == ["x 0.250"]
+    assert pytest.approx(2.646, abs=1e-3) == ((4 + 1 + 9) / 2) ** 0.5
