@@ -310,11 +310,15 @@ class PretrainConfig(TrainConfig):
         yield from super().problems()
         if self.context > self.model.n_positions:
             yield f"context={self.context} exceeds model.n_positions={self.model.n_positions}"
-        if self.steps is not None:
-            if self.warmup_steps is not None and self.warmup_steps > self.steps:
-                yield f"warmup_steps={self.warmup_steps} exceeds steps={self.steps}"
-            if late := [step for step in self.keep_checkpoints if step > self.steps]:
-                yield f"keep_checkpoints={late}: later than the last step, {self.steps}"
+        if self.steps is not None:  # of epochs the updates are known when the corpus is
+            yield from self.too_late(self.steps)
+
+    def too_late(self, steps: int) -> Iterator[str]:
+        """What is to happen after the last of so many updates."""
+        if self.warmup_steps is not None and self.warmup_steps > steps:
+            yield f"warmup_steps={self.warmup_steps} exceeds steps={steps}"
+        if late := [step for step in self.keep_checkpoints if step > steps]:
+            yield f"keep_checkpoints={late}: later than the last step, {steps}"
 
 
 @dataclass(frozen=True, kw_only=True)

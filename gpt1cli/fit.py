@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gpt1cli import rundir
 from gpt1cli.batches import Batch
 from gpt1cli.checkpoint import State
-from gpt1cli.config import TrainConfig
+from gpt1cli.config import InputError, TrainConfig
 from gpt1cli.loggers import Progress
 from gpt1cli.objectives import Loss
 from gpt1cli.optim import Optimizer
@@ -54,8 +54,10 @@ def fit(
 
     `evaluate` gives the validation metrics and the score that the best checkpoint maximises; `save` writes a
     checkpoint. FloatingPointError when a loss is no longer finite; SystemExit(128 + signal) after Ctrl-C or SIGTERM,
-    checkpoint saved.
+    checkpoint saved. InputError where more updates are done than planned: a resumed run does not go back.
     """
+    if state.step > plan.steps:
+        raise InputError(f"the run has done {state.step:,} updates already, more than the {plan.steps:,} asked for")
     device = next(model.parameters()).device
     metrics = run / "metrics.jsonl"
     pending: list[dict[str, Tensor]] = []  # losses and norms that are still on the device

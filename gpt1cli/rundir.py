@@ -44,6 +44,7 @@ def claim(folder: Path) -> TextIO:
     # a sweep's job finds .hydra made; a run killed at its very start leaves an environment, and is no run yet
     found = sorted({path.name for path in folder.iterdir()} - {LOCK, ".hydra", "environment.json"})
     if not found:
+        (folder / "environment.json").unlink(missing_ok=True)
         return handle
     handle.close()
     if is_run(folder):
@@ -177,21 +178,27 @@ def record(folder: Path, config: Mapping[str, Any], command_line: Sequence[str],
 
 
 def note(folder: Path, **facts: Any) -> list[str]:
-    """Add facts that are known later (device, threads) to the environment of this session.
+    """Add facts that are known later (device, threads, updates) to the environment of this session.
 
-    Of a resumed run: a line for each fact that was another one when the run began.
+    Of a resumed run: a warning for each fact that was another one when the run began.
     """
     known = environment(folder)
     session = known["resumed"][-1] if known.get("resumed") else known
     changed = [key for key in facts if session is not known and key in known and known[key] != facts[key]]
     session.update(facts)
     write_json(folder / "environment.json", known)
-    return [f"{key} was {known[key]} when the run began, and is {facts[key]} now" for key in changed]
+    return [
+        f"warning: {key} was {known[key]} when the run began, and is {facts[key]} now;"
+        " what follows is not bit for bit what it would have been"
+        for key in changed
+    ]
 
 
 def note_checksums(folder: Path, **checksums: str) -> None:
     """Add the checksums of data and tokenizer; InputError where a resumed run began with others."""
-    began = environment(folder).get("checksums", checksums)
+    known = environment(folder)
+    sessions = [known, *known.get("resumed", [])]  # the first may have been killed before it knew any
+    began = next((session["checksums"] for session in sessions if "checksums" in session), checksums)
     if other := [name for name in began if began[name] != checksums.get(name)]:
         raise InputError(
             f"{folder} cannot go on: {' and '.join(other)} changed since the run began (environment.json has the"

@@ -55,7 +55,8 @@ def start(config: RuntimeConfig, seed: int) -> Machine:
     precision = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(config.precision)
     if precision is None:
         precision = torch.bfloat16 if has_fast_bf16(device) else torch.float32
-    # TF32 on CUDA. NOTE: "medium" on a CPU would multiply in bf16 where the hardware can, a relative error of 2e-3
+    # TF32 on CUDA, unless fp32 was named.
+    # NOTE: "medium" on a CPU would multiply in bf16 where the hardware can, a relative error of 2e-3
     # instead of 4e-7, and the split of micro-batches would show in the loss.
     exact = device.type == "cpu" or config.precision == "fp32"
     torch.set_float32_matmul_precision("highest" if exact else "high")

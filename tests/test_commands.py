@@ -104,6 +104,7 @@ def test_a_run_that_counted_epochs_goes_on_too(world):
     assert main(pretrain(world, "epochs", "epochs=1")) == 0
     steps = json.loads((world / "epochs" / "result.json").read_text())["steps"]
     assert main(["pretrain", f"resume={world / 'epochs'}", f"steps={steps + 2}"]) == 0
+    assert f"steps was {steps} when the run began, and is {steps + 2} now" in (world / "epochs" / "run.log").read_text()
     assert json.loads((world / "epochs" / "result.json").read_text())["steps"] == steps + 2
 
 

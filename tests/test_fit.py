@@ -16,7 +16,7 @@ import torch
 from gpt1cli import checkpoint, rundir, tokenizer
 from gpt1cli.batches import windows_batch
 from gpt1cli.checkpoint import State
-from gpt1cli.config import Finetuning, ModelConfig, OptimizerConfig, Pretraining
+from gpt1cli.config import Finetuning, InputError, ModelConfig, OptimizerConfig, Pretraining
 from gpt1cli.corpus import random_windows
 from gpt1cli.fit import Plan, fit
 from gpt1cli.loggers import Progress
@@ -131,6 +131,12 @@ def test_a_signal_that_comes_late_in_an_update_waits_for_the_next(tmp_path):
         patched.setattr(Progress, "update", interrupted)
         train(tmp_path)
     assert os.readlink(tmp_path / "checkpoints" / "last") == "6"
+
+
+def test_a_resumed_run_does_not_go_back(tmp_path):
+    train(tmp_path, steps=8)
+    with pytest.raises(InputError, match="has done 8 updates already, more than the 4 asked for"):
+        train(tmp_path, steps=4)
 
 
 def test_seconds_are_those_of_the_updates(tmp_path, monkeypatch):

@@ -199,13 +199,21 @@ def test_a_hub_that_is_no_folder_says_so(tmp_path):
 
 
 def test_nothing_needed_asks_nobody(offline, monkeypatch):
-    monkeypatch.setattr(hub, "_unreachable", lambda: pytest.fail("asked"))
+    asked = []
+    monkeypatch.setattr(hub, "_unreachable", lambda: asked.append(1) or "silent")
     hub.require([], None, offline / "cache")
+    assert asked == []
+    with pytest.raises(InputError, match="silent"):
+        hub.require([data("org/set", "one")], None, offline / "cache")
+    assert asked == [1]
 
 
 def test_a_hub_that_answers_is_enough(offline, monkeypatch):
+    asked = []
+
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
+            asked.append(self.path)
             self.send_response(200)
             self.end_headers()
 
@@ -216,6 +224,7 @@ def test_a_hub_that_answers_is_enough(offline, monkeypatch):
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         hub.require([data("org/set", "one")], None, offline / "cache")
         server.shutdown()
+    assert len(asked) == 1  # one short check, whatever is needed
 
 
 def test_a_hub_that_stays_silent_is_not_waited_for(offline, monkeypatch):

@@ -144,7 +144,8 @@ def test_a_resumed_run_keeps_its_first_environment(tmp_path):
     rundir.record(tmp_path, {"steps": 1}, ["pretrain"], {})
     rundir.note(tmp_path, threads=2)
     rundir.record(tmp_path, {"steps": 2}, ["pretrain", "resume=x"], {})
-    assert rundir.note(tmp_path, threads=4) == ["threads was 2 when the run began, and is 4 now"]
+    (warning,) = rundir.note(tmp_path, threads=4)
+    assert "threads was 2 when the run began, and is 4 now" in warning
     found = rundir.environment(tmp_path)
     assert found["threads"] == 2 and found["command_line"] == ["pretrain"]
     assert [session["threads"] for session in found["resumed"]] == [4]
@@ -158,6 +159,23 @@ def test_a_resumed_run_whose_data_changed_is_refused(tmp_path):
     rundir.note_checksums(tmp_path, tokenizer="a", corpus="b")
     with pytest.raises(InputError, match="corpus changed since the run began"):
         rundir.note_checksums(tmp_path, tokenizer="a", corpus="c")
+
+
+def test_checksums_that_only_a_later_session_knew_hold_too(tmp_path):
+    rundir.record(tmp_path, {}, ["pretrain"], {})  # killed before it had read its data
+    for _ in range(2):
+        rundir.record(tmp_path, {}, ["pretrain", "resume=x"], {})
+        rundir.note_checksums(tmp_path, corpus="b")
+    with pytest.raises(InputError, match="corpus changed since the run began"):
+        rundir.note_checksums(tmp_path, corpus="c")
+
+
+def test_a_folder_of_a_run_killed_at_its_very_start_is_free_and_its_environment_forgotten(tmp_path):
+    rundir.write_json(tmp_path / "environment.json", {"command_line": ["an", "earlier", "one"]})
+    rundir.claim(tmp_path).close()
+    rundir.record(tmp_path, {}, ["pretrain"], {})
+    found = rundir.environment(tmp_path)
+    assert found["command_line"] == ["pretrain"] and "resumed" not in found
 
 
 def test_a_run_that_came_to_nothing_is_removed_and_one_with_work_in_it_is_not(tmp_path):

@@ -129,6 +129,8 @@ def test_what_the_configuration_cannot_know_is_refused_before_any_data_is_read()
         "task.source: row: no such source; did you mean rows?",
         "task.metrics=f1 is that of class 1 of two, but task.labels=['entailment', 'neutral', 'contradiction']",
     ]
+    with pytest.raises(InputError, match=r"task\.metrics: pearson is for scores"):
+        tasks.load(configured("sst2", metrics=["accuracy", "pearson"]), "train", "/no/such", "/no/such")
     with pytest.raises(InputError, match=r"tset: no such split of task=sst2; did you mean test\?"):
         tasks.load(configured("sst2"), "tset", "/no/such", "/no/such")
 

@@ -65,7 +65,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
         print(f"{folder} is finished: {folder / 'result.json'}; larger steps= would go on")
         return
     machine = runtime.start(config.runtime, config.seed)
-    changed = rundir.note(folder, **machine.describe())
+    warnings = rundir.note(folder, **machine.describe())
     reporting = functools.partial(Progress, folder, mode=config.runtime.progress)
 
     body, vocabulary = starting_point(config, reporting)
@@ -82,6 +82,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
 
     epochs = Epochs(splits["train"].rows, config.batch_size, config.seed, machine.micro_batch, machine.token_budget)
     steps = config.steps or max(1, round((config.epochs or 0) * epochs.updates))
+    warnings += rundir.note(folder, steps=steps)
     plan = Plan(steps, config.log_every, eval_every=epochs.updates, checkpoint_every=epochs.updates)
     factor, warmup = SCHEDULES[config.schedule.name], config.warmup_fraction * steps
     task = dataclasses.asdict(config.task)
@@ -100,8 +101,8 @@ def run(config: FinetuneConfig, folder: Path) -> None:
             dropped = f", {split.dropped:,} without a label left out" if split.dropped else ""
             progress.say(f"{name}: {len(split.rows):,} examples{cut}{dropped}")
         progress.say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {machine}")
-        for change in changed:
-            progress.say(f"warning: {change}; what follows is not bit for bit what it would have been")
+        for warning in warnings:
+            progress.say(warning)
         state = fit(
             model=model,
             objective=classification(config.lm_coef if config.aux_lm else 0.0),

@@ -36,7 +36,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
         print(f"{folder} is finished: {folder / 'result.json'}; larger steps= would go on")
         return
     machine = runtime.start(config.runtime, config.seed)
-    changed = rundir.note(folder, **machine.describe())
+    warnings = rundir.note(folder, **machine.describe())
     reporting = functools.partial(Progress, folder, mode=config.runtime.progress)
 
     source = documents.find(config.corpus, config.hub, config.cache)
@@ -49,6 +49,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
     shards = corpus.prepare(source, config.corpus.name, vocabulary, config.cache, reporting)
     rundir.note_checksums(folder, tokenizer=vocabulary.identity, corpus=source.digest)
     plan = plan_of(config, shards)
+    warnings += rundir.note(folder, steps=plan.steps)
     rundir.reopen(folder)
 
     model.to(machine.device)
@@ -74,8 +75,8 @@ def run(config: PretrainConfig, folder: Path) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     with reporting(total=plan.steps, start=state.step) as progress:
         progress.say(f"{parameters:,} parameters, {len(shards.train):,} tokens, {machine}")
-        for change in changed:
-            progress.say(f"warning: {change}; what follows is not bit for bit what it would have been")
+        for warning in warnings:
+            progress.say(warning)
         state = fit(
             model=model,
             objective=language_modelling,
@@ -123,10 +124,8 @@ def plan_of(config: PretrainConfig, shards: corpus.Shards) -> Plan:
             )
     per_epoch = max(1, len(shards.train) // (config.batch_size * config.context))
     steps = config.steps or max(1, int((config.epochs or 0) * per_epoch))
-    if late := [step for step in config.keep_checkpoints if step > steps]:
-        raise InputError(f"keep_checkpoints={late}: later than the last step, {steps}")
-    if config.warmup_steps is not None and config.warmup_steps > steps:
-        raise InputError(f"warmup_steps={config.warmup_steps} exceeds the {steps} steps of this run")
+    if late := list(config.too_late(steps)):
+        raise InputError("\n".join(late))
     eval_every = config.eval_every or max(1, steps // 10)
     return Plan(
         steps=steps,

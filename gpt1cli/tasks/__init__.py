@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpt1cli.config import InputError, TaskConfig, unknown
-from gpt1cli.metrics import METRICS
+from gpt1cli.metrics import METRICS, REGRESSION
 from gpt1cli.tasks.layouts import Example
 
 SOURCES: dict[str, str] = {  # task.source -> its loader
@@ -33,6 +33,8 @@ def check(task: TaskConfig) -> None:
     errors = [f"task.metrics: {unknown(name, METRICS, 'metric')}" for name in task.metrics if name not in METRICS]
     if task.source not in SOURCES:
         errors.append(f"task.source: {unknown(task.source, SOURCES, 'source')}")
+    if scores := [name for name in task.metrics if name in REGRESSION]:
+        errors.append(f"task.metrics: {', '.join(scores)} is for scores, but the labels are classes")
     if "f1" in task.metrics and len(task.labels) != 2:
         errors.append(f"task.metrics=f1 is that of class 1 of two, but task.labels={task.labels}")
     if errors:
