@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, field
 
-from gpt1cli import config, help
+from gpt1cli import config, options
 from gpt1cli.config import InputError, shown
 
 ALIASES: dict[str, str] = {}  # another name of a command -> the command
@@ -62,7 +62,7 @@ def sort(words: list[str]) -> CommandLine:
         if line.command not in config.COMMANDS:
             raise InputError(config.unknown(bare[0], [*config.COMMANDS, *ALIASES], "command"))
     if line.command and len(bare) > 1:
-        groups = [group for group in help.defaults(line.command)[0] if bare[1] in help.options(group)]
+        groups = [group for group in options.defaults(line.command)[0] if bare[1] in options.names(group)]
         hint = f"did you mean {groups[0]}={bare[1]}?" if groups else "an override is written key=value"
         raise InputError(f"{shown(bare[1])}: a second command after {bare[0]}; {hint}")
     return line

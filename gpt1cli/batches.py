@@ -3,7 +3,7 @@
 Nothing here remembers a position: the batch of update `step` follows from (seed, step) alone, so a resumed run goes on
 with the very batches it would have seen.
 
-B rows, T tokens of the longest row.
+B rows, T tokens of the longest row, N items of K sequences each; a row holds one sequence, or a whole item's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +21,43 @@ from torch import Tensor
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}  # tokens computed at a time, where runtime.micro_batch does not say
 
 
-@dataclass(frozen=True)
-class Row:
-    """One input sequence, its special tokens included, and the class it belongs to (None: to be predicted)."""
+Ids = np.ndarray  # int32, one dimension
 
-    tokens: list[int]
-    label: int | None = None
+
+@dataclass(frozen=True)
+class Item:
+    """One example as the model sees it: K sequences that share a prefix, and the label (None: to be predicted).
+
+    Sequence k is prefix + tails[k]. A classification has one, a similarity its two orders, a question one per answer.
+    """
+
+    prefix: Ids
+    tails: tuple[Ids, ...]
+    label: int | float | None = None
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]], label: int | float | None = None, shared: int = 0) -> Item:
+        """From whole sequences whose first `shared` tokens are the same.
+
+        The prefix ends one token early: the last shared one opens every branch, so that each place has one target.
+        """
+        sequences = [np.asarray(row, dtype=np.int32) for row in rows]
+        kept = max(0, shared - 1) if len(rows) > 1 else 0
+        return cls(sequences[0][:kept], tuple(sequence[kept:] for sequence in sequences), label)
+
+    @property
+    def width(self) -> int:
+        """Tokens of its row, or of the longest of its rows."""
+        return len(self.prefix) + sum(map(len, self.tails)) if len(self.prefix) else max(map(len, self.tails))
+
+    @property
+    def height(self) -> int:
+        """Rows it takes: one, with the sequences as branches, where they share a prefix."""
+        return 1 if len(self.prefix) else len(self.tails)
+
+    def apart(self) -> Item:
+        """The same sequences without sharing: the plain form, which computes the prefix once for each."""
+        return Item(self.prefix[:0], tuple(np.concatenate([self.prefix, tail]) for tail in self.tails), self.label)
 
 
 @dataclass(frozen=True)
@@ -41,8 +72,8 @@ class Batch:
     positions: Tensor | None = None  # [B,T] int64; None counts from 0
     document: Tensor | None = None  # [B,T] int64; None: one document a row
     branch: Tensor | None = None  # [B,T] int64; None: no branches
-    ends: Tensor | None = None  # [B] int64: position of `_classify_`
-    labels: Tensor | None = None  # [B] int64
+    ends: Tensor | None = None  # [N,K] int64: where the `_classify_` of item n's sequence k lies in the flattened rows
+    labels: Tensor | None = None  # [N] int64 classes, or float32 scores
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -67,45 +98,91 @@ def windows_batch(windows: np.ndarray) -> Batch:
     )
 
 
-def rows_batch(rows: Sequence[Row]) -> Batch:
-    """Rows, padded at the right; a row's n targets weigh 1/n each, so that the loss is a sum of means per sequence."""
-    B, T = len(rows), max(len(row.tokens) for row in rows)
-    tokens = torch.zeros(B, T, dtype=torch.int64)
-    targets, weights = torch.zeros_like(tokens), torch.zeros(B, T)
-    for i, row in enumerate(rows):
-        n = len(row.tokens)
-        tokens[i, :n] = torch.tensor(row.tokens)
-        targets[i, : n - 1] = tokens[i, 1:n]
-        weights[i, : n - 1] = 1 / max(1, n - 1)
-    labels = [row.label for row in rows]
+class _Row(NamedTuple):
+    """One row before padding, all arrays of its length but the last."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    positions: np.ndarray
+    branch: np.ndarray
+    ends: list[int]  # the last token of each of its sequences
+
+
+def _rows(item: Item) -> Iterator[_Row]:
+    """The rows of an item. A sequence's n targets weigh 1/n each, and its K sequences 1/K each (DESIGN.md).
+
+    A target in the shared prefix is one of every sequence, and weighs the sum of what it weighs in each.
+    """
+    if not len(item.prefix):
+        for tail in item.tails:
+            yield _row(item.prefix, [tail], len(item.tails))
+    else:
+        yield _row(item.prefix, item.tails, len(item.tails))
+
+
+def _row(prefix: Ids, tails: Sequence[Ids], K: int) -> _Row:
+    P, none = len(prefix), np.zeros(1, dtype=np.int32)
+    shares = [1 / (K * max(1, P + len(tail) - 1)) for tail in tails]  # what one target of each sequence weighs
+    return _Row(
+        tokens=np.concatenate([prefix, *tails]),
+        targets=np.concatenate([prefix[1:], tails[0][: min(1, P)], *(np.append(tail[1:], none) for tail in tails)]),
+        weights=np.concatenate(
+            [np.full(P, sum(shares))]
+            + [np.append(np.full(len(tail) - 1, share), 0.0) for tail, share in zip(tails, shares, strict=True)]
+        ),
+        positions=np.concatenate([np.arange(P), *(P + np.arange(len(tail)) for tail in tails)]),
+        branch=np.repeat(np.arange(len(tails) + 1), [P, *map(len, tails)]) if P else np.zeros(len(tails[0]), int),
+        ends=list(P + np.cumsum([len(tail) for tail in tails]) - 1),
+    )
+
+
+def items_batch(items: Sequence[Item]) -> Batch:
+    """Items laid in rows, padded at the right; the loss is a sum over items of means over sequences of token means."""
+    rows = [row for item in items for row in _rows(item)]
+    T = max(len(row.tokens) for row in rows)
+    branched = any(len(item.prefix) for item in items)
+
+    def padded(arrays: Sequence[np.ndarray], dtype: type, fill: int = 0) -> Tensor:
+        laid: np.ndarray = np.full((len(rows), T), fill, dtype=dtype)
+        for line, array in zip(laid, arrays, strict=True):
+            line[: len(array)] = array
+        return torch.from_numpy(laid)  # [B,T]
+
+    ends = [i * T + end for i, row in enumerate(rows) for end in row.ends]
+    labels = [item.label for item in items]
     return Batch(
-        tokens=tokens,
-        targets=targets,
-        weights=weights,
-        count=B,
+        tokens=padded([row.tokens for row in rows], np.int64),
+        targets=padded([row.targets for row in rows], np.int64),
+        weights=padded([row.weights for row in rows], np.float32),
+        count=len(items),
         real_tokens=sum(len(row.tokens) for row in rows),
-        ends=torch.tensor([len(row.tokens) - 1 for row in rows]),
+        positions=padded([row.positions for row in rows], np.int64) if branched else None,
+        document=padded([row.branch * 0 for row in rows], np.int64, fill=1) if branched else None,  # padding: its own
+        branch=padded([row.branch for row in rows], np.int64) if branched else None,
+        ends=torch.tensor(ends).view(len(items), -1),
         labels=None if None in labels else torch.tensor(labels),
     )
 
 
-def by_length(rows: Sequence[Row], micro_batch: int | None, token_budget: int) -> Iterator[list[int]]:
-    """Indices of the rows in groups of like length, longest first: micro_batch each, or as many as the budget holds."""
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i].tokens))
+def by_length(items: Sequence[Item], micro_batch: int | None, token_budget: int) -> Iterator[list[int]]:
+    """Indices of the items in groups of like length, longest first: micro_batch each, or what the budget holds."""
+    order = sorted(range(len(items)), key=lambda i: -items[i].width)
     while order:
-        size = micro_batch or max(1, token_budget // len(rows[order[0]].tokens))
+        longest = items[order[0]]
+        size = micro_batch or max(1, token_budget // (longest.width * longest.height))
         yield order[:size]
         order = order[size:]
 
 
 @dataclass(frozen=True)
 class Epochs:
-    """Labelled rows in a fresh order each epoch; the call gives the micro-batches of one update.
+    """Labelled items in a fresh order each epoch; the call gives the micro-batches of one update.
 
     The last batch of an epoch may be smaller: no example is lost (the released code drops it).
     """
 
-    rows: Sequence[Row]
+    items: Sequence[Item]
     batch_size: int
     seed: int
     micro_batch: int | None
@@ -114,14 +191,14 @@ class Epochs:
     @property
     def updates(self) -> int:
         """Updates in one epoch."""
-        return -(-len(self.rows) // self.batch_size)
+        return -(-len(self.items) // self.batch_size)
 
     def __call__(self, step: int) -> list[Batch]:
         epoch, position = divmod(step, self.updates)
-        order = _shuffled(len(self.rows), self.seed, epoch)
-        chosen = [self.rows[i] for i in order[position * self.batch_size : (position + 1) * self.batch_size]]
+        order = _shuffled(len(self.items), self.seed, epoch)
+        chosen = [self.items[i] for i in order[position * self.batch_size : (position + 1) * self.batch_size]]
         groups = by_length(chosen, self.micro_batch, self.token_budget)
-        return [rows_batch([chosen[i] for i in group]) for group in groups]
+        return [items_batch([chosen[i] for i in group]) for group in groups]
 
 
 @functools.lru_cache(maxsize=2)

@@ -25,9 +25,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gpt1cli import hub, rundir, tokenizer
+from gpt1cli import hub, origins, published, rundir, tokenizer
 from gpt1cli.config import InputError, ModelConfig, TokenizerConfig, build
-from gpt1cli.convert import published_config, read_published
+from gpt1cli.convert import read_published, read_shards
+from gpt1cli.models.heads import Classifier
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.optim import Optimizer
 from gpt1cli.tokenizer import Tokenizer
@@ -78,7 +79,7 @@ def save(
     save_file({name: p.detach().contiguous() for name, p in optimizer.masters.items()}, aside / "model.safetensors")
     save_file({**optimizer.state(), **_generators()}, aside / "training.safetensors")
     (aside / "state.json").write_text(json.dumps(dataclasses.asdict(state)))
-    (aside / "config.json").write_text(json.dumps({"format": rundir.CHECKPOINT_FORMAT, **description}, indent=1))
+    (aside / "config.json").write_text(json.dumps({"format": origins.FORMAT, **description}, indent=1))
     vocabulary.save(aside)
     for file in aside.iterdir():
         _sync(file)
@@ -162,36 +163,59 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load(init: str, hub_folder: str | None, cache: str) -> tuple[Transformer, Tokenizer]:
-    """The Transformer and the tokenizer that init names, fp32, on the CPU, without any head: `openai` or a folder."""
-    if init == "openai":
-        return _published(hub_folder, cache)
-    folder = rundir.checkpoint_folder(init)
-    config = rundir.checkpoint_config(folder)
-    body = Transformer(build(ModelConfig, config["model"]), config["vocabulary"] + config["special_rows"])
-    weights = {name.removeprefix("body."): t for name, t in read_tensors(folder / "model.safetensors").items()}
-    fill(body, {name: t for name, t in weights.items() if not name.startswith("head.")}, str(folder))
-    return body, tokenizer.load(folder)
+    """The Transformer and the tokenizer that init names, fp32, on the CPU, without any head.
 
-
-def _published(hub_folder: str | None, cache: str) -> tuple[Transformer, Tokenizer]:
-    vocabulary = _published_tokenizer(hub_folder, cache)
-    settings = rundir.read_json(hub.file(hub.OPENAI, "config.json", hub_folder, cache))
-    path = hub.file(hub.OPENAI, hub.WEIGHTS, hub_folder, cache)
-    body = Transformer(published_config(settings), len(vocabulary))
-    fill(body, read_published(path), str(path))
+    `init` is `openai`, a run or checkpoint folder, an exported folder, or a folder of OpenAI's npy shards.
+    """
+    folder = _published_folder(hub_folder, cache) if init == "openai" else origins.find(init)
+    config = origins.described(folder)
+    rows, vocabulary = config["vocabulary"] + config["special_rows"], tokenizer.load(folder)
+    if len(vocabulary) > rows:
+        raise InputError(f"{folder}: its tokenizer has {len(vocabulary)} entries, its model {rows} rows for them")
+    body = Transformer(build(ModelConfig, config["model"]), rows)
+    fill(body, _body_weights(folder), str(folder))
     return body, vocabulary
 
 
-def _published_tokenizer(hub_folder: str | None, cache: str) -> Tokenizer:
-    files = [hub.file(hub.OPENAI, name, hub_folder, cache) for name in ("vocab.json", "merges.txt")]
-    return tokenizer.load(files[0].parent)
+def _body_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of a Transformer under our names, whoever wrote the folder."""
+    if published.is_shards(folder):
+        return read_shards(folder)
+    if published.is_transformers(rundir.read_json(folder / "config.json")):
+        paths = [folder / name for name in hub.WEIGHTS]
+        if path := next(filter(Path.is_file, paths), None):
+            return read_published(path)
+        raise InputError(f"{folder}: no {' or '.join(hub.WEIGHTS)} there")
+    weights = {name.removeprefix("body."): t for name, t in read_tensors(folder / "model.safetensors").items()}
+    return {name: t for name, t in weights.items() if not name.startswith("head.")}
+
+
+def load_classifier(folder: Path) -> tuple[Classifier, Tokenizer]:
+    """A fine-tuned model with its head, fp32, on the CPU, and its tokenizer; `folder` is that of a checkpoint."""
+    config = origins.described(folder)
+    body = Transformer(build(ModelConfig, config["model"]), config["vocabulary"] + config["special_rows"])
+    weights = read_tensors(folder / "model.safetensors")
+    if "head.weight" not in weights:
+        raise InputError(f"{folder}: a language model, without the head that fine-tuning adds")
+    choice = bool(config["task"]["choices"])
+    model = Classifier(body, weights["head.weight"].shape[0], head_dropout=0.0, choice=choice)
+    fill(model, weights, str(folder))
+    return model, tokenizer.load(folder)
+
+
+def _published_folder(hub_folder: str | None, cache: str) -> Path:
+    """Where the published files lie, all of them fetched."""
+    files = [hub.file(hub.OPENAI, name, hub_folder, cache) for name in ("config.json", hub.WEIGHTS)]
+    load_tokenizer("openai", hub_folder, cache)
+    return files[0].parent
 
 
 def load_tokenizer(init: str, hub_folder: str | None, cache: str) -> Tokenizer:
     """The tokenizer that init names, without its weights."""
-    if init == "openai":
-        return _published_tokenizer(hub_folder, cache)
-    return tokenizer.load(rundir.checkpoint_folder(init))
+    if init != "openai":
+        return tokenizer.load(origins.find(init))
+    files = [hub.file(hub.OPENAI, name, hub_folder, cache) for name in ("vocab.json", "merges.txt")]
+    return tokenizer.load(files[0].parent)
 
 
 def transfer(fresh: Transformer, trained: Transformer, layers: int) -> None:

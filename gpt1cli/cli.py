@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING
 
-from gpt1cli import __version__, config, help, rundir
+from gpt1cli import __version__, config, help, options, rundir
 from gpt1cli.argv import ALIASES, FLAGS, CommandLine, sort
 from gpt1cli.config import InputError, shown
 
@@ -91,7 +91,7 @@ def _source(line: CommandLine) -> Source:
             raise InputError(f"{flag} {shown(folder)}: no such folder")
         folders[flag] = os.path.abspath(folder)
     search = tuple(word for word in line.overrides if word.startswith("hydra.searchpath="))
-    conf = folders.get("--config-path", str(help.conf_folder()))
+    conf = folders.get("--config-path", str(options.folder()))
     return Source(conf, line.flags.get("--config-name"), folders.get("--config-dir"), search)
 
 
@@ -121,7 +121,7 @@ def _complete(words: list[str]) -> None:
         if typed[-1].startswith("-"):
             found = [flag for flag in FLAGS if flag.startswith(typed[-1])]
         elif line.command:
-            found = help.candidates(line.command, typed[-1], [help.conf_folder(), *folders])
+            found = help.candidates(line.command, typed[-1], [options.folder(), *folders])
         else:
             found = [name for name in (*config.COMMANDS, *ALIASES) if name.startswith(typed[-1])]
         print("\n".join(found))
@@ -133,6 +133,8 @@ def _complete(words: list[str]) -> None:
 def _run(line: CommandLine, command: str, words: list[str]) -> None:
     from gpt1cli.composer import Composer
 
+    if command == "doctor" and "--config-dir" in line.flags:
+        raise InputError("gpt1 doctor looks through gpt1's own tasks and corpora: leave --config-dir out")
     composer = Composer(command, _source(line))
     sweep = "--multirun" in line.flags or "hydra.mode=MULTIRUN" in line.overrides
     asked = "--cfg" in line.flags or "--info" in line.flags

@@ -9,19 +9,21 @@ from __future__ import annotations
 import dataclasses
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from gpt1cli import config, help, overrides, rundir
+from gpt1cli import config, options, origins, overrides, rundir
 from gpt1cli.composer import Composer, absolute, hydra_known, told_by_hydra
 from gpt1cli.config import InputError, ModelConfig, bare, shown
 
 IDENTITY = {"model": ModelConfig.SHAPE, "tokenizer": ("source", "repo", "merges")}  # what a checkpoint's weights fix
-PATHS = ("out", "cache", "hub", "init", "resume", "config", "runs", "corpus.path")  # where ~ is the home folder
+# Where ~ is the home folder:
+PATHS = ("out", "cache", "hub", "init", "resume", "config", "run", "runs", "corpus.path", "task.path")
+BROUGHT = {"model", "tokenizer", "init", "epochs"}  # by a task of the demo, for the commands that have these keys
 FREE = ("runtime", "resume", "config")  # what may differ when a run is resumed, besides more steps
 
 
@@ -38,6 +40,8 @@ def implied(composer: Composer, words: list[str]) -> list[str]:
     """The groups of a stored configuration that the words do not name, as overrides: Hydra has to know them too."""
     nodes = (_stored(composer, words) or ("", {}))[1]
     named = _named(words)
+    if isinstance(run := named.get("run"), str) and _takes_a_runs_task(composer, named):
+        nodes = {"task": _trained_on(run)}
     chosen = {g: nodes[g].get("name") for g in composer.groups if g not in named and isinstance(nodes.get(g), dict)}
     return [f"{group}={option}" for group, option in chosen.items() if option in composer.options(group)]
 
@@ -62,8 +66,13 @@ def compose(composer: Composer, words: list[str]) -> Composed:
     elif length.get("epochs") is not None:
         raw["steps"] = None
     resumed = named.get("resume") is not None
+    for key in BROUGHT:
+        if config.annotation_of(composer.cls, key) is None:
+            raw.pop(key, None)
     if "init" in raw and not resumed:
         _follow_init(raw, named, bool(stored))
+    if isinstance(run := named.get("run"), str) and _takes_a_runs_task(composer, named):
+        _follow_run(raw, named, run)
     with told_by_hydra(), hydra_known(cfg):
         tree = OmegaConf.create({**raw, "hydra": settings})
         data = {key: _plain(tree, key) if key != "hydra" else raw[key] for key in raw}  # a stored one is an unknown key
@@ -71,7 +80,7 @@ def compose(composer: Composer, words: list[str]) -> Composed:
     for key in PATHS:
         if value := _get(data, key):
             _put(data, key, _at_home(value))
-    for key in ("cache", "hub", "init", "corpus.path"):  # what is stored holds from any folder
+    for key in ("cache", "hub", "init", "run", "corpus.path", "task.path"):  # what is stored holds from any folder
         value = _get(data, key)
         if value and isinstance(value, str) and (key, value) not in (("init", "none"), ("init", "openai")):
             _put(data, key, os.path.abspath(value))
@@ -115,12 +124,7 @@ def _start_from(stored: dict[str, Any], raw: dict[str, Any], named: Mapping[str,
             f"{shown(_get(stored, 'ablation.name'))}, which cannot be taken back; start from a run without it"
         )
     merged = _overlay(composer.cls, raw, overrides.seal(stored))
-    for key in sorted(named, key=lambda key: key.count(".")):
-        parent, _, name = key.rpartition(".")
-        if name in (_get(raw, parent) if parent else raw):
-            _put(merged, key, _get(raw, key))
-        elif isinstance(node := _get(merged, parent), dict):  # ~task.splits.test
-            node.pop(name, None)
+    _put_named(merged, raw, named)
     renamed = any(group in named and _get(stored, f"{group}.name") == stored.get("name") for group in composer.groups)
     if renamed and "name" not in named:  # the run was named after its task or corpus, and this is another one
         merged["name"] = raw["name"]
@@ -165,9 +169,9 @@ def _follow_init(raw: dict[str, Any], named: Mapping[str, Any], stored: bool) ->
     if init == "none" or not isinstance(init, str) or not init:
         return
     if init == "openai":
-        known = {"model": help.option_values("model", "base"), "tokenizer": help.option_values("tokenizer", "openai")}
+        known = {"model": options.values("model", "base"), "tokenizer": options.values("tokenizer", "openai")}
     else:
-        known = rundir.checkpoint_config(rundir.checkpoint_folder(init))
+        known = origins.described(origins.find(init))
     wrong = []
     for group, identity in IDENTITY.items():
         if group not in named and not (stored and "init" not in named):
@@ -185,6 +189,29 @@ def _follow_init(raw: dict[str, Any], named: Mapping[str, Any], stored: bool) ->
     if wrong:
         way = "leave it out: model and tokenizer come from init; or name init=none for fresh weights"
         raise InputError("\n".join([*wrong, way]))
+
+
+# --- run --------------------------------------------------------------------------------------------------------------
+
+
+def _takes_a_runs_task(composer: Composer, named: Mapping[str, Any]) -> bool:
+    """Whether the command scores a fine-tuned run, on that run's own task where no other is named."""
+    has = [config.annotation_of(composer.cls, key) is not None for key in ("run", "task")]
+    return all(has) and "task" not in named
+
+
+def _trained_on(run: str) -> dict[str, Any]:
+    """The task of the checkpoint that run= names. InputError where that is no fine-tuned one."""
+    described = origins.described(origins.find(run, "run"))
+    origins.task_of(described, run)
+    return described["task"]
+
+
+def _follow_run(raw: dict[str, Any], named: Mapping[str, Any], run: str) -> None:
+    """Take the task of a fine-tuned run, with the user's values on top."""
+    composed = dict(raw)
+    raw["task"] = overrides.seal(_trained_on(run))
+    _put_named(raw, composed, [key for key in named if key.startswith("task.")])
 
 
 # --- nested mappings --------------------------------------------------------------------------------------------------
@@ -210,6 +237,16 @@ def _get(data: Any, key: str) -> Any:
     for name in key.split("."):
         data = data.get(name) if isinstance(data, dict) else None
     return data
+
+
+def _put_named(data: dict[str, Any], composed: Mapping[str, Any], named: Iterable[str]) -> None:
+    """Put what Hydra made of the keys that were named into `data`; what it has no more was taken away there, too."""
+    for key in sorted(named, key=lambda key: key.count(".")):
+        parent, _, name = key.rpartition(".")
+        if name in ((_get(composed, parent) if parent else composed) or ()):
+            _put(data, key, _get(composed, key))
+        elif isinstance(node := _get(data, parent), dict):  # ~task.splits.test
+            node.pop(name, None)
 
 
 def _put(data: dict[str, Any], key: str, value: Any) -> None:

@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt1cli import config, help, overrides
+from gpt1cli import config, options, overrides
 from gpt1cli.config import InputError, shown
 
 HYDRA = "1.3"  # whose rules of composition we follow
@@ -36,7 +36,7 @@ HYDRA = "1.3"  # whose rules of composition we follow
 class Source:
     """Where yaml files are looked for."""
 
-    conf: str = str(help.conf_folder())
+    conf: str = str(options.folder())
     main: str | None = None  # --config-name; None: the command's own file
     extra: str | None = None  # --config-dir
     search: tuple[str, ...] = ()  # overrides of hydra.searchpath
@@ -47,7 +47,7 @@ class Composer:
 
     def __init__(self, command: str, source: Source | None = None) -> None:
         self.command, self.source = command, source or Source()
-        self.cls, self.groups = config.COMMANDS[command], help.defaults(command)[0]
+        self.cls, self.groups = config.COMMANDS[command], options.defaults(command)[0]
         version.setbase(HYDRA)
         setup_globals()
         path = create_config_search_path(self.source.conf)
@@ -68,9 +68,16 @@ class Composer:
     def check(self, words: list[str], sweep: bool = False, whole: bool = True) -> list[str]:
         """Overrides as typed -> in Hydra's grammar. InputError lists every mistake; where they are whole, also gaps."""
         groups = self.groups if whole else dict.fromkeys(self.groups, "")
-        if found := overrides.problems(words, self.cls, groups, self.options, sweep):
+        defaults = options.defaults(self.command)[1]
+        needed = [key for key in defaults if defaults[key] is None and self._wants(key)] if whole else []
+        if found := overrides.problems(words, self.cls, groups, needed, self.options, sweep):
             raise InputError("\n".join(found))
         return [overrides.translate(word, self.cls, sweep) for word in words]
+
+    def _wants(self, key: str) -> bool:
+        """Whether null is no value of the key."""
+        annotation = config.annotation_of(self.cls, key)
+        return annotation is not None and bool(config.check(annotation, None, key))
 
     def load(self, words: list[str], mode: RunMode = RunMode.RUN) -> DictConfig:
         """What Hydra composes from overrides in its grammar, unresolved. InputError where it cannot."""

@@ -18,7 +18,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
 
@@ -182,33 +182,68 @@ class CorpusConfig:
             yield "repo and column are needed with source=hub"
 
 
-@dataclass(frozen=True)
+TEXTS = {"single": (1, 1), "pair": (2, 2), "similarity": (2, 2), "choice": (0, 4), "pronoun": (2, 2)}  # layout: columns
+SCORES = ("mse", "ordinal")  # losses of tasks whose label is a number, not a class
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskConfig:
     """A labelled data set and how its rows become inputs (paper, section 3.3)."""
 
     name: Annotated[str, Key("name of the task", pattern=r"[\w.-]+")]
     source: Annotated[str, Key("loader in gpt1cli/tasks")]
-    layout: Annotated[Literal["single", "pair"], Key("input transformation (tasks/layouts.py)")]
-    repo: Annotated[str | None, Key("hub data set")]
-    subset: Annotated[str | None, Key("configuration of the hub data set")]
+    layout: Annotated[
+        Literal["single", "pair", "similarity", "choice", "pronoun"], Key("input transformation (tasks/layouts.py)")
+    ]
+    repo: Annotated[str | None, Key("hub data set")] = None
+    subset: Annotated[str | None, Key("configuration of the hub data set")] = None
+    path: Annotated[str | None, Key("folder with the authors' own files, instead of the hub (story_cloze)")] = None
+    remedy: Annotated[str | None, Key("how to get the data set where the hub does not give it")] = None
     columns: Annotated[list[str], Key("columns of the texts, in the order of the input")]
+    choices: Annotated[
+        list[str], Key("columns of the answers, or one that holds them all (layouts choice, pronoun)")
+    ] = field(default_factory=list)
     label: Annotated[str, Key("column of the label")]
-    labels: Annotated[list[str], Key("names of the classes, in the order of the data set's own ids")]
+    labels: Annotated[
+        list[str], Key("names of the classes, in the order of the data set's own ids; none for scores")
+    ] = field(default_factory=list)
+    range: Annotated[list[int] | None, Key("lowest and highest score (loss=mse, ordinal)")] = None
+    loss: Annotated[
+        Literal["cross_entropy", "soft_f1", "mse", "ordinal"],
+        Key("what is minimised: of classes cross_entropy or soft_f1, of scores mse or ordinal"),
+    ] = "cross_entropy"
     metrics: Annotated[list[str], Key("metrics reported; the first is the headline that picks the best checkpoint")]
     splits: Annotated[dict[str, str], Key("our split name: the data set's split name")]
 
+    @property
+    def classes(self) -> bool:
+        """Whether the label is a class; else it is a number."""
+        return self.loss not in SCORES
+
     def problems(self) -> Iterator[str]:
-        wanted = {"single": 1, "pair": 2}[self.layout]
-        if len(self.columns) != wanted:
+        fewest, most = TEXTS[self.layout]
+        if not fewest <= len(self.columns) <= most:
+            wanted = fewest if fewest == most else f"{fewest} to {most}"
             yield f"columns={self.columns}: layout {self.layout} takes {wanted}"
-        if len(set(self.labels)) < 2:
+        if bool(self.choices) != (self.layout in ("choice", "pronoun")):
+            yield f"choices={self.choices}: layouts choice and pronoun need them, the others have none"
+        if self.classes and len(set(self.labels)) < 2:
             yield f"labels={self.labels}: at least two different classes are needed"
+        if self.classes and self.range:
+            yield f"range={self.range}: with loss={self.loss} the labels are classes, not scores"
+        if self.loss == "soft_f1" and (len(self.labels) != 2 or self.choices):
+            classes = "a choice's are places" if self.choices else f"labels={self.labels}"
+            yield f"loss=soft_f1 is about class 1 of two, but {classes}"
+        if not self.classes and (self.labels or self.choices):
+            yield f"loss={self.loss} is for scores, but the task has classes: labels={self.labels}"
+        if not self.classes and not (self.range and len(self.range) == 2 and self.range[0] < self.range[1]):
+            yield f"range={self.range}: loss={self.loss} needs the lowest and the highest score, as in [0, 5]"
         if not self.metrics:
             yield "metrics is empty: name at least the headline metric"
+        if not self.splits:
+            yield "splits is empty: name at least one"
         if odd := [name for name in self.splits if not re.fullmatch(r"(train|valid|test)(_\w+)?", name)]:
             yield f"splits: {', '.join(odd)}: our names are train, valid, test, and valid_X, test_X for further ones"
-        if not {"train", "valid"} <= set(self.splits):
-            yield f"splits={dict(self.splits)}: train and valid are needed"
 
 
 @dataclass(frozen=True)
@@ -346,6 +381,41 @@ class FinetuneConfig(TrainConfig):
             yield "transfer_layers needs an init to transfer from"
         if not self.pretrained and self.transfer_layers != "all":
             yield f"transfer_layers={self.transfer_layers} transfers weights, but pretrained=false leaves all fresh"
+        if not {"train", "valid"} <= set(self.task.splits):
+            there = ", ".join(self.task.splits)
+            yield f"task={self.task.name} has no train and valid splits to fine-tune on; there: {there}"
+        micro_batch = self.runtime.micro_batch
+        if self.task.loss == "soft_f1" and micro_batch is not None and micro_batch < self.batch_size:
+            yield f"task.loss=soft_f1 is that of a whole batch: runtime.micro_batch={micro_batch} would split it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(RunConfig):
+    """gpt1 evaluate: a fine-tuned run scored on a split, or on a task with the same labels."""
+
+    run: Annotated[str, Key("folder of a fine-tuned run, or one of its checkpoints", filled=True)]
+    task: TaskConfig
+    split: Annotated[str | None, Key("the one split to score (null: every split but train)")]
+    limit: Limit
+
+    def problems(self) -> Iterator[str]:
+        if self.split is not None and self.split not in self.task.splits:
+            yield unknown(self.split, self.task.splits, f"split of task={self.task.name}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(RunConfig):
+    """gpt1 export: a run's model as a folder that transformers loads."""
+
+    run: Annotated[str, Key("run folder, or one of its checkpoints", filled=True)]
+    out: Annotated[str, Key("folder to write; it may not exist yet, or be empty", filled=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig(RunConfig):
+    """gpt1 doctor: what is at hand here, and the remedy for what is not."""
+
+    what: Annotated[Literal["tasks"], Key("tasks: data sets of tasks and corpora")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,6 +433,9 @@ COMMANDS: dict[str, type[RunConfig]] = {
     "prepare": PrepareConfig,
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+    "doctor": DoctorConfig,
     "report": ReportConfig,
 }
 
@@ -404,6 +477,12 @@ def fields_of(cls: type) -> dict[str, Any]:
     """Field name -> annotation (with its Key) of a configuration dataclass, in order of definition."""
     hints = typing.get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def has_default(cls: type, name: str) -> bool:
+    """Whether a field of a configuration dataclass may be left out: that of what few have, as a task's choices."""
+    found = cls.__dataclass_fields__[name]  # type: ignore[attr-defined]
+    return found.default is not dataclasses.MISSING or found.default_factory is not dataclasses.MISSING
 
 
 def annotation_of(cls: type, key: str) -> Any:
@@ -505,7 +584,7 @@ def _convert_dataclass(cls: type, value: Any, key: str, errors: list[str]) -> An
     errors.extend(
         unknown(f"{prefix}{name}", (prefix + field for field in fields)) for name in value if name not in fields
     )
-    errors.extend(f"{prefix}{name}: missing" for name in fields if name not in value)
+    errors.extend(f"{prefix}{name}: missing" for name in fields if name not in value and not has_default(cls, name))
     values = {n: _convert(fields[n], value[n], f"{prefix}{n}", errors) for n in fields if n in value}
     if len(errors) > before:
         return None

@@ -1,25 +1,28 @@
-"""Published weights of GPT-1 in, under our own names (openai-community/openai-gpt).
+"""Weights of GPT-1 in and out: transformers' files (openai-community/openai-gpt), and OpenAI's own npy shards in.
 
 The published file stores each linear layer transposed (a 1x1 convolution), its keys with or without the prefix
-`transformer.`, and beside the weights some buffers and a tied output table, which are passed over by name.
+`transformer.`, and beside the weights some buffers, a tied output table or a head, which are passed over by name.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gpt1cli.config import Finetuning, InputError, ModelConfig, Pretraining
+from gpt1cli import published
+from gpt1cli.config import InputError
 
-NAMES = {  # ours -> theirs, inside a block; the second value: stored transposed
+NAMES = {  # ours -> theirs, inside a block, in the order of OpenAI's arrays; the second value: stored transposed
     "query_key_value": ("attn.c_attn", True),
     "attention_output": ("attn.c_proj", True),
     "attention_norm": ("ln_1", False),
@@ -27,12 +30,22 @@ NAMES = {  # ours -> theirs, inside a block; the second value: stored transposed
     "contract": ("mlp.c_proj", True),
     "feed_forward_norm": ("ln_2", False),
 }
-PASSED_OVER = re.compile(r"(h\.\d+\.attn\.bias|position_ids|lm_head\.weight)")
+TABLE = "tokens_embed.weight"
+NORM_BIAS = "last_norm_bias"  # in a file's metadata
+PASSED_OVER = re.compile(
+    r"h\.\d+\.attn\.bias|position_ids|lm_head\.weight|score\.weight|multiple_choice_head\.summary\.(weight|bias)"
+)
 
 
 def from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published tensors under our names; names that we do not know stay as they are, so that `fill` lists them."""
-    ours = {"tokens_embed.weight": "tokens.weight", "positions_embed.weight": "positions.weight"}
+    """The published tensors under our names; names that we do not know stay as they are, so that `fill` lists them.
+
+    InputError for an output table that is not the input table.
+    """
+    ours = {TABLE: "tokens.weight", "positions_embed.weight": "positions.weight"}
+    head, table = (tensors.get(name, tensors.get(f"transformer.{name}")) for name in ("lm_head.weight", TABLE))
+    if head is not None and table is not None and not torch.equal(head, table):
+        raise InputError("its lm_head.weight is another table than its tokens_embed.weight: GPT-1 has one for both")
     theirs = {block_name: (our_name, flip) for our_name, (block_name, flip) in NAMES.items()}
     found = {}
     for name, tensor in tensors.items():
@@ -48,23 +61,65 @@ def from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def published_config(settings: Mapping[str, Any]) -> ModelConfig:
-    """The published config.json as ours, with the paper's recipes (section 4.1)."""
-    return ModelConfig(
-        name="openai",
-        n_layer=settings["n_layer"],
-        d_model=settings["n_embd"],
-        n_head=settings["n_head"],
-        d_ff=4 * settings["n_embd"],
-        n_positions=settings["n_positions"],
-        embedding_dropout=settings["embd_pdrop"],
-        attention_dropout=settings["attn_pdrop"],
-        residual_dropout=settings["resid_pdrop"],
-        layer_norm_eps=settings["layer_norm_epsilon"],
-        init_std=settings["initializer_range"],
-        pretraining=Pretraining(batch_size=64, context=min(512, settings["n_positions"]), lr=2.5e-4, warmup_steps=2000),
-        finetuning=Finetuning(lr=6.25e-5),
-    )
+def to_published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors of a Transformer under transformers' names, with the prefix that it writes itself."""
+    theirs = {"tokens.weight": "tokens_embed.weight", "positions.weight": "positions_embed.weight"}
+    found = {}
+    for name, tensor in weights.items():
+        if block := re.fullmatch(r"blocks\.(\d+)\.(\w+)\.(weight|bias)", name):
+            part, flip = NAMES[block[2]]
+            tensor = tensor.T if flip and block[3] == "weight" else tensor
+            found[f"transformer.h.{block[1]}.{part}.{block[3]}"] = tensor.detach().contiguous()
+        else:
+            found[f"transformer.{theirs[name]}"] = tensor.detach().contiguous()
+    return found
+
+
+def read_shards(folder: Path) -> dict[str, Tensor]:
+    """OpenAI's params_*.npy, one flat vector in pieces, cut up by params_shapes.json, under our names.
+
+    InputError where a piece is missing or damaged, or their sum is another than that of the shapes.
+    """
+    shapes = json.loads((folder / published.SHAPES).read_bytes())
+    paths = sorted(folder.glob("params_*.npy"), key=lambda path: int(re.sub(r"\D", "", path.stem) or 0))
+    flat = np.concatenate([np.empty(0, np.float32), *map(_piece, paths)])
+    sizes = [math.prod(shape) for shape in shapes]
+    if len(flat) != sum(sizes):
+        raise InputError(
+            f"{folder}: {len(paths)} files params_*.npy hold {len(flat):,} numbers, {published.SHAPES} wants"
+            f" {sum(sizes):,}; the released ones are params_0.npy to params_9.npy"
+        )
+    parts = [f"{part}.{kind}" for part, _ in NAMES.values() for kind in ("weight", "bias")]
+    layers = range((len(shapes) - 2) // len(parts))
+    names = ["positions_embed.weight", "tokens_embed.weight", *(f"h.{i}.{part}" for i in layers for part in parts)]
+    arrays = np.split(flat, np.cumsum(sizes)[:-1])
+    tensors = {
+        name: torch.from_numpy(array.reshape([n for n in shape if n != 1] if len(shape) == 3 else shape))
+        for name, array, shape in zip(names, arrays, shapes, strict=True)  # (1, in, out): a convolution of width 1
+    }
+    return from_published(tensors)
+
+
+def _piece(path: Path) -> np.ndarray:
+    """The numbers of one .npy file, flat, fp32; a pickle in it is not opened."""
+    try:
+        return np.load(path, allow_pickle=False).ravel().astype(np.float32, casting="same_kind", copy=False)
+    except Exception as error:  # numpy raises a dozen classes over what is no array of numbers
+        raise InputError(f"{path}: no readable array ({type(error).__name__}); fetch it again") from error
+
+
+def write_published(path: Path, tensors: Mapping[str, Tensor], last_norm_bias: Tensor | None) -> None:
+    """Write transformers' model.safetensors; beside it, where that has been changed, the last norm's own bias [D]."""
+    kept = {} if last_norm_bias is None else {NORM_BIAS: json.dumps(last_norm_bias.tolist())}
+    save_file(dict(tensors), path, metadata={"format": "pt", **kept})
+
+
+def _with_norm_bias(weights: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
+    if NORM_BIAS not in metadata:
+        return weights
+    last = max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
+    name = f"blocks.{last}.feed_forward_norm.bias"
+    return {**weights, name: torch.tensor(json.loads(metadata[NORM_BIAS]), dtype=torch.float32)}
 
 
 def read_published(path: Path) -> dict[str, Tensor]:
@@ -74,7 +129,12 @@ def read_published(path: Path) -> dict[str, Tensor]:
     """
     try:
         if path.suffix == ".safetensors":
-            return from_published(load_file(path))
-        return from_published(torch.load(path, map_location="cpu", weights_only=True))
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+            return _with_norm_bias(from_published(load_file(path)), metadata)
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, ValueError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise InputError(f"{path}: no readable file of weights ({type(error).__name__}); fetch it again") from error
+    if not (isinstance(tensors, dict) and all(isinstance(tensor, Tensor) for tensor in tensors.values())):
+        raise InputError(f"{path}: no file of weights, but of other things; fetch it again")
+    return from_published(tensors)

@@ -12,13 +12,10 @@ import re
 import textwrap
 import typing
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from gpt1cli import config
+from gpt1cli import config, options
 
 WIDTH = 100
 
@@ -38,6 +35,21 @@ EXAMPLES = {
         ("task=sst2 init=outputs/pretrain/text/RUN limit.train=2000 steps=300", "on weights pretrained here"),
         ("-m task=cola,rte ablation=full,no_pretrain seed=0,1,2", "a sweep of twelve runs"),
     ),
+    "evaluate": (
+        ("run=outputs/finetune/mnli/RUN", "every split of the run's own task"),
+        ("run=outputs/finetune/mnli/RUN task=snli split=test", "a task with the same labels"),
+        ("run=outputs/finetune/mnli/RUN task=ax", "predictions where there are no labels"),
+    ),
+    "export": (
+        ("run=outputs/pretrain/text/RUN out=my-gpt1", "a language model"),
+        ("run=outputs/finetune/sst2/RUN out=my-sst2", "a classifier"),
+        ("run=outputs/pretrain/text/RUN/checkpoints/1000 out=early", "one checkpoint of a run"),
+    ),
+    "doctor": (
+        ("what=tasks", "which tasks and corpora are at hand"),
+        ("what=tasks hub=DIR", "in a folder laid out like the Hugging Face hub"),
+        ("what=tasks cache=DIR", "in another cache"),
+    ),
     "report": (
         ("runs=[outputs/finetune]", "every finished run below a folder"),
         ("runs=[outputs/pretrain/demo/RUN,outputs/finetune/rte/RUN]", "two runs"),
@@ -54,46 +66,6 @@ FLAGS = (
     ("--shell-completion", 'for bash: eval "$(gpt1 --shell-completion install=bash)"'),
     ("--hydra-help, --version", "more of Hydra's flags; the version of gpt1"),
 )
-
-
-# --- conf/ ------------------------------------------------------------------------------------------------------------
-
-
-def conf_folder() -> Path:
-    """conf/ inside the wheel, or beside the package in the source tree."""
-    package = Path(__file__).resolve().parent
-    return next((folder for folder in (package / "conf", package.parent / "conf") if folder.is_dir()), package / "conf")
-
-
-@cache
-def defaults(name: str) -> tuple[dict[str, str | None], dict[str, Any]]:
-    """The groups of conf/<name>.yaml with their default options, and its own keys; included files first."""
-    content = yaml.safe_load((conf_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
-    groups: dict[str, str | None] = {}
-    keys: dict[str, Any] = {}
-    for entry in content.pop("defaults", []):
-        if isinstance(entry, str) and entry != "_self_":
-            included_groups, included_keys = defaults(entry)
-            groups, keys = {**groups, **included_groups}, {**keys, **included_keys}
-        elif isinstance(entry, dict) and not next(iter(entry)).startswith("override "):
-            groups.update(entry)
-    content.pop("hydra", None)
-    return groups, {**keys, **content}
-
-
-def options(group: str) -> dict[str, str]:
-    """Option -> the first comment line of conf/<group>/<option>.yaml, which says what it is."""
-    found = {}
-    for path in sorted((conf_folder() / group).glob("*.yaml")):
-        comments = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-        found[path.stem] = next((comment for comment in comments if not comment.startswith("@package")), "")
-    return found
-
-
-def option_values(group: str, option: str) -> dict[str, Any]:
-    """The keys of conf/<group>/<option>.yaml."""
-    content = yaml.safe_load((conf_folder() / group / f"{option}.yaml").read_text(encoding="utf-8"))
-    return content.get(group, content)  # with "@package _global_" the group's own keys are one level down
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------
@@ -125,17 +97,18 @@ def overview() -> str:
 def page(command: str) -> str:
     """The page of `gpt1 COMMAND --help`: groups and their options, keys with meaning and default, examples."""
     cls = config.COMMANDS[command]
-    groups, values = defaults(command)
+    groups, values = options.defaults(command)
     lines = [f"gpt1 {command}: {_meaning(cls)}", "", f"usage: gpt1 {command} [GROUP=OPTION ...] [KEY=VALUE ...] [-m]"]
     lines += ["", "examples", *_examples(command)]
     for group, option in groups.items():
-        lines += ["", f"{group}=OPTION ({f'default {option}' if option else 'needed'})"]
-        lines += _table(options(group).items())
+        default = f"default {option}" if option else "default: that of the run" if "run" in values else "needed"
+        lines += ["", f"{group}=OPTION ({default})"]
+        lines += _table(options.names(group).items())
     lines += ["", "keys", *_table(_keys(cls, "", values, groups))]
     for group, option in groups.items():
         if group in config.GROUPS:
             lines += ["", f"keys of {group} (defaults: those of {group}={option})" if option else f"keys of {group}"]
-            own = option_values(group, option) if option else None
+            own = options.values(group, option) if option else None
             lines += _table(_keys(config.GROUPS[group], f"{group}.", own, {}))
     return "\n".join([*lines, "", "flags", *_table(FLAGS), ""])
 
@@ -203,13 +176,13 @@ def candidates(command: str, word: str, folders: typing.Iterable[Path]) -> list[
     cls = config.COMMANDS[command]
     key, is_value, start = word.partition("=")
     if not is_value:
-        groups = [f"{group}=" for group in defaults(command)[0]]
+        groups = [f"{group}=" for group in options.defaults(command)[0]]
         keys = [name.partition("=")[0] + "=" for name, _ in _keys(cls, "", None, {})]
         names = [name for name in [*groups, *keys] if name.startswith(word)]
         ends = [name.find(".", len(word)) + 1 or len(name) for name in names]  # one level of keys at a time
         return sorted({name[:end] for name, end in zip(names, ends, strict=True)})
     annotation = config.annotation_of(cls, key)
-    if key in defaults(command)[0]:
+    if key in options.defaults(command)[0]:
         values = [path.stem for folder in folders for path in (folder / key).glob("*.yaml")]
     elif typing.get_origin(config.bare(annotation)) is typing.Literal:
         values = list(typing.get_args(config.bare(annotation)))

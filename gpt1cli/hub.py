@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt1cli.config import CorpusConfig, InputError, TaskConfig, TokenizerConfig
+from gpt1cli.published import OPENAI
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder
 
 PATIENCE = 3.0  # seconds the hub has to answer the one short check
-OPENAI = "openai-community/openai-gpt"
+ALL = "*"  # the subset that stands for every subset of a data set
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 HUB_FOLDER = "hub=DIR: a folder laid out like the Hugging Face hub, DIR/org/name/..., used instead of the network"
@@ -29,6 +30,10 @@ DEMO = "the demo, which needs nothing: gpt1 pretrain model=tiny corpus=demo, gpt
 
 
 # --- what a run needs -------------------------------------------------------------------------------------------------
+
+
+class NoSubset(InputError):
+    """The data set is there, but not in the subset that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +47,21 @@ class Need:
     ways_out: tuple[str, ...]
 
     def __str__(self) -> str:
-        part = " or ".join(_names(self.filename)) if self.filename else f"subset {self.subset}" if self.subset else ""
+        subset = {None: "", ALL: "all its subsets"}.get(self.subset, f"subset {self.subset}")
+        part = " or ".join(_names(self.filename)) if self.filename else subset
         return f"{self.repo}{part and ', ' + part} ({self.what})"
 
 
 def task_needs(task: TaskConfig) -> list[Need]:
-    """The task's data set, where it has one."""
-    return [Need(f"data set of task={task.name}", task.repo, task.subset, None, ())] if task.repo else []
+    """The task's data set, in the subsets of its main splits; none where it reads files of the user's own."""
+    if task.repo is None or task.path:
+        return []
+    main = [split for name, split in task.splits.items() if "_" not in name]  # valid_high may be absent
+    subsets = [split.rpartition("/")[0] or task.subset for split in main]
+    ways = (task.remedy,) if task.remedy else ()
+    return [
+        Need(f"data set of task={task.name}", task.repo, subset, None, ways) for subset in dict.fromkeys(subsets)
+    ]
 
 
 def corpus_needs(corpus: CorpusConfig) -> list[Need]:
@@ -80,12 +93,12 @@ def require(needs: Sequence[Need], hub: str | None, cache: str | Path) -> None:
     if hub is not None and not Path(hub).is_dir():
         kind = "this is a file" if Path(hub).exists() else "no such folder"
         raise InputError(f"hub={hub}: {kind}; a folder laid out like the Hugging Face hub is wanted: DIR/org/name/...")
-    missing = {need: reason for need in needs if (reason := _amiss(need, hub, cache))}
+    missing = {need: reason for need in needs if (reason := amiss(need, hub, cache))}
     if not missing:
         return
     if hub is not None:
         head = f"hub={hub} lacks what this run needs:"
-    elif silence := _unreachable():
+    elif silence := unreachable():
         head = f"This run needs what is not on this machine, and the Hugging Face hub cannot be reached ({silence}):"
     else:
         return  # the network has it, or says why not when it is asked
@@ -94,7 +107,7 @@ def require(needs: Sequence[Need], hub: str | None, cache: str | Path) -> None:
     raise InputError("\n".join([head, *lines, "Ways out:", *(f"  {way}" for way in ways)]))
 
 
-def _amiss(need: Need, hub: str | None, cache: str | Path) -> str | None:
+def amiss(need: Need, hub: str | None, cache: str | Path) -> str | None:
     """Why the need is not at hand; None when it is."""
     if hub is None:
         name, subset = need.filename, need.subset
@@ -103,6 +116,8 @@ def _amiss(need: Need, hub: str | None, cache: str | Path) -> str | None:
     try:
         if need.filename:
             file(need.repo, need.filename, hub, cache)
+        elif need.subset == ALL:
+            subsets(need.repo, hub)
         else:
             _builder(need.repo, need.subset, hub, cache)
     except InputError as error:
@@ -110,7 +125,7 @@ def _amiss(need: Need, hub: str | None, cache: str | Path) -> str | None:
     return None
 
 
-def _unreachable() -> str | None:
+def unreachable() -> str | None:
     """Why the Hugging Face hub (HF_ENDPOINT) does not answer; None when it does."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
@@ -241,7 +256,7 @@ def _builder(repo: str, subset: str | None, hub: str | None, cache: str | Path) 
         subsets = _subsets(path) if isinstance(error, ValueError) else []
         if subsets and subset not in subsets:
             amiss = f"no subset {subset}" if subset else "a subset must be named"
-            raise InputError(f"{path}: {amiss}; there: {', '.join(subsets)}") from error
+            raise NoSubset(f"{path}: {amiss}; there: {', '.join(subsets)}") from error
         raise InputError(f"{_where(repo, subset, hub)}: cannot be read ({_reason(error)})") from error
 
 
@@ -272,6 +287,13 @@ def _key(folder: Path) -> str:
             state = path.stat()
             digest.update(f"{path.relative_to(folder)} {state.st_size} {state.st_mtime_ns}\n".encode())
     return f"{folder.parent.name}___{folder.name}-{digest.hexdigest()[:16]}"
+
+
+def subsets(repo: str, hub: str | None) -> list[str]:
+    """The names of a data set's subsets, as the hub lists them. InputError where they cannot be had."""
+    if names := _subsets(str(Path(hub, repo).resolve()) if hub is not None else repo):
+        return names
+    raise InputError(f"{_where(repo, None, hub)}: its subsets cannot be listed; name one by task.subset=")
 
 
 def _subsets(path: str) -> list[str]:

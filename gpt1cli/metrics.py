@@ -1,11 +1,12 @@
 """Metrics as pure functions (labels, predictions) -> fraction: those of the GLUE metric in Hugging Face `evaluate`.
 
-scikit-learn and scipy do the arithmetic. Where a value is undefined the GLUE metric's answer is kept, without its
-warnings: 0 for f1 and matthews_correlation, nan for a correlation of constants.
+scikit-learn and scipy do the arithmetic. Where a value is undefined it is 0, without a warning: the GLUE metric's own
+answer for f1 and matthews_correlation; for a correlation of constants it says nan, which no JSON can hold.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,17 +36,17 @@ def matthews_correlation(labels: Values, predictions: Values) -> float:
 
 
 def pearson(labels: Values, predictions: Values) -> float:
-    """Linear correlation, in -1..1."""
+    """Linear correlation, in -1..1; 0 where either is constant."""
     from scipy.stats import pearsonr
 
-    return float(_quiet(pearsonr, predictions, labels)[0]) if len(labels) > 1 else float("nan")
+    return _defined(float(_quiet(pearsonr, predictions, labels)[0])) if len(labels) > 1 else 0.0
 
 
 def spearmanr(labels: Values, predictions: Values) -> float:
-    """Correlation of ranks, in -1..1."""
+    """Correlation of ranks, in -1..1; 0 where either is constant."""
     from scipy.stats import spearmanr
 
-    return float(_quiet(spearmanr, predictions, labels)[0]) if len(labels) > 1 else float("nan")
+    return _defined(float(_quiet(spearmanr, predictions, labels)[0])) if len(labels) > 1 else 0.0
 
 
 Metric = Callable[[Values, Values], float]
@@ -63,6 +64,10 @@ def score(names: Sequence[str], labels: Values, predictions: Values) -> dict[str
         raise ValueError(f"{len(labels)} labels and {len(predictions)} predictions cannot be compared")
     wanted = dict.fromkeys([*names, *(["accuracy"] if CLASSIFICATION.keys() & set(names) else [])])
     return {name: METRICS[name](labels, predictions) for name in wanted}
+
+
+def _defined(value: float) -> float:
+    return 0.0 if math.isnan(value) else value
 
 
 def _quiet(function: Callable[..., Any], *values: Values) -> Any:

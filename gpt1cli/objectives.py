@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -42,8 +43,51 @@ def language_modelling(model: Transformer, batch: Batch) -> Loss:
     return Loss(language_model_loss(hidden, model.tokens.weight, batch), batch.count)
 
 
-def classification(lm_coef: float) -> Callable[[Classifier, Batch], Loss]:
-    """Fine-tuning: cross entropy of the label + lm_coef x language-model loss of the same rows (paper, equations 4, 5).
+# --- fine-tuning: the task's own loss, summed over items --------------------------------------------------------------
+
+
+def cross_entropy_of_classes(outputs: Tensor, labels: Tensor) -> Tensor:
+    """-log softmax(outputs)[label]. outputs [N,L] fp32, labels int64 [N] -> [] (paper, equation 4)."""
+    return F.cross_entropy(outputs, labels, reduction="sum")
+
+
+def soft_f1(outputs: Tensor, labels: Tensor) -> Tensor:
+    """N x (1 - F1 of class 1), its counts being sums of probabilities. outputs [N,2] fp32, labels int64 [N] -> []
+
+    F1 = 2 TP / (predicted + actual positives) belongs to a whole batch: the sum over its parts is another number.
+    """
+    positive, actual = outputs.softmax(-1)[:, 1], labels.float()
+    f1 = 2 * (positive * actual).sum() / (positive.sum() + actual.sum())
+    return len(labels) * (1 - f1)
+
+
+def squared_error(outputs: Tensor, labels: Tensor) -> Tensor:
+    """(output - score)^2. outputs [N,1] fp32, labels float [N] -> []"""
+    return F.mse_loss(outputs.squeeze(1), labels.float(), reduction="sum")
+
+
+def ordinal(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy with a score shared out between the two whole levels around it. -> []
+
+    outputs [N,L] fp32, one for each level 0..L-1; labels float [N], counted from the lowest level. The mean of such a
+    target is the score itself (Tai et al. 2015; the released code's helper for STS-B).
+    """
+    levels = torch.arange(outputs.shape[1], device=outputs.device)
+    targets = (1 - (labels.float()[:, None] - levels).abs()).clamp(min=0)  # [N,L]
+    return F.cross_entropy(outputs, targets, reduction="sum")
+
+
+TaskLoss = Callable[[Tensor, Tensor], Tensor]
+TASK_LOSSES: dict[str, TaskLoss] = {
+    "cross_entropy": cross_entropy_of_classes,
+    "soft_f1": soft_f1,
+    "mse": squared_error,
+    "ordinal": ordinal,
+}
+
+
+def fine_tuning(task_loss: TaskLoss, lm_coef: float) -> Callable[[Classifier, Batch], Loss]:
+    """The task's loss + lm_coef x the language-model loss of the same rows (paper, equation 5).
 
     The LM loss is a mean per sequence, then over sequences, as in the released code (the paper's equation 1 is a sum);
     lm_coef = 0 computes no logits over the vocabulary.
@@ -52,7 +96,7 @@ def classification(lm_coef: float) -> Callable[[Classifier, Batch], Loss]:
     def objective(model: Classifier, batch: Batch) -> Loss:
         assert batch.ends is not None and batch.labels is not None
         hidden = model.body(batch.tokens, batch.positions, batch.document, batch.branch)
-        task = F.cross_entropy(model.classify(hidden, batch.ends).float(), batch.labels, reduction="sum")
+        task = task_loss(model.classify(hidden, batch.ends).float(), batch.labels)
         if lm_coef == 0:
             return Loss(task, batch.count)
         lm = language_model_loss(hidden, model.body.tokens.weight, batch)

@@ -39,8 +39,8 @@ def translate(word: str, cls: type, sweep: bool) -> str:
     annotation = config.annotation_of(cls, key)
     if value is None or annotation is None:
         return word
-    if _is_entry(cls, key):
-        prefix = "++"  # an entry of a mapping may be new; Hydra wants to be told
+    if _is_entry(cls, key) or _is_optional(cls, key):
+        prefix = "++"  # it may be new; Hydra wants to be told
     elif prefix.startswith("+"):
         prefix = ""
     is_null = value == "null" and not config.check(annotation, None, key)
@@ -105,12 +105,17 @@ def parse(words: Iterable[str]) -> list[Override]:
 
 
 def problems(
-    words: list[str], cls: type, groups: Mapping[str, str | None], options: Callable[[str], list[str]], sweep: bool
+    words: list[str],
+    cls: type,
+    groups: Mapping[str, str | None],
+    needed: Iterable[str],
+    options: Callable[[str], list[str]],
+    sweep: bool,
 ) -> list[str]:
     """Every mistake in the overrides of a command that can be told before they are composed.
 
     `cls` types the command's configuration, `groups` are its config groups with their defaults (None: one must be
-    named), `options(group)` the options there are.
+    named), `needed` the keys that have no default, `options(group)` the options there are.
     """
     found: list[str] = []
     named: dict[str, Any] = {}
@@ -129,9 +134,12 @@ def problems(
         found.append("resume goes on with one run: leave -m out")
     if named.get("steps") is not None and named.get("epochs") is not None:
         found.append("steps and epochs are both named: leave one out")
-    needed = [group for group, default in groups.items() if default is None and group not in named]
-    if not (resumed or repeated):
-        found += [f"{group} is needed: {group}=one of {', '.join(options(group))}" for group in needed]
+    for key in needed:
+        if named.get(key) is None:
+            found.append(f"{key} is needed: {config.key_of(config.annotation_of(cls, key)).meaning}")
+    missing = [group for group, default in groups.items() if default is None and group not in named]
+    if not (resumed or repeated or config.annotation_of(cls, "run")):  # what run= names brings its own
+        found += [f"{group} is needed: {group}=one of {', '.join(options(group))}" for group in missing]
     return found
 
 
@@ -224,6 +232,15 @@ def _is_entry(cls: type, key: str) -> bool:
     """Whether the key names an entry of a mapping, as in task.splits.valid."""
     parent = config.annotation_of(cls, key.rpartition(".")[0]) if "." in key else None
     return typing.get_origin(bare(parent)) is dict
+
+
+def _is_optional(cls: type, key: str) -> bool:
+    """Whether a yaml may leave the key out, as task.loss; or a key of a task that only the run itself knows."""
+    parent, _, name = key.rpartition(".")
+    if parent and config.annotation_of(cls, "run") is not None:
+        return True
+    owner = bare(config.annotation_of(cls, parent)) if parent else None
+    return dataclasses.is_dataclass(owner) and config.has_default(typing.cast(type, owner), name)
 
 
 def _no_such(key: str, cls: type, groups: Iterable[str]) -> str:

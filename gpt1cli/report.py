@@ -70,6 +70,13 @@ class Table:
         rich.print(drawn)
 
 
+KINDS = {  # command -> title of its table, and the group that names a row
+    "pretrain": ("Pretraining", "corpus"),
+    "finetune": ("Fine-tuning", "task"),
+    "evaluate": ("Evaluation", "task"),
+}
+
+
 def find_runs(patterns: Iterable[str]) -> list[Finished]:
     """The finished runs in the folders and globs, in order of their folders. InputError where there is none."""
     patterns = list(patterns)
@@ -82,18 +89,17 @@ def find_runs(patterns: Iterable[str]) -> list[Finished]:
     runs = []
     for folder in sorted(found):
         result = rundir.read_json(folder / "result.json")
-        if result.get("command") in ("pretrain", "finetune"):
+        if result.get("command") in KINDS:
             runs.append(Finished(folder, rundir.read_config(folder / "config.yaml"), result))
     if not runs:
-        raise InputError(f"runs={patterns}: no finished run there (a finished run has a result.json)")
+        raise InputError(f"runs={patterns}: no finished run of gpt1 {', '.join(KINDS)} there (result.json says it is)")
     return runs
 
 
 def tables(runs: Sequence[Finished]) -> list[Table]:
     """One table for each command among the runs: a row for each task (corpus) and variant, its seeds summed up."""
-    kinds = (("pretrain", "Pretraining", "corpus"), ("finetune", "Fine-tuning", "task"))
     made = []
-    for command, title, what in kinds:
+    for command, (title, what) in KINDS.items():
         chosen = [run for run in runs if run.result["command"] == command]
         if not chosen:
             continue
@@ -144,7 +150,7 @@ def varying(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 def summed_up(scores: Sequence[Mapping[str, float]]) -> list[str]:
     """Mean and sample standard deviation of each number over the seeds: `accuracy (test) 0.812 ± 0.010`."""
     lines = []
-    for name in scores[0]:
+    for name in dict.fromkeys(name for one in scores for name in one):
         values = [one[name] for one in scores if name in one]
         spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
         lines.append(f"{name} {statistics.mean(values):.3f}{spread}")
@@ -155,16 +161,18 @@ def summed_up(scores: Sequence[Mapping[str, float]]) -> list[str]:
 
 
 def write_run_report(folder: Path, result: Mapping[str, Any]) -> None:
-    """report.md and plots/loss.png of one run, from its own files and the result it is about to declare."""
-    metrics = rundir.read_jsonl(folder / "metrics.jsonl")
-    plot_losses(metrics, folder / "plots" / "loss.png")
+    """report.md, and plots/loss.png of training, from a run's own files and the result it is about to declare."""
+    plot = []
+    if (folder / "metrics.jsonl").exists():
+        plot_losses(rundir.read_jsonl(folder / "metrics.jsonl"), folder / "plots" / "loss.png")
+        plot = ["![training and validation loss](plots/loss.png)\n"]
     command_line = rundir.environment(folder).get("command_line", [])
     settings = dict(_flat(rundir.read_config(folder / "config.yaml"))) if (folder / "config.yaml").exists() else {}
     facts = [[key, _shown(value)] for key, value in _flat(result)]
     lines = [
         f"# {result['command']} {result['name']}\n",
         f"    gpt1 {shlex.join(command_line)}\n",
-        "![training and validation loss](plots/loss.png)\n",
+        *plot,
         Table("Result", ["what", "value"], facts).markdown(),
         Table("Settings", ["key", "value"], [[key, _shown(value)] for key, value in settings.items()]).markdown(),
     ]

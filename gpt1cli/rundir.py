@@ -24,11 +24,10 @@ from typing import Any, TextIO
 import yaml
 
 from gpt1cli import __version__
-from gpt1cli.config import InputError, ModelConfig, TokenizerConfig, build, shown
+from gpt1cli.config import InputError, shown
 
 LOCK = ".lock"
 PACKAGES = ("torch", "numpy", "ftfy", "spacy", "tokenizers", "datasets")  # a number may depend on their versions
-CHECKPOINT_FORMAT = 1
 
 
 # --- claiming ---------------------------------------------------------------------------------------------------------
@@ -270,60 +269,6 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path} is no readable YAML: {shown(' '.join(str(error).split()))}") from error
     if not isinstance(found, dict):
         raise InputError(f"{path} holds no mapping of keys to values")
-    return found
-
-
-def checkpoint_folder(init: str) -> Path:
-    """The checkpoint that init names: a run's best, else its last, or a checkpoint folder itself.
-
-    InputError says what was found there and what is expected.
-    """
-    root = os.path.expanduser(init)
-    if os.path.isfile(os.path.join(root, "config.json")):
-        return Path(root)
-    checkpoints = os.path.join(root, "checkpoints")
-    for link in ("best", "last"):
-        if os.path.isfile(os.path.join(checkpoints, link, "config.json")):
-            target = os.path.join(checkpoints, link)
-            # The step it leads to now: a run that still trains may swap the link while the files are read.
-            return Path(checkpoints, os.readlink(target)) if os.path.islink(target) else Path(target)
-    if is_run(root):
-        found = "a run without a checkpoint yet"
-    elif os.path.isdir(root):
-        found = f"a folder with {_names(root)} in it"
-    elif os.path.basename(parent := os.path.dirname(root)) == "checkpoints" and os.path.isdir(parent):
-        found = f"no such checkpoint; there are {_names(parent)}"
-    else:
-        found = "a file" if os.path.isfile(root) else "no such folder"
-    raise InputError(
-        f"init={shown(init)}: {found}\n"
-        "init takes openai, none, a run folder (its best checkpoint, else its last), or RUN/checkpoints/STEP"
-    )
-
-
-def _names(folder: str) -> str:
-    with contextlib.suppress(OSError):
-        return shown(", ".join(sorted(os.listdir(folder)))) or "nothing"
-    return "unreadable files"
-
-
-def checkpoint_config(folder: Path) -> dict[str, Any]:
-    """What a checkpoint's config.json says of its model and tokenizer. InputError lists what is wrong with it."""
-    path = folder / "config.json"
-    found = read_json(path)
-    if found.get("format") != CHECKPOINT_FORMAT:
-        written = shown(found.get("format"))
-        raise InputError(f"{path}: format {written}; this gpt1 reads checkpoints of format {CHECKPOINT_FORMAT}")
-    model: Any = found.get("model")  # anything may stand in a stranger's file
-    tokenizer: Any = found.get("tokenizer")
-    try:
-        build(ModelConfig, model)
-        build(TokenizerConfig, tokenizer)
-    except InputError as error:
-        raise InputError(f"{path} describes no model and tokenizer:\n{error}") from error
-    for key in ("vocabulary", "special_rows"):
-        if type(found.get(key)) is not int or found[key] < 0:
-            raise InputError(f"{path}: {key}={shown(found.get(key))} is no count")
     return found
 
 

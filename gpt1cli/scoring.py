@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from gpt1cli.batches import Row, by_length, rows_batch, windows_batch
+from gpt1cli.batches import Item, by_length, items_batch, windows_batch
 from gpt1cli.kernels import log_probabilities
 from gpt1cli.models.heads import Classifier
 from gpt1cli.models.transformer import Transformer
@@ -32,13 +32,14 @@ def mean_token_loss(model: Transformer, windows: np.ndarray, token_budget: int) 
 
 
 @torch.no_grad()
-def class_scores(model: Classifier, rows: Sequence[Row], micro_batch: int | None, token_budget: int) -> np.ndarray:
-    """Log-probabilities of the labels for every row, in the order of the rows: [N,L] fp32."""
+def head_outputs(model: Classifier, items: Sequence[Item], micro_batch: int | None, token_budget: int) -> np.ndarray:
+    """What the head gives for every item, in the order of the items: [N,outputs], or [N,K] of a choice; fp32."""
     model.eval()
-    scores = np.zeros((len(rows), model.head.out_features), dtype=np.float32)
-    for group in by_length(rows, micro_batch, token_budget):
-        batch = rows_batch([rows[i] for i in group]).to(device_of(model))
+    outputs: list[np.ndarray] = [np.empty(0)] * len(items)
+    for group in by_length(items, micro_batch, token_budget):
+        batch = items_batch([items[i] for i in group]).to(device_of(model))
         assert batch.ends is not None
-        hidden = model.body(batch.tokens)
-        scores[group] = model.classify(hidden, batch.ends).float().log_softmax(-1).cpu().numpy()
-    return scores
+        hidden = model.body(batch.tokens, batch.positions, batch.document, batch.branch)
+        for i, values in zip(group, model.classify(hidden, batch.ends).float().cpu().numpy(), strict=True):
+            outputs[i] = values
+    return np.stack(outputs)

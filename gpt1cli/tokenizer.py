@@ -37,6 +37,7 @@ SPECIAL = ("_start_", "_delimiter_", "_classify_")
 
 VOCABULARY_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"
+RELEASED_FILES = ("encoder_bpe_40000.json", "vocab_40000.bpe")  # the same two in OpenAI's release
 MERGES_HEADER = "#version: 0.2"
 
 BASE_SYMBOLS = 238
@@ -162,7 +163,8 @@ class Tokenizer:
 
 def load(folder: Path) -> Tokenizer:
     """The tokenizer of a folder with vocab.json and merges.txt; InputError names a file that is missing or corrupt."""
-    vocabulary, merges = folder / VOCABULARY_FILE, folder / MERGES_FILE
+    released = all((folder / name).is_file() for name in RELEASED_FILES)
+    vocabulary, merges = (folder / name for name in (RELEASED_FILES if released else (VOCABULARY_FILE, MERGES_FILE)))
     try:
         if missing := [file.name for file in (vocabulary, merges) if not file.is_file()]:
             raise InputError(f"no file {' and no '.join(missing)}")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 
+from gpt1cli.batches import Item
 from gpt1cli.config import ModelConfig, OptimizerConfig, build
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -38,6 +39,17 @@ def stir(model: torch.nn.Module, std: float = 0.1) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * std)
+
+
+def item(tokens: list[int], label: int | float | None = None) -> Item:
+    """An item of one sequence."""
+    return Item.of([tokens], label)
+
+
+def tokens_of(item: Item) -> list[int]:
+    """The tokens of an item of one sequence."""
+    (tail,) = item.tails
+    return tail.tolist()
 
 
 @contextlib.contextmanager

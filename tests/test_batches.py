@@ -7,8 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from small import item, tokens_of
 
-from gpt1cli.batches import Batch, Epochs, Row, by_length, rows_batch, windows_batch
+from gpt1cli.batches import Batch, Epochs, Item, by_length, items_batch, windows_batch
 
 
 def test_windows_predict_the_next_token():
@@ -26,24 +27,69 @@ def test_token_ids_of_16_and_32_bits_arrive_whole():
 
 
 def test_rows_are_padded_at_the_right_and_weigh_one_together():
-    batch = rows_batch([Row([9, 4, 5, 6, 8], 1), Row([9, 7, 8], 0)])
+    batch = items_batch([item([9, 4, 5, 6, 8], 1), item([9, 7, 8], 0)])
     assert batch.tokens[0].tolist() == [9, 4, 5, 6, 8] and batch.tokens[1, :3].tolist() == [9, 7, 8]
     assert batch.targets[0, :4].tolist() == [4, 5, 6, 8] and batch.targets[1, :2].tolist() == [7, 8]
     assert batch.weights.tolist() == [[0.25] * 4 + [0], [0.5, 0.5, 0, 0, 0]]
-    assert batch.ends.tolist() == [4, 2] and batch.labels.tolist() == [1, 0]
+    assert batch.ends.tolist() == [[4], [5 + 2]] and batch.labels.tolist() == [1, 0]
     assert (batch.count, batch.real_tokens) == (2, 8)
 
 
 def test_a_row_of_one_token_has_nothing_to_predict():
-    assert rows_batch([Row([3], 0)]).weights.tolist() == [[0]]
+    assert items_batch([item([3], 0)]).weights.tolist() == [[0]]
 
 
 def test_rows_without_labels_make_a_batch_without_labels():
-    assert rows_batch([Row([1, 2])]).labels is None
+    assert items_batch([item([1, 2])]).labels is None
+
+
+# --- items of several sequences ---------------------------------------------------------------------------------------
+
+
+def test_sequences_without_a_prefix_lie_in_rows_of_their_own():
+    pair = Item.of([[9, 1, 2, 8], [9, 2, 1, 8]], 1)
+    batch = items_batch([pair, Item.of([[9, 5, 8], [9, 6, 8]], 0)])
+    assert batch.tokens.tolist() == [[9, 1, 2, 8], [9, 2, 1, 8], [9, 5, 8, 0], [9, 6, 8, 0]]
+    assert batch.ends.tolist() == [[3, 7], [10, 14]]  # into the flattened rows of four
+    assert batch.weights.tolist() == [[pytest.approx(1 / 6)] * 3 + [0]] * 2 + [[0.25, 0.25, 0, 0]] * 2
+    assert batch.branch is batch.document is batch.positions is None  # the fast causal path
+    assert (batch.count, batch.real_tokens) == (2, 14)
+
+
+def test_a_question_lies_in_one_row_by_hand():
+    """start 9, document 1 2, delimiter 7; answers 3 and 4 5; classify 8. The delimiter opens both branches."""
+    question = Item.of([[9, 1, 2, 7, 3, 8], [9, 1, 2, 7, 4, 5, 8]], 1, shared=4)
+    assert question.prefix.tolist() == [9, 1, 2]
+    assert [tail.tolist() for tail in question.tails] == [[7, 3, 8], [7, 4, 5, 8]]
+    assert (question.width, question.height) == (10, 1)
+    batch = items_batch([question, Item.of([[9, 7, 8], [9, 7, 8]], 0, shared=2)])
+    assert batch.tokens[0].tolist() == [9, 1, 2, 7, 3, 8, 7, 4, 5, 8]
+    assert batch.positions[0].tolist() == [0, 1, 2, 3, 4, 5, 3, 4, 5, 6]
+    assert batch.branch[0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
+    assert batch.document.tolist() == [[0] * 10, [0] * 5 + [1] * 5]
+    assert batch.ends.tolist() == [[5, 9], [12, 14]]
+    real = batch.weights[0] > 0
+    assert batch.targets[0][real].tolist() == [1, 2, 7, 3, 8, 4, 5, 8]
+    # five targets in the first sequence, six in the second, half a question each; the prefix's count in both
+    a, b = 1 / 5 / 2, 1 / 6 / 2
+    assert batch.weights[0].tolist() == pytest.approx([a + b] * 3 + [a, a, 0] + [b, b, b, 0])
+    assert batch.weights.sum(1).tolist() == pytest.approx([1, 1])
+
+
+def test_apart_is_the_plain_form():
+    rows = [[9, 1, 2, 7, 3, 8], [9, 1, 2, 7, 4, 5, 8]]
+    apart = Item.of(rows, 1, shared=4).apart()
+    assert [tail.tolist() for tail in apart.tails] == rows and not len(apart.prefix) and apart.label == 1
+    assert (apart.width, apart.height) == (7, 2)
+
+
+def test_scores_are_labels_too():
+    labels = items_batch([item([1, 2], 2.5), item([1, 2], 4.0)]).labels
+    assert labels.dtype == torch.float32 and labels.tolist() == [2.5, 4.0]
 
 
 def test_moving_a_batch_moves_every_tensor():
-    batch = rows_batch([Row([1, 2], 0)]).to(torch.device("meta"))
+    batch = items_batch([item([1, 2], 0)]).to(torch.device("meta"))
     assert isinstance(batch, Batch) and batch.count == 1 and batch.branch is None
     assert {t.device.type for t in (batch.tokens, batch.targets, batch.weights, batch.ends, batch.labels)} == {"meta"}
 
@@ -53,9 +99,9 @@ def test_moving_a_batch_moves_every_tensor():
 LENGTHS = [3, 50, 7, 7, 12, 1, 33, 8, 8, 20]
 
 
-def rows_of(lengths: list[int]) -> list[Row]:
+def rows_of(lengths: list[int]) -> list[Item]:
     """Rows that can be told apart by their first token and their label."""
-    return [Row([i] * n, i) for i, n in enumerate(lengths)]
+    return [item([i] * n, i) for i, n in enumerate(lengths)]
 
 
 @pytest.mark.parametrize("budget", [1, 40, 64, 1000])
@@ -69,6 +115,11 @@ def test_groups_hold_every_row_once_longest_first_and_no_more_than_the_budget(bu
 
 def test_the_budget_is_used_up():
     assert list(map(len, by_length(rows_of(LENGTHS), None, 64))) == [1, 1, 3, 5]  # 50 | 33 | 20 12 8 | 8 7 7 3 1
+
+
+def test_an_item_of_two_rows_takes_the_room_of_two():
+    items = [Item.of([[1] * 5, [2] * 5], 0) for _ in range(4)]
+    assert list(map(len, by_length(items, None, 20))) == [2, 2]
 
 
 def test_micro_batch_is_a_number_of_rows_whatever_the_budget():
@@ -88,8 +139,9 @@ def epochs(seed: int = 0, micro_batch: int | None = 2) -> Epochs:
 def seen(batches: list[Batch]) -> list[int]:
     """Which rows, checked to be whole."""
     for batch in batches:
-        for tokens, end, label in zip(batch.tokens, batch.ends, batch.labels, strict=True):
-            assert tokens[: end + 1].tolist() == ROWS[label].tokens
+        T = batch.tokens.shape[1]
+        for n, (end, label) in enumerate(zip(batch.ends.flatten().tolist(), batch.labels, strict=True)):
+            assert batch.tokens[n, : end - n * T + 1].tolist() == tokens_of(ROWS[label])
     return [label for batch in batches for label in batch.labels.tolist()]
 
 

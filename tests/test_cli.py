@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gpt1cli import __version__, cli, config, help, rundir
+from gpt1cli import __version__, cli, config, help, options, rundir
 from gpt1cli.argv import sort
 from gpt1cli.config import InputError
 
@@ -72,7 +72,7 @@ def test_a_flags_value_is_no_command():
     ("words", "told"),
     [
         (["pretrian"], "pretrian: no such command; did you mean pretrain?"),
-        (["train-a-model"], "known: finetune, prepare, pretrain, report"),
+        (["train-a-model"], "known: doctor, evaluate, export, finetune, prepare, pretrain, report"),
         ([""], ": no such command"),
         (["pretrain", "model=tiny", "finetune"], "finetune: a second command after pretrain"),
         (["finetune", "sst2"], "sst2: a second command after finetune; did you mean task=sst2?"),
@@ -86,7 +86,7 @@ def test_a_flags_value_is_no_command():
         (["pretrain", "--config-dir", "nowhere"], "--config-dir nowhere: no such folder"),
         (["pretrain", "-m", "--cfg", "job"], "--multirun and --cfg: one of them at a time"),
         (["pretrain", "--resolve"], "--resolve goes with --cfg"),
-        (["model=base"], "no command was named; there are prepare, pretrain, finetune, report"),
+        (["model=base"], "no command was named; there are prepare, pretrain, finetune, evaluate, export, doctor"),
         (["-m"], "no command was named"),
     ],
 )
@@ -121,10 +121,10 @@ def test_the_pages_name_every_command_group_option_and_key(capsys):
         page = capsys.readouterr().out
         assert max(map(len, page.splitlines())) <= 100
         assert page.count(f"  gpt1 {command} ") == 3  # the examples
-        groups = help.defaults(command)[0]
+        groups = options.defaults(command)[0]
         for group in groups:
             assert f"{group}=OPTION" in page
-            assert all(f"\n  {option} " in page for option in help.options(group))
+            assert all(f"\n  {option} " in page for option in options.names(group))
             assert all(f"  {group}.{key}" in page for key in config.fields_of(config.GROUPS[group]))
         for key in cls.__dataclass_fields__.keys() - groups.keys() - {"limit"}:
             assert f"\n  {key}=" in page
@@ -333,7 +333,7 @@ def test_a_sweep_folder_that_is_in_use_is_refused(capsys, commands):
         ("gpt1 -m finetune mod", {"model=", "model."}),
         ("gpt1 finetune limit.t", {"limit.train=", "limit.test="}),
         ("gpt1 lr=1 finetune model=", {"model=base", "model=mini", "model=small", "model=tiny"}),
-        ("gpt1 finetune task=demo_s", {"task=demo_sentiment"}),
+        ("gpt1 finetune task=demo_s", {"task=demo_sentiment", "task=demo_similarity"}),
         ("gpt1 finetune aux_lm=", {"aux_lm=false", "aux_lm=true"}),
         ("gpt1 pretrain runtime.device=c", {"runtime.device=cpu", "runtime.device=cuda"}),
         ("gpt1 pretrain init=ru", {"init=run1/", "init=rules.txt"}),
@@ -356,7 +356,7 @@ def test_bash_completes_through_the_installed_function(tmp_path):
     program.chmod(0o755)
     script = (
         'eval "$(gpt1 --shell-completion install=bash)"\n'
-        'COMP_LINE="gpt1 -m finetune task=demo_s" COMP_POINT=28 COMP_CWORD=3\n'
+        'COMP_LINE="gpt1 -m finetune task=demo_se" COMP_POINT=29 COMP_CWORD=3\n'
         'hydra_bash_completion; echo "${COMPREPLY[@]}"'
     )
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from gpt1cli import config, help, overrides, rundir
+from gpt1cli import config, options, overrides, rundir
 from gpt1cli.compose import Composed, compose
 from gpt1cli.composer import Composer
 from gpt1cli.config import InputError
@@ -64,7 +64,7 @@ def once(command: str, *words: str) -> Any:
 
 def checkpoint(folder: Path, model: str = "tiny", tokenizer: str = "demo", **model_changes: Any) -> Path:
     nodes = {
-        group: yaml.safe_load((help.conf_folder() / group / f"{option}.yaml").read_text())
+        group: yaml.safe_load((options.folder() / group / f"{option}.yaml").read_text())
         for group, option in (("model", model), ("tokenizer", tokenizer))
     }
     folder.mkdir(parents=True)
@@ -199,7 +199,7 @@ def test_mistakes_are_told_together():
         "task=sts2",
         "steps and epochs are both named",
     ]
-    assert "task is needed: task=one of cola, demo_acceptability" in refusal("finetune", "lr=1")
+    assert "task is needed: task=one of ax, blimp, cola, demo_acceptability" in refusal("finetune", "lr=1")
 
 
 def test_every_element_of_a_sweep_is_checked():
@@ -227,7 +227,7 @@ def test_a_users_own_folder_brings_options_and_presets(tmp_path):
 
     (tmp_path / "mine" / "task").mkdir(parents=True)
     (tmp_path / "mine" / "preset").mkdir()
-    rte = (help.conf_folder() / "task" / "rte.yaml").read_text()
+    rte = (options.folder() / "task" / "rte.yaml").read_text()
     (tmp_path / "mine" / "task" / "own.yaml").write_text(rte.replace("name: rte", "name: own"))
     (tmp_path / "mine" / "preset" / "quick.yaml").write_text("# @package _global_\nsteps: 7\nepochs: null\n")
     for source in (

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from gpt1cli import config, help
+from gpt1cli import config, options
 from gpt1cli.compose import compose
 from gpt1cli.composer import Composer
 from gpt1cli.config import InputError, Key
@@ -81,15 +81,23 @@ def test_a_long_value_is_cut_in_a_message():
 
 
 COMPOSERS = {command: Composer(command) for command in config.COMMANDS}
+SPLITS = {name: options.values("task", name)["splits"] for name in options.names("task")}
+PROBES = [name for name, splits in SPLITS.items() if not {"train", "valid"} <= set(splits)]
+NEEDED = {  # what has no default
+    "evaluate": ["run=outputs/finetune"],
+    "report": ["runs=[outputs]"],
+}
 
 
 def cases() -> list[tuple[str, dict[str, str]]]:
     """Compositions of every command in which every option of each of its groups occurs."""
     found = []
-    for command in config.COMMANDS:
-        options = {group: list(help.options(group)) for group in help.defaults(command)[0]}
-        for number in range(max(map(len, options.values()))):
-            found.append((command, {group: names[number % len(names)] for group, names in options.items()}))
+    for command in sorted(config.COMMANDS.keys() - {"export"}):  # has no groups of its own, and reads the run at once
+        known = {group: list(options.names(group)) for group in options.defaults(command)[0]}
+        if command == "finetune":
+            known["task"] = [name for name in known["task"] if name not in PROBES]
+        for number in range(max(map(len, known.values()))):
+            found.append((command, {group: names[number % len(names)] for group, names in known.items()}))
     return found
 
 
@@ -98,11 +106,17 @@ def test_every_option_in_conf_composes_and_builds(command, chosen):
     words = [f"{group}={option}" for group, option in chosen.items()]
     words += ["corpus.path=books/"] if chosen.get("corpus") == "text" else []
     words += ["init=none"] if "init" in config.fields_of(config.COMMANDS[command]) else []
-    words += ["runs=[outputs]"] if command == "report" else []
+    words += NEEDED.get(command, [])
     built = compose(COMPOSERS[command], COMPOSERS[command].check(words)).config
     for group, option in chosen.items():
         if group != "runtime":  # the machine's settings have no name
             assert getattr(built, group).name == option
+
+
+@pytest.mark.parametrize("task", PROBES)
+def test_a_task_that_only_probes_is_not_fine_tuned_on(task):
+    with pytest.raises(InputError, match=f"task={task} has no train and valid splits to fine-tune on; there: "):
+        compose(COMPOSERS["finetune"], [f"task={task}", "init=none", "model=tiny"])
 
 
 def test_every_key_has_a_meaning_and_every_group_a_dataclass():
@@ -110,6 +124,6 @@ def test_every_key_has_a_meaning_and_every_group_a_dataclass():
         for name, annotation in config.fields_of(cls).items():
             grouped = dataclasses.is_dataclass(config.bare(annotation))
             assert grouped or config.key_of(annotation).meaning, f"{command}: {name}"
-        assert set(help.defaults(command)[0]) <= set(config.GROUPS)
-        for group in help.defaults(command)[0]:
-            assert all(help.options(group).values()), f"an option of {group} does not say what it is"
+        assert set(options.defaults(command)[0]) <= set(config.GROUPS)
+        for group in options.defaults(command)[0]:
+            assert all(options.names(group).values()), f"an option of {group} does not say what it is"

@@ -21,13 +21,15 @@ SOURCES = Path(gpt1cli.__file__).parent
 FLOORS = {  # a module imports from its own floor and from those below; a family (a folder) has the floor of its name
     4: "cli argv help compose composer overrides __main__ __init__",
     3: "commands",
-    2: "fit scoring objectives checkpoint convert report distributed",
-    1: "models tasks text tokenizer documents corpus batches optim metrics loggers rundir hub demo_world runtime",
+    2: "fit scoring evaluation objectives checkpoint convert report distributed",
+    1: "models tasks text tokenizer documents corpus batches optim metrics loggers rundir hub demo_world runtime "
+    "options published origins",
     0: "config kernels",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 DOOR = set(FLOORS[4].split()) - {"__init__"}  # answers before anything heavy is loaded ...
-SEEN_BY_DOOR = DOOR | {"config", "rundir", "commands"}  # ... and so sees these alone; a command's module comes by name
+# ... and so sees these alone; a command's module comes by name
+SEEN_BY_DOOR = DOOR | {"config", "options", "rundir", "origins", "commands"}
 
 HYDRA = {"cli", "compose", "composer", "overrides", "config", "commands.ablation"}
 ONLY_IN = {  # library: the modules that may import it
@@ -38,7 +40,7 @@ ONLY_IN = {  # library: the modules that may import it
     "spacy": {"text"},
     "rich": {"cli", "help", "loggers", "report"},
 }
-QUICK = DOOR | {"config", "rundir"}
+QUICK = DOOR | {"config", "options", "rundir", "origins", "published"}
 NOT_IN = {"torch": QUICK}
 
 

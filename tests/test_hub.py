@@ -200,7 +200,7 @@ def test_a_hub_that_is_no_folder_says_so(tmp_path):
 
 def test_nothing_needed_asks_nobody(offline, monkeypatch):
     asked = []
-    monkeypatch.setattr(hub, "_unreachable", lambda: asked.append(1) or "silent")
+    monkeypatch.setattr(hub, "unreachable", lambda: asked.append(1) or "silent")
     hub.require([], None, offline / "cache")
     assert asked == []
     with pytest.raises(InputError, match="silent"):
@@ -287,8 +287,9 @@ def test_offline_the_check_says_nothing_but_its_message(tmp_path):
 
 
 def test_needs_of_the_parts():
-    task = dict(name="t", source="rows", layout="single", columns=["x"], label="y", labels=["a", "b"])
-    task |= dict(metrics=["accuracy"], splits={"train": "train", "valid": "validation"})
+    task = dict(name="t", source="rows", layout="single", columns=["x"], choices=[], label="y", labels=["a", "b"])
+    task |= dict(path=None, remedy=None, range=None, loss="cross_entropy", metrics=["accuracy"])
+    task |= dict(splits={"train": "train", "valid": "validation"})
     (need,) = hub.task_needs(TaskConfig(repo="org/set", subset="one", **task))
     assert (need.repo, need.subset, need.filename) == ("org/set", "one", None)
     assert hub.task_needs(TaskConfig(repo=None, subset=None, **task)) == []

@@ -1,4 +1,4 @@
-"""Losses against loops over single rows, and two golden curves against transformers' model under torch's AdamW."""
+"""Losses against loops over single rows, and golden curves against transformers' model under torch's AdamW."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small import NO_DROPOUT, SHAPE, exact, model_config, optimizer_config, stir
+from sklearn.metrics import f1_score
+from small import NO_DROPOUT, SHAPE, exact, item, model_config, optimizer_config, stir, tokens_of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
-from gpt1cli.batches import Batch, Epochs, Row, by_length, rows_batch, windows_batch
+from gpt1cli.batches import Batch, Epochs, Item, by_length, items_batch, windows_batch
 from gpt1cli.checkpoint import State
 from gpt1cli.convert import from_published
 from gpt1cli.fit import Plan, fit
 from gpt1cli.models.heads import Classifier
 from gpt1cli.models.transformer import Transformer
-from gpt1cli.objectives import Loss, classification, language_modelling
+from gpt1cli.objectives import TASK_LOSSES, Loss, fine_tuning, language_modelling
 from gpt1cli.optim import Optimizer, cosine, linear
 
+CLASSES = TASK_LOSSES["cross_entropy"]
 V, LABELS = 37, 3  # 34 words and three special rows: 34 `_start_`, 36 `_classify_`
 
 
@@ -42,11 +44,11 @@ def model() -> Classifier:
     return model
 
 
-def labelled_rows(count: int) -> list[Row]:
+def labelled_rows(count: int) -> list[Item]:
     """Rows of 3 to 14 tokens whose label can be learned: it is the first word's remainder."""
     draw = np.random.default_rng(0)
     texts = [draw.integers(1, 34, draw.integers(1, 13)).tolist() for _ in range(count)]
-    return [Row([34, *text, 36], text[0] % LABELS) for text in texts]
+    return [item([34, *text, 36], text[0] % LABELS) for text in texts]
 
 
 def windows(count: int, step: int = 0) -> np.ndarray:
@@ -83,13 +85,13 @@ def test_language_modelling_sums_over_every_target(model):
 
 def test_fine_tuning_adds_the_mean_loss_of_each_sequence(model):
     rows = labelled_rows(7)
-    loss = classification(0.5)(model, rows_batch(rows))
+    loss = fine_tuning(CLASSES, 0.5)(model, items_batch(rows))
     task, lm = torch.zeros(()), torch.zeros(())
     for row in rows:
-        hidden = model.body(torch.tensor([row.tokens]))[0]
+        hidden = model.body(torch.tensor([tokens_of(row)]))[0]
         task = task - model.head(hidden[-1]).log_softmax(-1)[row.label]
         log_p = (hidden[:-1] @ model.body.tokens.weight.T).log_softmax(-1)
-        lm = lm - torch.stack([log_p[i, token] for i, token in enumerate(row.tokens[1:])]).mean()
+        lm = lm - torch.stack([log_p[i, token] for i, token in enumerate(tokens_of(row)[1:])]).mean()
     assert loss.count == 7
     torch.testing.assert_close(loss.parts["task_loss"], task.detach(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(loss.parts["lm_loss"], lm.detach(), rtol=1e-5, atol=1e-5)
@@ -98,13 +100,13 @@ def test_fine_tuning_adds_the_mean_loss_of_each_sequence(model):
 
 
 def test_padding_enters_no_loss_and_no_gradient(model):
-    batch = rows_batch(labelled_rows(7))
-    padding = torch.arange(batch.tokens.shape[1]) > batch.ends[:, None]
+    batch = items_batch(labelled_rows(7))
+    padding = torch.arange(batch.tokens.shape[1]) > batch.ends % batch.tokens.shape[1]
     assert padding.any()
     other = dataclasses.replace(
         batch, tokens=batch.tokens.masked_fill(padding, 36), targets=batch.targets.masked_fill(padding, 5)
     )
-    ours, theirs = classification(0.5)(model, batch), classification(0.5)(model, other)
+    ours, theirs = fine_tuning(CLASSES, 0.5)(model, batch), fine_tuning(CLASSES, 0.5)(model, other)
     assert torch.equal(ours.total, theirs.total)
     assert_same(gradients(ours.total, model), gradients(theirs.total, model))
 
@@ -129,6 +131,100 @@ def test_packed_rows_have_the_loss_of_separate_ones(model):
     assert_same(gradients(found, model.body), gradients(wanted, model.body))
 
 
+# --- losses of a task -------------------------------------------------------------------------------------------------
+
+
+def test_ordinal_targets_by_hand():
+    """2.25 is three quarters of level 2 and a quarter of level 3; a whole score is its level (Tai et al. 2015)."""
+    outputs = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    log_p = outputs.log_softmax(-1)
+    wanted = -(0.75 * log_p[0, 2] + 0.25 * log_p[0, 3]) - log_p[1, 0] - log_p[2, 5]
+    torch.testing.assert_close(TASK_LOSSES["ordinal"](outputs, torch.tensor([2.25, 0.0, 5.0])), wanted)
+
+
+def test_squared_error_by_hand():
+    found = TASK_LOSSES["mse"](torch.tensor([[1.0], [2.5]]), torch.tensor([3.0, 2.0]))
+    assert found.item() == pytest.approx(4 + 0.25)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_soft_f1_of_certain_predictions_is_that_of_scikit_learn(seed):
+    draw = np.random.default_rng(seed)
+    labels, predicted = draw.integers(0, 2, 40), draw.integers(0, 2, 40)
+    outputs = 100 * F.one_hot(torch.tensor(predicted), 2).float()
+    loss = TASK_LOSSES["soft_f1"](outputs, torch.tensor(labels)).item()
+    assert loss == pytest.approx(40 * (1 - f1_score(labels, predicted)), abs=1e-4)
+
+
+def test_soft_f1_of_probabilities_by_hand():
+    """p = 0.8, 0.4, 0.1 for labels 1, 1, 0: 2 x 1.2 / (1.3 + 2)."""
+    p = torch.tensor([0.8, 0.4, 0.1])
+    loss = TASK_LOSSES["soft_f1"](torch.stack([1 - p, p], 1).log(), torch.tensor([1, 1, 0]))
+    assert loss.item() == pytest.approx(3 * (1 - 2.4 / 3.3), abs=1e-5)
+
+
+# --- questions: the passage once, or once for each answer -------------------------------------------------------------
+
+
+def questions(count: int, answers: int = 4) -> list[Item]:
+    """Passages of 1 to 7 tokens with answers of 1 to 4; the right one starts with the passage's first token."""
+    draw = np.random.default_rng(1)
+    items = []
+    for _ in range(count):
+        passage = draw.integers(1, 33, draw.integers(1, 8)).tolist()
+        label = int(draw.integers(answers))
+        choices = [draw.integers(1, 33, draw.integers(1, 5)).tolist() for _ in range(answers)]
+        choices[label][0] = passage[0]
+        prefix = [34, *passage, 35]
+        items.append(Item.of([[*prefix, *choice, 36] for choice in choices], label, shared=len(prefix)))
+    return items
+
+
+@pytest.fixture
+def chooser() -> Classifier:
+    torch.manual_seed(0)
+    model = Classifier(Transformer(model_config(**SHAPE, **NO_DROPOUT), V), 4, head_dropout=0.0, choice=True)
+    stir(model)
+    return model
+
+
+@pytest.mark.parametrize("lm_coef", [0.0, 0.5])
+def test_a_shared_passage_gives_losses_and_gradients_of_separate_rows(chooser, lm_coef):
+    items, objective = questions(6), fine_tuning(CLASSES, lm_coef)
+    together, apart = (
+        objective(chooser, items_batch(items)),
+        objective(chooser, items_batch([i.apart() for i in items])),
+    )
+    assert together.count == apart.count == 6
+    torch.testing.assert_close(together.total, apart.total, rtol=0, atol=1e-5)
+    for name, part in apart.parts.items():
+        torch.testing.assert_close(together.parts[name], part, rtol=0, atol=1e-5)
+    for found, wanted in zip(gradients(together.total, chooser), gradients(apart.total, chooser), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_the_lm_loss_of_a_question_is_a_mean_per_sequence_then_over_its_answers(chooser):
+    items = questions(5)
+    found = fine_tuning(CLASSES, 0.5)(chooser, items_batch(items)).parts["lm_loss"]
+    wanted = torch.zeros(())
+    for one in items:
+        for tail in one.apart().tails:
+            row = torch.tensor(tail, dtype=torch.int64)
+            scores = chooser.body(row[None, :-1])[0] @ chooser.body.tokens.weight.T
+            wanted += F.cross_entropy(scores, row[1:]).detach() / len(one.tails)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("micro_batch, budget", [(1, 0), (2, 0), (None, 60)])
+def test_the_split_of_an_update_of_questions_does_not_show(chooser, micro_batch, budget):
+    items = questions(7)
+    whole = accumulated(chooser, fine_tuning(CLASSES, 0.5), [items_batch(items)])
+    split = [items_batch([items[i] for i in group]) for group in by_length(items, micro_batch, budget)]
+    assert len(split) > 1
+    for found, wanted in zip(accumulated(chooser, fine_tuning(CLASSES, 0.5), split), whole, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+
+
 # --- the split of an update -------------------------------------------------------------------------------------------
 
 
@@ -151,10 +247,10 @@ def test_the_split_of_a_pretraining_update_does_not_show(model, size):
 @pytest.mark.parametrize("micro_batch, budget", [(1, 0), (3, 0), (None, 30), (None, 60)])
 def test_the_split_of_a_fine_tuning_update_does_not_show(model, micro_batch, budget):
     rows = labelled_rows(11)
-    whole = accumulated(model, classification(0.5), [rows_batch(rows)])
-    split = [rows_batch([rows[i] for i in group]) for group in by_length(rows, micro_batch, budget)]
+    whole = accumulated(model, fine_tuning(CLASSES, 0.5), [items_batch(rows)])
+    split = [items_batch([rows[i] for i in group]) for group in by_length(rows, micro_batch, budget)]
     assert len(split) > 1
-    for found, wanted in zip(accumulated(model, classification(0.5), split), whole, strict=True):
+    for found, wanted in zip(accumulated(model, fine_tuning(CLASSES, 0.5), split), whole, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
 
 
@@ -179,16 +275,16 @@ class Logits(TorchDispatchMode):
 
 def test_without_the_auxiliary_loss_no_logits_are_computed_and_with_it_none_of_padding(model):
     rows = labelled_rows(7)
-    batch = rows_batch(rows)
+    batch = items_batch(rows)
     with Logits() as watch:
-        loss = classification(0.0)(model, batch)
+        loss = fine_tuning(CLASSES, 0.0)(model, batch)
         loss.total.backward()
     assert not watch.rows and not loss.parts
     with Logits() as watch:
-        classification(0.5)(model, batch).total.backward()
-    assert watch.rows == {sum(len(row.tokens) - 1 for row in rows)}
+        fine_tuning(CLASSES, 0.5)(model, batch).total.backward()
+    assert watch.rows == {sum(len(tokens_of(row)) - 1 for row in rows)}
     with torch.no_grad():
-        lm_free = classification(0.5)(model, batch).parts["task_loss"]
+        lm_free = fine_tuning(CLASSES, 0.5)(model, batch).parts["task_loss"]
     torch.testing.assert_close(loss.total.detach(), lm_free)
 
 
@@ -283,25 +379,93 @@ def test_the_golden_curve_of_pretraining(peer, tmp_path):
     assert ours == pytest.approx(theirs, abs=1e-4)
 
 
-def test_the_golden_curve_of_fine_tuning(peer, tmp_path):
-    model = Classifier(Transformer(model_config(**SHAPE, **NO_DROPOUT), V), LABELS, head_dropout=0.0)
+def fine_tuned(
+    peer: OpenAIGPTLMHeadModel,
+    items: list[Item],
+    outputs: int,
+    task_loss: str,
+    told: Callable[[Tensor, list[int | float]], Tensor],
+    folder: Path,
+    choice: bool = False,
+    micro_batch: int = 4,
+) -> tuple[list[float], list[float]]:
+    """Our losses over ten updates and theirs, which see every sequence of an item as a whole row of its own.
+
+    `told` is the task's mean loss from what the head gives for the sum of each item's states (a choice: for each).
+    """
+    model = Classifier(Transformer(model_config(**SHAPE, **NO_DROPOUT), V), outputs, head_dropout=0.0, choice=choice)
     model.body.load_state_dict(from_published(peer.state_dict()))
-    theirs = nn.ModuleDict({"peer": peer.transformer, "head": nn.Linear(SHAPE["d_model"], LABELS)})
+    theirs = nn.ModuleDict({"peer": peer.transformer, "head": nn.Linear(SHAPE["d_model"], 1 if choice else outputs)})
     theirs.head.load_state_dict(model.head.state_dict())
-    factors = [1 - step / STEPS for step in range(STEPS)]  # linear; 0.2% of ten updates is no warm-up
-    feed = Epochs(labelled_rows(14), batch_size=6, seed=0, micro_batch=4, token_budget=0)
+    feed = Epochs(items, batch_size=6, seed=0, micro_batch=micro_batch, token_budget=0)
 
     def loss_of(step: int) -> Tensor:
-        losses = []
-        for batch in feed(step):
-            for tokens, end, label in zip(batch.tokens, batch.ends, batch.labels, strict=True):
-                row = tokens[None, : end + 1]
-                hidden = theirs.peer(row).last_hidden_state
-                lm = F.cross_entropy(hidden[0, :-1] @ theirs.peer.tokens_embed.weight.T, row[0, 1:])
-                losses.append(F.cross_entropy(theirs.head(hidden[:, -1]), label[None]) + 0.5 * lm)
-        return torch.stack(losses).mean()
+        epoch, position = divmod(step, feed.updates)
+        order = np.random.default_rng([0, epoch]).permutation(len(items))[position * 6 : (position + 1) * 6]
+        lm_losses, outputs = [], []
+        for one in (items[i] for i in order):
+            rows = [torch.tensor(tail, dtype=torch.int64)[None] for tail in one.apart().tails]
+            hidden = [theirs.peer(row).last_hidden_state[0] for row in rows]
+            lm = [
+                F.cross_entropy(h[:-1] @ theirs.peer.tokens_embed.weight.T, row[0, 1:])
+                for h, row in zip(hidden, rows, strict=True)
+            ]
+            ends = [h[-1] for h in hidden]
+            outputs.append(torch.cat([theirs.head(end) for end in ends]) if choice else theirs.head(sum(ends)))
+            lm_losses.append(torch.stack(lm).mean())
+        return told(torch.stack(outputs), [items[i].label for i in order]) + 0.5 * torch.stack(lm_losses).mean()
 
+    factors = [1 - step / STEPS for step in range(STEPS)]  # linear; 0.2% of ten updates is no warm-up
     theirs_losses = their_curve(theirs, loss_of, factors)
-    ours = our_curve(model, classification(0.5), feed, lambda step: linear(step, STEPS, 0.002 * STEPS), tmp_path)
-    assert theirs_losses[0] - theirs_losses[-1] > 0.3  # it learns
-    assert ours == pytest.approx(theirs_losses, abs=1e-4)
+    objective = fine_tuning(TASK_LOSSES[task_loss], 0.5)
+    ours = our_curve(model, objective, feed, lambda step: linear(step, STEPS, 0.002 * STEPS), folder)
+    return ours, theirs_losses
+
+
+def pairs_in_both_orders(count: int, labels: Callable[[list[int]], int | float]) -> list[Item]:
+    draw = np.random.default_rng(2)
+    texts = [[draw.integers(1, 34, draw.integers(1, 7)).tolist() for _ in "ab"] for _ in range(count)]
+    return [Item.of([[34, *a, 35, *b, 36], [34, *b, 35, *a, 36]], labels(a)) for a, b in texts]
+
+
+def of_class(values: Tensor, labels: list[int | float]) -> Tensor:
+    return F.cross_entropy(values, torch.tensor(labels))
+
+
+def squares(values: Tensor, labels: list[int | float]) -> Tensor:
+    return sum((value[0] - label) ** 2 for value, label in zip(values, labels, strict=True)) / len(labels)
+
+
+def two_levels(values: Tensor, labels: list[int | float]) -> Tensor:
+    losses = []
+    for log_p, label in zip(values.log_softmax(-1), labels, strict=True):
+        low, share = int(label), label - int(label)
+        losses.append(-(1 - share) * log_p[low] - (share * log_p[low + 1] if share else 0))
+    return sum(losses) / len(losses)
+
+
+def one_minus_f1(values: Tensor, labels: list[int | float]) -> Tensor:
+    positive = [row[1].exp() / row.exp().sum() for row in values]
+    found = sum(p for p, label in zip(positive, labels, strict=True) if label)
+    missed = sum(1 - p for p, label in zip(positive, labels, strict=True) if label)
+    wrong = sum(p for p, label in zip(positive, labels, strict=True) if not label)
+    precision, recall = found / (found + wrong), found / (found + missed)
+    return 1 - 2 * precision * recall / (precision + recall)
+
+
+@pytest.mark.parametrize("kind", ["classification", "similarity", "soft_f1", "regression", "ordinal", "choice"])
+def test_the_golden_curve_of_fine_tuning(kind, peer, tmp_path):
+
+    made = {
+        "classification": lambda: (labelled_rows(14), LABELS, "cross_entropy", of_class),
+        "similarity": lambda: (pairs_in_both_orders(14, lambda a: a[0] % 2), 2, "cross_entropy", of_class),
+        "soft_f1": lambda: (pairs_in_both_orders(14, lambda a: a[0] % 2), 2, "soft_f1", one_minus_f1),
+        "regression": lambda: (pairs_in_both_orders(14, lambda a: a[0] / 10), 1, "mse", squares),
+        "ordinal": lambda: (pairs_in_both_orders(14, lambda a: a[0] % 10 / 2), 6, "ordinal", two_levels),
+        "choice": lambda: (questions(14), 4, "cross_entropy", of_class),
+    }  # fmt: skip
+    items, outputs, task_loss, told = made[kind]()
+    whole = {"micro_batch": 6} if kind == "soft_f1" else {}
+    ours, theirs = fine_tuned(peer, items, outputs, task_loss, told, tmp_path, choice=kind == "choice", **whole)
+    assert theirs[0] - theirs[-1] > 0.1  # it learns
+    assert ours == pytest.approx(theirs, abs=1e-4)

@@ -32,6 +32,14 @@ def test_seeds_are_summed_up_and_other_settings_told_apart():
     ]
 
 
+def test_a_split_that_only_some_runs_have_is_reported():
+    both = {"command": "evaluate", "valid": {"accuracy": 0.5}, "test": {"accuracy": 0.25}}
+    config = BASE | {"task": BASE["task"] | {"splits": {"valid": "validation", "test": "test"}}}
+    told = {"command": "evaluate", "valid": {"accuracy": 0.7}}
+    (table,) = tables([Finished(Path("a"), config, told), Finished(Path("b"), config | {"seed": 1}, both)])
+    assert table.rows[0][3] == "accuracy (valid) 0.600 ± 0.141, accuracy (test) 0.250"
+
+
 def test_another_init_for_each_seed_is_one_experiment_and_several_for_one_seed_are_not():
     assert list(variants([run(), run(seed=1, init="b")])) == ["default"]
     found = variants([run(), run(init="b"), run(seed=1), run(seed=1, init="b")])

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from small import SHAPE, exact, model_config, stir
+from small import SHAPE, exact, item, model_config, stir, tokens_of
 from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
-from gpt1cli.batches import Row
 from gpt1cli.convert import from_published
 from gpt1cli.models.heads import Classifier
 from gpt1cli.models.transformer import Transformer
-from gpt1cli.scoring import class_scores, mean_token_loss
+from gpt1cli.scoring import head_outputs, mean_token_loss
 
 V, T = 37, 12
 WINDOWS = np.random.default_rng(0).integers(0, V, (7, T + 1)).astype(np.uint16)
@@ -60,34 +59,29 @@ def test_a_model_that_knows_nothing_has_the_entropy_of_the_vocabulary(model):
 
 
 LENGTHS = [3, 12, 5, 3, 9, 20, 4, 2, 8]
-ROWS = [Row(np.random.default_rng(n).integers(0, V, n).tolist()) for n in LENGTHS]
+ITEMS = [item(np.random.default_rng(n).integers(0, V, n).tolist()) for n in LENGTHS]
 
 
 @pytest.mark.parametrize("micro_batch, token_budget", [(1, 0), (4, 0), (None, 1), (None, 30), (None, 10_000)])
-def test_class_scores_come_in_the_order_of_the_rows(model, micro_batch, token_budget):
-    scores = class_scores(model, ROWS, micro_batch, token_budget)
+def test_outputs_come_in_the_order_of_the_items(model, micro_batch, token_budget):
+    scores = head_outputs(model, ITEMS, micro_batch, token_budget)
     assert scores.shape == (9, 4) and scores.dtype == np.float32
     model.eval()
-    for row, found in zip(ROWS, scores, strict=True):
-        state = model.body(torch.tensor([row.tokens]))[0, -1]
-        wanted = model.head(state).log_softmax(-1).detach().numpy()
+    for one, found in zip(ITEMS, scores, strict=True):
+        state = model.body(torch.tensor([tokens_of(one)]))[0, -1]
+        wanted = model.head(state).detach().numpy()
         np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
-def test_class_scores_are_log_probabilities_in_fp32_also_of_a_bf16_model(model):
-    wanted = class_scores(model, ROWS, None, 100)
-    found = class_scores(model.to(torch.bfloat16), ROWS, None, 100)
+def test_outputs_are_fp32_also_of_a_bf16_model(model):
+    wanted = head_outputs(model, ITEMS, None, 100)
+    found = head_outputs(model.to(torch.bfloat16), ITEMS, None, 100)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(np.exp(found).sum(-1), 1, rtol=1e-5)
     np.testing.assert_allclose(found, wanted, atol=0.1)
 
 
-def test_no_rows_no_scores(model):
-    assert class_scores(model, [], None, 100).shape == (0, 4)
-
-
 def test_scoring_leaves_no_gradients_and_repeats(model):
-    first = class_scores(model, ROWS, None, 100), mean_token_loss(model.body, WINDOWS, 100)
-    again = class_scores(model, ROWS, None, 100), mean_token_loss(model.body, WINDOWS, 100)
+    first = head_outputs(model, ITEMS, None, 100), mean_token_loss(model.body, WINDOWS, 100)
+    again = head_outputs(model, ITEMS, None, 100), mean_token_loss(model.body, WINDOWS, 100)
     assert np.array_equal(first[0], again[0]) and first[1] == again[1]
     assert all(p.grad is None for p in model.parameters())

@@ -4,5 +4,8 @@ COMMANDS: dict[str, str] = {
     "prepare": "gpt1cli.commands.prepare",
     "pretrain": "gpt1cli.commands.pretrain",
     "finetune": "gpt1cli.commands.finetune",
+    "evaluate": "gpt1cli.commands.evaluate",
+    "export": "gpt1cli.commands.export",
+    "doctor": "gpt1cli.commands.doctor",
     "report": "gpt1cli.commands.report",
 }

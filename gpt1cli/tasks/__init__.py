@@ -12,13 +12,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpt1cli.config import InputError, TaskConfig, unknown
-from gpt1cli.metrics import METRICS, REGRESSION
+from gpt1cli.metrics import CLASSIFICATION, METRICS, REGRESSION
 from gpt1cli.tasks.layouts import Example
 
 SOURCES: dict[str, str] = {  # task.source -> its loader
     "rows": "gpt1cli.tasks.rows:load",
+    "story_cloze": "gpt1cli.tasks.story_cloze:load",
+    "winograd": "gpt1cli.tasks.pronouns:winograd",
+    "dprd": "gpt1cli.tasks.pronouns:dprd",
+    "blimp": "gpt1cli.tasks.blimp:load",
     "demo_world": "gpt1cli.tasks.demo:load",
 }
+
+
+READ_FILES = ("story_cloze",)  # sources that task.path= means something to
 
 
 class Loaded(NamedTuple):
@@ -29,14 +36,24 @@ class Loaded(NamedTuple):
 
 
 def check(task: TaskConfig) -> None:
-    """InputError for a source or metrics that do not exist: what config.py, one floor below, cannot know."""
+    """InputError for a source or metrics that do not exist or do not fit: what config.py, one floor below, cannot know.
+
+    Every command calls it before it asks for data.
+    """
     errors = [f"task.metrics: {unknown(name, METRICS, 'metric')}" for name in task.metrics if name not in METRICS]
     if task.source not in SOURCES:
         errors.append(f"task.source: {unknown(task.source, SOURCES, 'source')}")
-    if scores := [name for name in task.metrics if name in REGRESSION]:
-        errors.append(f"task.metrics: {', '.join(scores)} is for scores, but the labels are classes")
-    if "f1" in task.metrics and len(task.labels) != 2:
-        errors.append(f"task.metrics=f1 is that of class 1 of two, but task.labels={task.labels}")
+    fitting = CLASSIFICATION if task.classes else REGRESSION
+    errors += [
+        f"task.metrics: {name} does not fit loss={task.loss}; right would be {', '.join(fitting)}"
+        for name in task.metrics
+        if name in METRICS and name not in fitting
+    ]
+    if "f1" in task.metrics and task.classes and (len(task.labels) != 2 or task.choices):
+        classes = "a choice's are places" if task.choices else f"task.labels={task.labels}"
+        errors.append(f"task.metrics=f1 is that of class 1 of two, but {classes}")
+    if task.path and task.source not in READ_FILES:
+        errors.append(f"task.path={task.path}: only task.source={', '.join(READ_FILES)} reads files of one's own")
     if errors:
         raise InputError("\n".join(errors))
 

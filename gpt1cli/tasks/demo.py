@@ -7,20 +7,26 @@ from pathlib import Path
 from gpt1cli import demo_world
 from gpt1cli.config import InputError, TaskConfig, unknown
 from gpt1cli.tasks.layouts import Example
+from gpt1cli.tasks.rows import answers
 
 
 def load(task: TaskConfig, split: str, hub: str | None, cache: str | Path) -> list[Example] | None:
-    """The examples of a demo task, whose labels are strings there and class indices here."""
+    """The examples of a demo task; its labels are names there, or the number of the right answer."""
     if task.name not in demo_world.TASKS:
         raise InputError(unknown(task.name, demo_world.TASKS, "task of the demo world"))
     if split not in ("train", "valid", "test"):
         return None
     rows = demo_world.examples(task.name, split)
-    if missing := [column for column in task.columns if column not in rows[0]]:
+    if missing := [column for column in [*task.columns, *task.choices] if column not in rows[0]]:
         raise InputError(f"task={task.name}: no column {', '.join(missing)}; there: {', '.join(rows[0])}")
-    if odd := sorted({row["label"] for row in rows} - set(task.labels)):
+    if odd := sorted({str(row["label"]) for row in rows} - set(task.labels)):
         raise InputError(f"task={task.name}: it has examples labelled {odd[0]}, but task.labels={task.labels}")
     return [
-        Example(row["id"], tuple(row[column] for column in task.columns), task.labels.index(row["label"]))
+        Example(
+            row["id"],
+            tuple(row[column] for column in task.columns),
+            task.labels.index(str(row["label"])),
+            tuple(answers(row[column] for column in task.choices)),
+        )
         for row in rows
     ]

@@ -15,11 +15,15 @@ from gpt1cli.config import InputError
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One labelled item: its texts in the order of the input, and the index of its class (None: unknown)."""
+    """One labelled item: its texts in the order of the input, the answers to choose from where it is a question.
+
+    The label is the index of its class or of the right answer, or a score; None: unknown.
+    """
 
     id: str
     texts: tuple[str, ...]
-    label: int | None
+    label: int | float | None
+    choices: tuple[str, ...] = ()
 
 
 class Special(NamedTuple):
@@ -31,13 +35,18 @@ class Special(NamedTuple):
 
 
 class Laid(NamedTuple):
-    """The rows of one example, the last token of each `_classify_`, and whether a text had to be cut for them."""
+    """The rows of one example, the last token of each `_classify_`, and whether a text had to be cut for them.
+
+    The first `shared` tokens are the same in every row, so that they need computing only once.
+    """
 
     rows: list[list[int]]
     cut: bool
+    shared: int = 0
 
 
-Layout = Callable[[Sequence[Sequence[int]], Special, int], Laid]
+Ids = Sequence[int]
+Layout = Callable[[Sequence[Ids], Sequence[Ids], Special, int], Laid]  # texts, choices, special, n_positions
 
 
 def special(vocabulary: int) -> Special:
@@ -45,19 +54,48 @@ def special(vocabulary: int) -> Special:
     return Special(start=vocabulary, delimiter=vocabulary + 1, classify=vocabulary + 2)
 
 
-def single(texts: Sequence[Sequence[int]], special: Special, n_positions: int) -> Laid:
+def single(texts: Sequence[Ids], choices: Sequence[Ids], special: Special, n_positions: int) -> Laid:
     """Classification: start, text, classify."""
     (text,), cut = shortened(texts, n_positions - 2)
     return Laid([[special.start, *text, special.classify]], cut)
 
 
-def pair(texts: Sequence[Sequence[int]], special: Special, n_positions: int) -> Laid:
+def pair(texts: Sequence[Ids], choices: Sequence[Ids], special: Special, n_positions: int) -> Laid:
     """Entailment: start, premise, delimiter, hypothesis, classify."""
     (a, b), cut = shortened(texts, n_positions - 3)
     return Laid([[special.start, *a, special.delimiter, *b, special.classify]], cut)
 
 
-LAYOUTS: dict[str, Layout] = {"single": single, "pair": pair}
+def similarity(texts: Sequence[Ids], choices: Sequence[Ids], special: Special, n_positions: int) -> Laid:
+    """Similarity: the pair in both orders, one row each; the head adds the two states."""
+    (a, b), cut = shortened(texts, n_positions - 3)
+    orders = [[special.start, *one, special.delimiter, *other, special.classify] for one, other in ((a, b), (b, a))]
+    return Laid(orders, cut)
+
+
+def choice(texts: Sequence[Ids], choices: Sequence[Ids], special: Special, n_positions: int) -> Laid:
+    """Multiple choice: start, document, question, delimiter, answer, classify; one row for each answer.
+
+    As in the paper nothing stands between document and question. They are cut once, for the longest answer.
+    """
+    (*context, longest), cut = shortened([*texts, max(choices, key=len)], n_positions - 3)
+    prefix = [special.start, *(token for text in context for token in text), special.delimiter]
+    return Laid([[*prefix, *answer[: len(longest)], special.classify] for answer in choices], cut, len(prefix))
+
+
+def pronoun(texts: Sequence[Ids], choices: Sequence[Ids], special: Special, n_positions: int) -> Laid:
+    """A pronoun resolved: what stands before it, then a candidate in its place and the rest, as multiple choice."""
+    before, after = texts
+    return choice([before], [[*candidate, *after] for candidate in choices], special, n_positions)
+
+
+LAYOUTS: dict[str, Layout] = {
+    "single": single,
+    "pair": pair,
+    "similarity": similarity,
+    "choice": choice,
+    "pronoun": pronoun,
+}
 
 
 def shortened(texts: Sequence[Sequence[int]], room: int) -> tuple[list[Sequence[int]], bool]:

@@ -1,0 +1,79 @@
+"""gpt1 evaluate: a fine-tuned run scored on any split of its task, or of a task with the same labels."""
+
+from __future__ import annotations
+
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+from gpt1cli import checkpoint, origins, rundir, runtime, tasks
+from gpt1cli.config import EvaluateConfig, InputError, TaskConfig
+from gpt1cli.evaluation import load_split, refuse_other_labels, score_split, warn_absent
+from gpt1cli.hub import Need, task_needs
+from gpt1cli.loggers import Progress
+from gpt1cli.report import write_run_report
+from gpt1cli.scoring import head_outputs
+
+
+def needs(config: EvaluateConfig) -> list[Need]:
+    """What must be at hand before the run starts."""
+    tasks.check(config.task)
+    trained_task(config)
+    return task_needs(config.task)
+
+
+def trained_task(config: EvaluateConfig) -> TaskConfig:
+    """The task the run was trained on. InputError where it was trained on none, or on other labels."""
+    assert config.run
+    about = origins.described(origins.find(config.run, "run"))
+    trained = origins.task_of(about, config.run)
+    refuse_other_labels(trained, config.task, f"run={config.run}")
+    return trained
+
+
+def run(config: EvaluateConfig, folder: Path) -> None:
+    """The best checkpoint -> its outputs on each split -> predictions and metrics."""
+    assert config.run
+    machine = runtime.start(config.runtime, config.seed)
+    rundir.note(folder, **machine.describe())
+    origin = origins.find(config.run, "run")
+    model, vocabulary = checkpoint.load_classifier(origin)
+    model.to(machine.device, machine.precision)
+    names = [config.split] if config.split else [name for name in config.task.splits if name != "train"]
+
+    began = time.perf_counter()
+    result: dict[str, dict[str, float]] = {}
+    examples: dict[str, int] = {}
+    checksums = {"tokenizer": vocabulary.identity}
+    with functools.partial(Progress, folder, mode=config.runtime.progress)(total=len(names), unit="splits") as progress:
+        for number, name in enumerate(names, start=1):
+            split = load_split(config, name, vocabulary, model.body.config.n_positions)
+            if split is None:
+                warn_absent(progress, config.task, name)
+                continue
+            progress.say(f"{name}: {split}")
+            outputs = head_outputs(model, split.items, machine.micro_batch, machine.token_budget)
+            found = score_split(config.task, name, split, outputs, folder)
+            examples[name], checksums[name] = len(split.items), split.digest
+            result |= found
+            told = " ".join(f"{metric} {value:.4f}" for metric, value in found.get(name, {}).items())
+            progress.say(f"{name}: {told or 'no labels; predicted'}")
+            progress.update(number)
+        if not examples:
+            raise InputError(f"task={config.task.name}: nothing to score, none of {', '.join(names)} is there")
+        rundir.note_checksums(folder, **checksums)
+        about: dict[str, Any] = {
+            "status": "finished",
+            "command": "evaluate",
+            "name": config.name,
+            "seed": config.seed,
+            "run": config.run,
+            "checkpoint": origin.name,
+            "seconds": round(time.perf_counter() - began, 3),
+            "peak_memory_bytes": runtime.peak_memory_bytes(machine.device),
+            "examples": examples,
+        }
+        write_run_report(folder, {**about, **result})
+        rundir.finish(folder, {**about, **result})
+        progress.say(f"predictions: {folder / 'predictions'}")

@@ -1,0 +1,177 @@
+"""gpt1 export: a run's model as a folder that transformers loads."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt1cli import checkpoint, origins, published, rundir
+from gpt1cli.config import ExportConfig, InputError, ModelConfig, TaskConfig, build
+from gpt1cli.convert import to_published, write_published
+from gpt1cli.corpus import appearing
+from gpt1cli.hub import Need
+from gpt1cli.models.heads import Classifier
+from gpt1cli.tokenizer import SPECIAL
+
+TEXT_RULES = (
+    "AutoTokenizer of transformers 5 does not apply the published text rules (ftfy, standardisation, spaCy) and gives"
+    " other ids; tokenise with gpt1, as in gpt1cli.load(FOLDER)."
+)
+
+
+def needs(config: ExportConfig) -> list[Need]:
+    """Nothing from outside; InputError where the folder to write is taken, or no class of transformers fits."""
+    assert config.run and config.out
+    target = Path(config.out)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise InputError(f"out={config.out}: already there; name a folder that does not exist yet, or an empty one")
+    origin = origins.find(config.run, "run")
+    if (origin / "config.json").is_file() and published.is_transformers(rundir.read_json(origin / "config.json")):
+        raise InputError(f"run={config.run}: transformers reads this folder as it is; copy it")
+    about = origins.described(origin)
+    published.settings_of(build(ModelConfig, about["model"]), about["vocabulary"])
+    if "task" in about:
+        class_of(build(TaskConfig, about["task"]))
+    return []
+
+
+def run(config: ExportConfig, folder: Path) -> None:
+    """Weights under transformers' names, its config.json, the tokenizer's two files and a model card."""
+    assert config.run and config.out
+    origin = origins.find(config.run, "run")
+    described = origins.described(origin)
+    if "task" in described:
+        task = build(TaskConfig, described["task"])
+        model, vocabulary = checkpoint.load_classifier(origin)
+        (weights, norm_bias), kind = head_and_body(model), class_of(task)
+        names = output_names(task)
+        labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+        # The state is read at the rightmost token that is no padding: `_classify_`, which <unk> (0) never follows.
+        extra: dict[str, Any] = {"pad_token_id": 0} | (labels if kind == CLASSIFIER else {})
+        rows = model.body.tokens.num_embeddings
+    else:
+        body, vocabulary = checkpoint.load(str(origin), config.hub, config.cache)
+        rows = len(vocabulary)  # a language model does without special rows
+        body.tokens.weight.data = body.tokens.weight.data[:rows]
+        weights, kind, extra, norm_bias = to_published(dict(body.named_parameters())), LANGUAGE_MODEL, {}, None
+
+    special = dict(zip(SPECIAL, range(len(vocabulary), rows), strict=False))
+    counts = {"vocabulary": len(vocabulary), "special_rows": rows - len(vocabulary)}
+    ours = {**described, **counts, "special_tokens": special}
+    settings = {
+        **published.settings_of(build(ModelConfig, described["model"]), rows),
+        "architectures": [kind],
+        **extra,
+        published.OURS: ours,
+    }
+    try:
+        with appearing(Path(config.out).absolute()) as aside:
+            write_published(aside / "model.safetensors", weights, norm_bias)
+            (aside / "config.json").write_text(json.dumps(settings, indent=1))
+            vocabulary.save(aside)
+            (aside / "README.md").write_text(card(config.run, origin, kind, special))
+    except OSError as error:
+        raise InputError(f"out={config.out} cannot be written: {error.strerror}") from error
+    about = {"status": "finished", "command": "export", "name": config.name}
+    rundir.finish(folder, {**about, "run": config.run, "class": kind})
+    print(f"{kind}: {config.out}")
+    print(f"note: {TEXT_RULES}", file=sys.stderr)
+
+
+# --- which class of transformers computes the same --------------------------------------------------------------------
+
+LANGUAGE_MODEL, CLASSIFIER, CHOICE = (
+    f"OpenAIGPT{name}" for name in ("LMHeadModel", "ForSequenceClassification", "DoubleHeadsModel")
+)
+
+
+def class_of(task: TaskConfig) -> str:
+    """The class for a fine-tuned run. InputError where transformers has none."""
+    if task.layout == "similarity":
+        raise InputError(
+            f"task={task.name} adds the states of both orders of a pair, which no class of transformers does;"
+            " export the run it was started from instead"
+        )
+    return CHOICE if task.choices else CLASSIFIER
+
+
+def output_names(task: TaskConfig) -> list[str]:
+    """Names for what the head of a classification gives: its classes, the levels of a score, or the score itself."""
+    if task.loss == "ordinal" and task.range:
+        return [str(level) for level in range(task.range[0], task.range[1] + 1)]
+    return task.labels or ["score"]
+
+
+def head_and_body(model: Classifier) -> tuple[dict[str, Tensor], Tensor | None]:
+    """The weights of a fine-tuned model under transformers' names, and what the last norm's bias was if it changed.
+
+    Its classifier has no bias c. The last norm's bias b takes it in: W (z + b') = W (z + b) + c with b' = b + W^+ c,
+    where W^+ is the pseudo-inverse; labels are at most as many as hidden units, so that W W^+ c = c. What b was is
+    kept in the file's metadata, and put back where gpt1 starts from the folder.
+    """
+    body = dict(model.body.named_parameters())
+    if model.choice:
+        head = {
+            "multiple_choice_head.summary.weight": model.head.weight.detach(),
+            "multiple_choice_head.summary.bias": model.head.bias.detach(),
+        }
+        return {**to_published(body), **head}, None
+    last = f"blocks.{len(model.body.blocks) - 1}.feed_forward_norm.bias"
+    weight, bias = model.head.weight.detach().double(), model.head.bias.detach().double()
+    shift = torch.linalg.pinv(weight) @ bias
+    shifted = {**body, last: (body[last].detach().double() + shift).float()}
+    return {**to_published(shifted), "score.weight": model.head.weight.detach().contiguous()}, body[last]
+
+
+# --- the model card ---------------------------------------------------------------------------------------------------
+
+
+def results_of(home: Path, origin: Path) -> dict[str, dict[str, float]]:
+    """What was measured of this very checkpoint: split -> metrics; of the run's other splits where it is the best."""
+    if not origin.name.isdigit():
+        return {}
+    step, found = int(origin.name), {}
+    if (home / "metrics.jsonl").is_file():
+        for line in rundir.read_jsonl(home / "metrics.jsonl"):
+            if line.get("step") == step and line.get("split") != "train":
+                found[line["split"]] = {m: v for m, v in line.items() if m not in ("step", "split", "seconds")}
+    if (home / "result.json").is_file():
+        result = rundir.read_json(home / "result.json")
+        if step == result.get("best_step", result.get("steps")):  # fine-tuning scores its best checkpoint at the end
+            splits = result.get("examples", ["valid"])
+            found |= {split: result[split] for split in splits if split in result}
+    return found
+
+
+def card(run: str, origin: Path, kind: str, special: Mapping[str, int]) -> str:
+    """README.md of an exported folder: data, settings, results, command, limits."""
+    home = origin.parent.parent if origin.parent.name == "checkpoints" else origin
+    settings = (home / "config.yaml").read_text() if (home / "config.yaml").is_file() else "unknown\n"
+    name = rundir.read_config(home / "config.yaml").get("name") if (home / "config.yaml").is_file() else origin.name
+    command = shlex.join(["gpt1", *rundir.environment(home).get("command_line", ["(unknown)"])])
+    found = results_of(home, origin)
+    scores = [f"- {split}: {', '.join(f'{m} {v:.4g}' for m, v in values.items())}" for split, values in found.items()]
+    rows = ", ".join(f"`{name}` is {index}" for name, index in special.items())
+    tokens = f"Its special tokens are rows of the embedding and no entries of vocab.json: {rows}." if rows else ""
+    lines = [
+        "---\nlibrary_name: transformers\ntags: [gpt1]\n---",
+        f"# {name}",
+        f"A GPT-1 trained by gpt1 (checkpoint {origin.name}), for `{kind}` of transformers. {tokens}".strip(),
+        "## Command",
+        f"    {command}",
+        "## Results",
+        "\n".join(scores) or "This checkpoint was not scored.",
+        "## Data and settings",
+        "    " + settings.rstrip().replace("\n", "\n    "),
+        "## Limits",
+        f"- {TEXT_RULES}\n- It says what its training data made likely, true or not, and was tested on nothing but the"
+        " above.",
+    ]
+    return "\n\n".join(lines) + "\n"

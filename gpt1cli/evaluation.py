@@ -1,0 +1,163 @@
+"""A task's splits as items for the model, and what the model makes of them: metrics and predictions.
+
+Shared by every command that scores a fine-tuned model. N items, O outputs of the head.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gpt1cli import metrics, rundir, tasks
+from gpt1cli.batches import Item
+from gpt1cli.config import EvaluateConfig, FinetuneConfig, InputError, TaskConfig
+from gpt1cli.loggers import Progress
+from gpt1cli.objectives import TASK_LOSSES, TaskLoss, ordinal
+from gpt1cli.tasks.layouts import LAYOUTS, Example, special
+from gpt1cli.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Split:
+    """The examples of one split, as items for the model."""
+
+    examples: Sequence[Example]
+    items: Sequence[Item]
+    cut: int  # examples of which a text was cut to fit
+    dropped: int  # rows of the data set without a label
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits over the examples, in order."""
+        rows = [(example.id, example.texts, example.choices, example.label) for example in self.examples]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+    @property
+    def labels(self) -> list[int | float] | None:
+        """The labels, or None where the split has none."""
+        labels = [example.label for example in self.examples if example.label is not None]
+        return labels if len(labels) == len(self.examples) else None
+
+    def __str__(self) -> str:
+        cut = f", {self.cut:,} cut to fit" if self.cut else ""
+        unknown = ", without labels" if self.labels is None else ""
+        dropped = f", {self.dropped:,} without a label left out" if self.dropped else ""
+        return f"{len(self.items):,} examples{cut}{unknown}{dropped}"
+
+
+def load_split(
+    config: FinetuneConfig | EvaluateConfig, name: str, vocabulary: Tokenizer, n_positions: int
+) -> Split | None:
+    """A split of the command's task as items of which no position exceeds n_positions; None where there is no such."""
+    loaded = tasks.load(config.task, name, config.hub, config.cache)
+    if loaded is None:
+        return None
+    limit = getattr(config.limit, name.partition("_")[0])  # of valid_mismatched: that of valid
+    examples = tasks.limit(loaded.examples, limit, config.seed)
+    arrange, items, cuts = LAYOUTS[config.task.layout], [], 0
+    for example in examples:
+        ids = vocabulary.encode_batch([*example.texts, *example.choices])
+        n = len(example.texts)
+        laid = arrange(ids[:n], ids[n:], special(len(vocabulary)), n_positions)
+        items.append(Item.of(laid.rows, example.label, laid.shared))
+        cuts += laid.cut
+    return Split(examples, items, cuts, loaded.dropped)
+
+
+# --- what the head gives: how many values, which loss, which prediction -----------------------------------------------
+
+
+def outputs_of(task: TaskConfig) -> int:
+    """How many values the head gives for an item (for a choice: one for each answer)."""
+    if task.classes:
+        return len(task.labels)
+    assert task.range
+    return 1 if task.loss == "mse" else task.range[1] - task.range[0] + 1
+
+
+def loss_of(task: TaskConfig) -> TaskLoss:
+    """The task's loss, (outputs [N,O] fp32, labels [N]) -> [] summed."""
+    if task.loss == "ordinal":
+        assert task.range
+        lowest = task.range[0]
+        return lambda outputs, labels: ordinal(outputs, labels - lowest)
+    return TASK_LOSSES[task.loss]
+
+
+def probabilities(outputs: np.ndarray) -> np.ndarray:
+    """softmax over the outputs of each item. [N,O] -> [N,O]"""
+    return torch.from_numpy(outputs).softmax(-1).numpy()
+
+
+def predictions(task: TaskConfig, outputs: np.ndarray) -> np.ndarray:
+    """The likeliest class, the score, or the expected level. [N,O] -> [N]"""
+    if task.classes:
+        return outputs.argmax(-1)
+    if task.loss == "mse":
+        return outputs[:, 0]
+    assert task.range
+    return probabilities(outputs) @ np.arange(task.range[0], task.range[1] + 1)
+
+
+def measured(task: TaskConfig, split: Split, outputs: np.ndarray) -> dict[str, float]:
+    """The mean loss and the metrics of a labelled split. outputs [N,O]"""
+    assert split.labels is not None
+    loss = loss_of(task)(torch.from_numpy(outputs), torch.tensor(split.labels)).item() / len(outputs)
+    return {"loss": loss, **metrics.score(task.metrics, split.labels, predictions(task, outputs))}
+
+
+def write_predictions(path: Path, task: TaskConfig, split: Split, outputs: np.ndarray) -> None:
+    """One line an example: id, label, prediction, and the probability of each label where the labels are classes."""
+    path.parent.mkdir(exist_ok=True)
+    lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(task, split, outputs))
+    rundir.write_text(path, "".join(lines))
+
+
+def _lines(task: TaskConfig, split: Split, outputs: np.ndarray) -> Iterable[dict[str, Any]]:
+    found = predictions(task, outputs)
+    if not task.classes:
+        for example, score in zip(split.examples, found, strict=True):
+            yield {"id": example.id, "label": example.label, "prediction": round(float(score), 6)}
+        return
+    for example, prediction, row in zip(split.examples, found, probabilities(outputs), strict=True):
+        yield {
+            "id": example.id,
+            "label": None if example.label is None else task.labels[int(example.label)],
+            "prediction": task.labels[prediction],
+            "scores": {label: round(float(p), 6) for label, p in zip(task.labels, row, strict=True)},
+        }
+
+
+def score_split(
+    task: TaskConfig, name: str, split: Split, outputs: np.ndarray, folder: Path
+) -> dict[str, dict[str, float]]:
+    """Write a split's predictions into a run folder; its metrics under its name, or nothing where it has no labels."""
+    write_predictions(folder / "predictions" / f"{name}.jsonl", task, split, outputs)
+    return {name: measured(task, split, outputs)} if split.labels is not None else {}
+
+
+def warn_absent(progress: Progress, task: TaskConfig, name: str) -> None:
+    """Say once that the data set lacks a split."""
+    progress.say(f"{task.name} has no split {task.splits[name]} here: {name} is left out")
+
+
+def refuse_other_labels(trained: TaskConfig, task: TaskConfig, run: str) -> None:
+    """InputError unless the head of one task answers the questions of the other, by whatever loss it learned to."""
+    same_head = trained.classes if task.classes else trained.loss == task.loss
+    if not same_head or (trained.labels, trained.range) != (task.labels, task.range):
+        raise InputError(
+            f"task={task.name} has {_answers(task)}; {run} was trained on task={trained.name}, {_answers(trained)}"
+        )
+    if trained.layout != task.layout:
+        raise InputError(f"task={task.name} has the layout {task.layout}; {run} was trained on {trained.layout}")
+
+
+def _answers(task: TaskConfig) -> str:
+    return "labels " + ", ".join(task.labels) if task.classes else f"scores of {task.range}, loss {task.loss}"

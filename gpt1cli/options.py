@@ -1,0 +1,50 @@
+"""What conf/ holds: the groups and defaults of each command, the options of each group. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gpt1cli import config
+
+
+def folder() -> Path:
+    """conf/ inside the wheel, or beside the package in the source tree."""
+    package = Path(__file__).resolve().parent
+    return next((folder for folder in (package / "conf", package.parent / "conf") if folder.is_dir()), package / "conf")
+
+
+@cache
+def defaults(name: str) -> tuple[dict[str, str | None], dict[str, Any]]:
+    """The groups of conf/<name>.yaml with their default options, and its own keys; included files first."""
+    content = yaml.safe_load((folder() / f"{name}.yaml").read_text(encoding="utf-8"))
+    groups: dict[str, str | None] = {}
+    keys: dict[str, Any] = {}
+    for entry in content.pop("defaults", []):
+        if isinstance(entry, str) and entry != "_self_":
+            included_groups, included_keys = defaults(entry)
+            groups, keys = {**groups, **included_groups}, {**keys, **included_keys}
+        elif isinstance(entry, dict) and not next(iter(entry)).startswith("override "):
+            groups.update(entry)
+    content.pop("hydra", None)
+    if cls := config.COMMANDS.get(name):  # a group that is no key of the command is there for the files of others
+        groups = {group: option for group, option in groups.items() if config.annotation_of(cls, group)}
+    return groups, {**keys, **content}
+
+
+def names(group: str) -> dict[str, str]:
+    """Option -> the first comment line of conf/<group>/<option>.yaml, which says what it is."""
+    found = {}
+    for path in sorted((folder() / group).glob("*.yaml")):
+        comments = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+        found[path.stem] = next((comment for comment in comments if not comment.startswith("@package")), "")
+    return found
+
+
+def values(group: str, option: str) -> dict[str, Any]:
+    """The keys of conf/<group>/<option>.yaml."""
+    content = yaml.safe_load((folder() / group / f"{option}.yaml").read_text(encoding="utf-8"))
+    return content.get(group, content)  # with "@package _global_" the group's own keys are one level down

@@ -1,0 +1,83 @@
+"""What init= and run= name, told without its weights: a run, a checkpoint, an exported folder, OpenAI's npy shards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gpt1cli import published, rundir
+from gpt1cli.config import InputError, ModelConfig, TaskConfig, TokenizerConfig, build, shown
+
+FORMAT = 1  # of our checkpoints
+
+
+def find(init: str, key: str = "init") -> Path:
+    """The checkpoint that init= (or another key) names: a run's best, else its last, or a checkpoint folder itself.
+
+    InputError says what was found there and what is expected.
+    """
+    root = os.path.expanduser(init)
+    if os.path.isfile(os.path.join(root, "config.json")) or published.is_shards(Path(root)):
+        return Path(root)
+    checkpoints = os.path.join(root, "checkpoints")
+    for link in ("best", "last"):
+        if os.path.isfile(os.path.join(checkpoints, link, "config.json")):
+            target = os.path.join(checkpoints, link)
+            # The step it leads to now: a run that still trains may swap the link while the files are read.
+            return Path(checkpoints, os.readlink(target)) if os.path.islink(target) else Path(target)
+    if rundir.is_run(root):
+        found = "a run without a checkpoint yet"
+    elif os.path.isdir(root):
+        found = f"a folder with {_names(root)} in it"
+    elif os.path.basename(parent := os.path.dirname(root)) == "checkpoints" and os.path.isdir(parent):
+        found = f"no such checkpoint; there are {_names(parent)}"
+    else:
+        found = "a file" if os.path.isfile(root) else "no such folder"
+    takes = "a run folder (its best checkpoint, else its last), RUN/checkpoints/STEP"
+    if key == "init":
+        takes = f"openai, none, {takes}, an exported folder, or a folder of OpenAI's npy shards"
+    raise InputError(f"{key}={shown(init)}: {found}\n{key} takes {takes}")
+
+
+def described(folder: Path) -> dict[str, Any]:
+    """What a checkpoint's config.json says of its model and tokenizer. InputError lists what is wrong with it."""
+    path = folder / "config.json"
+    found = published.settings_of_shards(folder) if published.is_shards(folder) else rundir.read_json(path)
+    if published.is_transformers(found):
+        try:
+            return published.described(found)
+        except InputError as error:
+            raise InputError(f"{folder}: {error}") from None
+    if found.get("format") != FORMAT:
+        written = shown(found.get("format"))
+        raise InputError(f"{path}: format {written}; this gpt1 reads checkpoints of format {FORMAT}")
+    model: Any = found.get("model")  # anything may stand in a stranger's file
+    tokenizer: Any = found.get("tokenizer")
+    try:
+        build(ModelConfig, model)
+        build(TokenizerConfig, tokenizer)
+    except InputError as error:
+        raise InputError(f"{path} describes no model and tokenizer:\n{error}") from error
+    for key in ("vocabulary", "special_rows"):
+        if type(found.get(key)) is not int or found[key] < 0:
+            raise InputError(f"{path}: {key}={shown(found.get(key))} is no count")
+    return found
+
+
+def task_of(described: Mapping[str, Any], run: str) -> TaskConfig:
+    """The task that a checkpoint says it was fine-tuned on. InputError where it names none, or none that is whole."""
+    if not isinstance(described.get("task"), dict):
+        raise InputError(f"run={shown(run)} is no fine-tuned run: its checkpoint names no task")
+    try:
+        return build(TaskConfig, described["task"])
+    except InputError as error:
+        raise InputError(f"run={shown(run)}: its checkpoint describes no task:\n{error}") from error
+
+
+def _names(folder: str) -> str:
+    with contextlib.suppress(OSError):
+        return shown(", ".join(sorted(os.listdir(folder)))) or "nothing"
+    return "unreadable files"

@@ -1,0 +1,75 @@
+"""What init= and run= name, and what a checkpoint says of itself: readable without trust."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gpt1cli import options, origins
+from gpt1cli.config import InputError
+
+
+def checkpoint(folder: Path, **changes: object) -> Path:
+    """A checkpoint folder with the tiny model's config.json."""
+    conf = options.folder()
+    content = {
+        "format": 1,
+        "model": yaml.safe_load((conf / "model" / "tiny.yaml").read_text()),
+        "tokenizer": yaml.safe_load((conf / "tokenizer" / "demo.yaml").read_text()),
+        "vocabulary": 1239,
+        "special_rows": 0,
+    }
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(content | changes))
+    return folder
+
+
+def test_init_is_a_runs_best_checkpoint_else_its_last_or_a_folder_itself(tmp_path):
+    run = tmp_path / "run"
+    for step in ("10", "20"):
+        checkpoint(run / "checkpoints" / step)
+    (run / "config.yaml").write_text("{}")
+    (run / "checkpoints" / "last").symlink_to("20")
+    assert origins.find(str(run)) == run / "checkpoints" / "20"
+    (run / "checkpoints" / "best").symlink_to("10")
+    assert origins.find(str(run)) == run / "checkpoints" / "10"
+    assert origins.find(str(run / "checkpoints" / "20")) == run / "checkpoints" / "20"
+    with pytest.raises(InputError, match="no such checkpoint; there are 10, 20, best, last"):
+        origins.find(str(run / "checkpoints" / "30"))
+
+
+def test_an_init_without_a_checkpoint_says_what_was_found(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("{}")
+    for name, found in (("run", "a run without a checkpoint yet"), ("x", "no such folder"), ("x" * 300, "no such")):
+        with pytest.raises(InputError, match=found):
+            origins.find(str(tmp_path / name))
+    with pytest.raises(InputError, match="a folder with run in it"):
+        origins.find(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"format": 2}, "format 2; this gpt1 reads checkpoints of format 1"),
+        ({"model": None}, "describes no model"),
+        ({"model": {"n_layer": 2}}, "d_model: missing"),
+        ({"vocabulary": "many"}, "vocabulary=many is no count"),
+        ({"special_rows": -1}, "special_rows=-1 is no count"),
+    ],
+)
+def test_a_checkpoint_that_describes_no_model_is_refused(tmp_path, changes, told):
+    with pytest.raises(InputError, match=told):
+        origins.described(checkpoint(tmp_path / "c", **changes))
+    assert origins.described(checkpoint(tmp_path / "good"))["model"]["n_layer"] == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000])
+def test_a_damaged_checkpoint_description_is_refused(tmp_path, content):
+    folder = checkpoint(tmp_path / "c")
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"config\.json"):
+        origins.described(folder)
