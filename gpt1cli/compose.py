@@ -73,6 +73,7 @@ def compose(composer: Composer, words: list[str]) -> Composed:
         _follow_init(raw, named, bool(stored))
     if isinstance(run := named.get("run"), str) and _takes_a_runs_task(composer, named):
         _follow_run(raw, named, run)
+    _check_groups(composer, raw)
     with told_by_hydra(), hydra_known(cfg):
         tree = OmegaConf.create({**raw, "hydra": settings})
         data = {key: _plain(tree, key) if key != "hydra" else raw[key] for key in raw}  # a stored one is an unknown key
@@ -270,6 +271,16 @@ def _ablated(composer: Composer, cfg: DictConfig) -> list[str]:
         return composer.check(words, whole=False)
     except InputError as error:
         raise InputError(f"the overrides of ablation={cfg.ablation.name} are at fault:\n{error}") from None
+
+
+def _check_groups(composer: Composer, raw: Mapping[str, Any]) -> None:
+    """InputError for keys of a group that are unknown or missing: what else is composed may interpolate them."""
+    found = []
+    for group in composer.groups:
+        if isinstance(node := raw.get(group), dict) and group in config.GROUPS:
+            found += config.misnamed(config.GROUPS[group], node, f"{group}.")
+    if found:
+        raise InputError("\n".join(found))
 
 
 def _plain(tree: DictConfig, key: str) -> Any:

@@ -485,6 +485,14 @@ def has_default(cls: type, name: str) -> bool:
     return found.default is not dataclasses.MISSING or found.default_factory is not dataclasses.MISSING
 
 
+def misnamed(cls: type, data: Mapping[str, Any], prefix: str) -> list[str]:
+    """Keys that the dataclass does not know, and those it needs and does not find."""
+    fields = fields_of(cls)
+    odd = [unknown(f"{prefix}{name}", (prefix + field for field in fields)) for name in data if name not in fields]
+    lacking = [name for name in fields if name not in data and not has_default(cls, name)]
+    return [*odd, *(f"{prefix}{name}: missing" for name in lacking)]
+
+
 def annotation_of(cls: type, key: str) -> Any:
     """The annotation of a dotted key of a configuration dataclass; None where there is no such key."""
     annotation: Any = cls
@@ -581,10 +589,7 @@ def _convert_dataclass(cls: type, value: Any, key: str, errors: list[str]) -> An
         return None
     prefix = f"{key}." if key else ""
     fields, before = fields_of(cls), len(errors)
-    errors.extend(
-        unknown(f"{prefix}{name}", (prefix + field for field in fields)) for name in value if name not in fields
-    )
-    errors.extend(f"{prefix}{name}: missing" for name in fields if name not in value and not has_default(cls, name))
+    errors.extend(misnamed(cls, value, prefix))
     values = {n: _convert(fields[n], value[n], f"{prefix}{n}", errors) for n in fields if n in value}
     if len(errors) > before:
         return None

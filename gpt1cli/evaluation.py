@@ -46,7 +46,7 @@ class Split:
         return labels if len(labels) == len(self.examples) else None
 
     def __str__(self) -> str:
-        cut = f", {self.cut:,} cut to fit" if self.cut else ""
+        cut = f", {self.cut:,} cut to fit n_positions" if self.cut else ""
         unknown = ", without labels" if self.labels is None else ""
         dropped = f", {self.dropped:,} without a label left out" if self.dropped else ""
         return f"{len(self.items):,} examples{cut}{unknown}{dropped}"
@@ -55,12 +55,15 @@ class Split:
 def load_split(
     config: FinetuneConfig | EvaluateConfig, name: str, vocabulary: Tokenizer, n_positions: int
 ) -> Split | None:
-    """A split of the command's task as items of which no position exceeds n_positions; None where there is no such."""
+    """A split of the command's task as items of which no position exceeds n_positions; None where there is no such.
+
+    The examples that a limit leaves for validation and test are the same for every seed.
+    """
     loaded = tasks.load(config.task, name, config.hub, config.cache)
     if loaded is None:
         return None
     limit = getattr(config.limit, name.partition("_")[0])  # of valid_mismatched: that of valid
-    examples = tasks.limit(loaded.examples, limit, config.seed)
+    examples = tasks.limit(loaded.examples, limit, config.seed if name == "train" else 0)
     arrange, items, cuts = LAYOUTS[config.task.layout], [], 0
     for example in examples:
         ids = vocabulary.encode_batch([*example.texts, *example.choices])
@@ -149,9 +152,13 @@ def warn_absent(progress: Progress, task: TaskConfig, name: str) -> None:
 
 
 def refuse_other_labels(trained: TaskConfig, task: TaskConfig, run: str) -> None:
-    """InputError unless the head of one task answers the questions of the other, by whatever loss it learned to."""
+    """InputError unless the head of one task answers the questions of the other, by whatever loss it learned to.
+
+    A choice has one score for any answer: how many there are, and what they are called, is all the same.
+    """
     same_head = trained.classes if task.classes else trained.loss == task.loss
-    if not same_head or (trained.labels, trained.range) != (task.labels, task.range):
+    same_answers = (trained.labels, trained.range) == (task.labels, task.range) or (trained.choices and task.choices)
+    if not (same_head and same_answers):
         raise InputError(
             f"task={task.name} has {_answers(task)}; {run} was trained on task={trained.name}, {_answers(trained)}"
         )

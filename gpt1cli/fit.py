@@ -110,7 +110,8 @@ def fit(
                 line_seconds, line_tokens = state.seconds, state.tokens
                 line = {"step": state.step, "split": "train", **mean, "lr": lr, "tokens_per_second": round(speed, 1)}
                 rundir.append_jsonl(metrics, {**line, "seconds": round(state.seconds, 3)})
-                progress.update(state.step, loss=mean["loss"], lr=lr, tokens_per_second=speed)
+                told = {name: mean[name] for name in ("loss", "task_loss") if name in mean}
+                progress.update(state.step, **told, lr=lr, tokens_per_second=speed)
             if eval_due:
                 validate()
             if save_due:

@@ -128,7 +128,7 @@ def clock(seconds: float) -> str:
 def _worded(name: str, value: float) -> str:
     if name == "tokens_per_second":
         return f"{short(value)} tokens/s"
-    return f"{name} {value:.4f}" if name == "loss" else f"{name} {value:.3g}"
+    return f"{name} {value:.4f}" if name.endswith("loss") else f"{name} {value:.3g}"
 
 
 def _on_terminal() -> bool:

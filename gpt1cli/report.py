@@ -64,7 +64,7 @@ class Table:
 
         drawn = rich.table.Table(title=self.title, title_justify="left")
         for name in self.header:
-            drawn.add_column(escape(name))
+            drawn.add_column(escape(name), overflow="fold")  # paths differ at their ends
         for row in self.rows:
             drawn.add_row(*map(escape, row))
         rich.print(drawn)
@@ -106,8 +106,10 @@ def tables(runs: Sequence[Finished]) -> list[Table]:
         rows = []
         for name in sorted({run.config[what]["name"] for run in chosen}):
             for variant, group in sorted(variants([run for run in chosen if run.config[what]["name"] == name]).items()):
-                rows.append([name, variant, str(len(group)), ", ".join(summed_up([run.scores() for run in group]))])
-        made.append(Table(title, [what, "variant", "runs", "result"], rows))
+                seeds = by_seed(group)
+                told = [f"{seed} ({len(same)} runs)" if len(same) > 1 else f"{seed}" for seed, same in seeds.items()]
+                rows.append([name, variant, ", ".join(told), ", ".join(summed_up([*map(mean, seeds.values())]))])
+        made.append(Table(title, [what, "variant", "seeds", "result"], rows))
     return made
 
 
@@ -119,10 +121,25 @@ def variants(runs: Sequence[Finished]) -> dict[str, list[Finished]]:
     settings = [run.settings for run in runs]
     differing = varying(settings)
     groups = _grouped(runs, differing)
-    repeated = any(len({run.settings.get("seed") for run in group}) < len(group) for group in groups.values())
-    if repeated and len({one.get("init") for one in settings}) > 1:
+    seeds = [same for group in groups.values() for same in by_seed(group).values()]
+    if any(len({run.settings.get("init") for run in same}) > 1 for same in seeds):
         groups = _grouped(runs, [*differing, "init"])
     return groups
+
+
+def by_seed(runs: Sequence[Finished]) -> dict[int, list[Finished]]:
+    """Seed -> its runs: more than one where it was repeated, which tells nothing about other seeds."""
+    seeds: dict[int, list[Finished]] = {}
+    for run in sorted(runs, key=lambda run: run.settings["seed"]):
+        seeds.setdefault(run.settings["seed"], []).append(run)
+    return seeds
+
+
+def mean(runs: Sequence[Finished]) -> dict[str, float]:
+    """The mean of each headline number over the runs of one seed."""
+    scores = [run.scores() for run in runs]
+    names = dict.fromkeys(name for one in scores for name in one)
+    return {name: statistics.mean(one[name] for one in scores if name in one) for name in names}
 
 
 def _grouped(runs: Sequence[Finished], keys: Sequence[str]) -> dict[str, list[Finished]]:
@@ -143,8 +160,17 @@ def varying(settings: Sequence[Mapping[str, Any]]) -> list[str]:
         and not key.startswith(NO_VARIANT_GROUPS)
         and len({repr(one.get(key)) for one in settings}) > 1
     ]
-    named = {key.removesuffix("name") for key in found if key.endswith(".name")}  # model.name: model.d_model goes along
-    return [key for key in found if key.endswith(".name") or not key.startswith(tuple(named))]
+    named = {key.removesuffix("name") for key in found if key.endswith(".name")}
+
+    def goes_along(key: str) -> bool:
+        """model.d_model with model.name, unless one model's name stands for several of them."""
+        prefix = next((prefix for prefix in named if key.startswith(prefix)), None)
+        if prefix is None or key.endswith(".name"):
+            return False
+        pairs = {(repr(one.get(f"{prefix}name")), repr(one.get(key))) for one in settings}
+        return len(pairs) == len({name for name, _ in pairs})
+
+    return [key for key in found if not goes_along(key)]
 
 
 def summed_up(scores: Sequence[Mapping[str, float]]) -> list[str]:

@@ -190,7 +190,7 @@ def test_a_sweep_and_its_report(world, capsys):
     assert main(["report", f"runs=[{world / 'sweep'}]", f"hydra.run.dir={world / 'report'}"]) == 0
     page = (world / "report" / "report.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| demo_sentiment")]
-    assert len(rows) == 2 and all("| 2 |" in row and "±" in row for row in rows)
+    assert len(rows) == 2 and all("| 0, 1 |" in row and "±" in row for row in rows)
     scores = [
         json.loads((world / "sweep" / job / "result.json").read_text())["test"]["accuracy"]
         for job in ("0", "1")  # pretrained=true, seeds 0 and 1

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from gpt1cli import config, options, overrides, rundir
 from gpt1cli.compose import Composed, compose
-from gpt1cli.composer import Composer
+from gpt1cli.composer import Composer, Source
 from gpt1cli.config import InputError
 
 
@@ -200,6 +200,21 @@ def test_mistakes_are_told_together():
         "steps and epochs are both named",
     ]
     assert "task is needed: task=one of ax, blimp, cola, demo_acceptability" in refusal("finetune", "lr=1")
+
+
+def test_a_yaml_of_ones_own_with_a_wrong_key_is_told_by_that_key(tmp_path):
+    (tmp_path / "task").mkdir()
+    task = (Path(options.folder()) / "task" / "sst2.yaml").read_text()
+    (tmp_path / "task" / "mood.yaml").write_text(task.replace("name: ", "nme: ").replace("label: ", "lable: "))
+    composer = Composer("finetune", Source(extra=str(tmp_path)))
+    with pytest.raises(InputError) as refused:
+        compose(composer, composer.check(["task=mood", "init=none"]))
+    assert str(refused.value).splitlines() == [
+        "task.nme: no such key; did you mean task.name?",
+        "task.lable: no such key; did you mean task.label?",
+        "task.name: missing",
+        "task.label: missing",
+    ]
 
 
 def test_every_element_of_a_sweep_is_checked():

@@ -82,6 +82,16 @@ def test_every_layout_trains_and_its_metrics_are_those_of_its_predictions(name, 
         assert result[split]["loss"] == pytest.approx(wanted, abs=1e-4)
 
 
+def test_seeds_train_on_their_own_rows_and_are_tested_on_the_same(cache, tmp_path):
+    ids = []
+    for seed in ("seed=0", "seed=1"):
+        _, predicted = finetune(cache, tmp_path / seed[-1], "task=demo_sentiment", seed, *LIMITS)
+        ids.append([line["id"] for line in predicted["test"]])
+    assert ids[0] == ids[1]
+    train, other = (rundir.environment(tmp_path / seed)["checksums"] for seed in "01")
+    assert train["train"] != other["train"] and train["valid"] == other["valid"]
+
+
 @pytest.mark.parametrize("loss", ["mse", "ordinal"])
 def test_scores_are_predicted_and_correlated(loss, cache, hub, tmp_path):
     words = ("task=stsb", f"task.loss={loss}", "tokenizer=demo", f"hub={hub}", "lr=0.01", "epochs=8")
@@ -147,7 +157,7 @@ def test_evaluations_are_reported_too(entailment, tmp_path, capsys):
     assert evaluate(entailment, tmp_path / "one", "split=test", *LIMITS) == 0
     result = json.loads((tmp_path / "one/result.json").read_text())
     assert main(["report", f"runs=[{tmp_path / 'one'}]", f"hydra.run.dir={tmp_path / 'report'}"]) == 0
-    row = f"| demo_entailment | default | 1 | accuracy (test) {result['test']['accuracy']:.3f} |"
+    row = f"| demo_entailment | default | 0 | accuracy (test) {result['test']['accuracy']:.3f} |"
     assert "## Evaluation" in (page := (tmp_path / "report/report.md").read_text()) and row in page
     assert main(["report", f"runs=[{tmp_path / 'report'}]", f"hydra.run.dir={tmp_path / 'no'}"]) == 2
     assert "no finished run of gpt1 pretrain, finetune, evaluate there" in capsys.readouterr().err
@@ -236,6 +246,10 @@ def test_labels_in_another_order_are_other_labels():
     with pytest.raises(InputError, match="task=wnli has labels not_entailment, entailment"):
         refuse_other_labels(rte, wnli, "run=here")
     refuse_other_labels(rte, task("qnli"), "run=here")
+    refuse_other_labels(rte, task("rte", loss="soft_f1"), "run=here")
+    refuse_other_labels(task("race"), task("story_cloze"), "run=here")  # a score for each answer, however many
+    with pytest.raises(InputError, match=r"task=stsb has scores of \[0, 5\], loss ordinal; run=here was trained on"):
+        refuse_other_labels(task("stsb"), task("stsb", loss="ordinal"), "run=here")
     with pytest.raises(InputError, match="layout"):
         refuse_other_labels(rte, task("rte", layout="similarity"), "run=here")
 
@@ -248,6 +262,8 @@ def test_the_doctor_tells_what_is_at_hand_and_the_remedy_for_what_is_not(hub, tm
     found = {(one["kind"], one["name"]): one for one in json.loads((tmp_path / "run/result.json").read_text())["found"]}
     assert found["task", "mrpc"]["state"] == found["task", "demo_choice"]["state"] == "at hand"
     assert found["corpus", "demo"]["state"] == "at hand"
+    weights = found["init", "openai"]
+    assert weights["state"] == "missing" and "openai-community/openai-gpt" in weights["missing"]
     assert found["task", "snli"]["state"] == "missing" and "stanfordnlp/snli" in found["task", "snli"]["remedy"]
     assert "given out by form" in found["task", "story_cloze"]["remedy"]
     assert "task=story_cloze" in capsys.readouterr().out

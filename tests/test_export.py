@@ -283,6 +283,7 @@ def test_the_card_tells_command_results_settings_and_limits(world, tmp_path, cap
     result = json.loads((world / "pair" / "result.json").read_text())
     for wanted in (
         "library_name: transformers",
+        "Input: `_start_`, the first text, `_delimiter_`, the second text, `_classify_`.",
         "`OpenAIGPTForSequenceClassification`",
         f"gpt1 finetune task=demo_entailment init={world / 'language'} limit.train=8",
         f"- valid: loss {result['valid']['loss']:.4g}, accuracy {result['valid']['accuracy']:.4g}",

@@ -27,8 +27,25 @@ def rows(*runs: Finished) -> list[list[str]]:
 def test_seeds_are_summed_up_and_other_settings_told_apart():
     found = rows(run(0.5), run(0.7, seed=1), run(0.1, lr=0.2), run(0.3, lr=0.2, seed=1))
     assert found == [
-        ["rte", "lr=0.1", "2", "accuracy (valid) 0.600 ± 0.141"],
-        ["rte", "lr=0.2", "2", "accuracy (valid) 0.200 ± 0.141"],
+        ["rte", "lr=0.1", "0, 1", "accuracy (valid) 0.600 ± 0.141"],
+        ["rte", "lr=0.2", "0, 1", "accuracy (valid) 0.200 ± 0.141"],
+    ]
+
+
+def test_a_seed_that_was_repeated_is_still_one_seed():
+    found = rows(run(0.5), run(0.6), run(0.75, seed=1))  # 0.55 and 0.75
+    assert found == [["rte", "default", "0 (2 runs), 1", "accuracy (valid) 0.650 ± 0.141"]]
+    assert rows(run(0.5), run(0.6)) == [["rte", "default", "0 (2 runs)", "accuracy (valid) 0.550"]]
+
+
+def test_settings_of_a_group_go_along_with_its_name_unless_it_stands_for_several():
+    small, large = {"name": "mini", "d_model": 256}, {"name": "base", "d_model": 768}
+    assert list(variants([run(model=small), run(model=large)])) == ["model.name=mini", "model.name=base"]
+    wide = small | {"d_model": 512}
+    assert list(variants([run(model=small), run(model=wide), run(model=large)])) == [
+        "model.name=mini, model.d_model=256",
+        "model.name=mini, model.d_model=512",
+        "model.name=base, model.d_model=768",
     ]
 
 
@@ -56,7 +73,7 @@ def test_another_model_is_told_by_its_name_and_changed_shapes_by_their_keys():
 def test_tasks_are_compared_with_themselves_alone():
     cola = {"name": "cola", "metrics": ["accuracy"], "splits": {"valid": "validation"}}
     found = [row[:3] for row in rows(run(), run(task=cola, lr=0.3))]
-    assert found == [["cola", "default", "1"], ["rte", "default", "1"]]
+    assert found == [["cola", "default", "0"], ["rte", "default", "0"]]
 
 
 def test_without_an_init_nothing_is_called_pretrained():

@@ -717,7 +717,7 @@ def refusal(folder: Path, split: str) -> str:
 @pytest.mark.parametrize("split, file", [("train", "val"), ("valid", "val"), ("test", "test")])
 def test_the_authors_file_must_be_there_once(split, file, tmp_path):
     wanted = f"one cloze_test_{file}*.csv, as its authors name it, is wanted"
-    assert refusal(tmp_path / "no_such", split) == f"task.path={tmp_path / 'no_such'}: {wanted}; there is none"
+    assert refusal(tmp_path / "no_such", split) == f"task.path={tmp_path / 'no_such'}: no such folder"
     other = write_csv(tmp_path / "other", {"val": "test", "test": "validation"}[file], stories(3))
     assert refusal(other, split) == f"task.path={other}: {wanted}; there is none"
     for name in (f"cloze_test_{file}.csv", f"cloze_test_{file} (1).csv"):

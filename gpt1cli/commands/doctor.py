@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt1cli import hub, options, rundir
-from gpt1cli.config import CorpusConfig, DoctorConfig, TaskConfig, build
+from gpt1cli.config import CorpusConfig, DoctorConfig, TaskConfig, TokenizerConfig, build
 from gpt1cli.hub import Need
 from gpt1cli.report import Table
 
@@ -17,11 +17,13 @@ def needs(config: DoctorConfig) -> list[Need]:
 
 
 def run(config: DoctorConfig, folder: Path) -> None:
-    """Every task and corpus of conf/, whether its data set is at hand, and where not, what to do."""
+    """Every task and corpus of conf/ and the published model: what is at hand, and where not, what to do."""
     silence = hub.unreachable() if config.hub is None else None
     found = [
         *(diagnosis("task", option, _task_needs(option), config, silence) for option in options.names("task")),
         *(diagnosis("corpus", option, _corpus_needs(option), config, silence) for option in options.names("corpus")),
+        diagnosis("tokenizer", "openai", _tokenizer_needs("openai"), config, silence),
+        diagnosis("init", "openai", hub.weights_needs("openai"), config, silence),
     ]
     place = f"hub={config.hub}" if config.hub else "the caches"
     rows = [[f"{one['kind']}={one['name']}", one["state"], one["remedy"]] for one in found]
@@ -52,6 +54,10 @@ def diagnosis(kind: str, name: str, needs: list[Need], config: DoctorConfig, sil
 
 def _task_needs(option: str) -> list[Need]:
     return hub.task_needs(build(TaskConfig, options.values("task", option)))
+
+
+def _tokenizer_needs(option: str) -> list[Need]:
+    return hub.tokenizer_needs(build(TokenizerConfig, options.values("tokenizer", option)))
 
 
 def _corpus_needs(option: str) -> list[Need]:

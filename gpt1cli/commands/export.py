@@ -76,7 +76,8 @@ def run(config: ExportConfig, folder: Path) -> None:
             write_published(aside / "model.safetensors", weights, norm_bias)
             (aside / "config.json").write_text(json.dumps(settings, indent=1))
             vocabulary.save(aside)
-            (aside / "README.md").write_text(card(config.run, origin, kind, special))
+            layout = described["task"]["layout"] if "task" in described else None
+            (aside / "README.md").write_text(card(config.run, origin, kind, special, layout))
     except OSError as error:
         raise InputError(f"out={config.out} cannot be written: {error.strerror}") from error
     about = {"status": "finished", "command": "export", "name": config.name}
@@ -150,8 +151,18 @@ def results_of(home: Path, origin: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def card(run: str, origin: Path, kind: str, special: Mapping[str, int]) -> str:
-    """README.md of an exported folder: data, settings, results, command, limits."""
+INPUTS = {  # layout -> what a row of token ids holds
+    "single": "`_start_`, the text, `_classify_`.",
+    "pair": "`_start_`, the first text, `_delimiter_`, the second text, `_classify_`.",
+    "choice": "for each answer a row `_start_`, the texts, `_delimiter_`, the answer, `_classify_`, whose place is its"
+    " `mc_token_ids`.",
+    "pronoun": "for each candidate a row `_start_`, what stands before the pronoun, `_delimiter_`, the candidate and"
+    " the rest, `_classify_`, whose place is its `mc_token_ids`.",
+}
+
+
+def card(run: str, origin: Path, kind: str, special: Mapping[str, int], layout: str | None) -> str:
+    """README.md of an exported folder: input, data, settings, results, command, limits."""
     home = origin.parent.parent if origin.parent.name == "checkpoints" else origin
     settings = (home / "config.yaml").read_text() if (home / "config.yaml").is_file() else "unknown\n"
     name = rundir.read_config(home / "config.yaml").get("name") if (home / "config.yaml").is_file() else origin.name
@@ -160,6 +171,8 @@ def card(run: str, origin: Path, kind: str, special: Mapping[str, int]) -> str:
     scores = [f"- {split}: {', '.join(f'{m} {v:.4g}' for m, v in values.items())}" for split, values in found.items()]
     rows = ", ".join(f"`{name}` is {index}" for name, index in special.items())
     tokens = f"Its special tokens are rows of the embedding and no entries of vocab.json: {rows}." if rows else ""
+    if layout:
+        tokens += f"\n\nInput: {INPUTS[layout]}"
     lines = [
         "---\nlibrary_name: transformers\ntags: [gpt1]\n---",
         f"# {name}",

@@ -74,7 +74,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
         return found, found[task.metrics[0]]
 
     with reporting(total=steps, start=state.step) as progress:
-        progress.say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {machine}")
+        progress.say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {origin_of(config)}, {machine}")
         for warning in warnings:
             progress.say(warning)
         state = fit(
@@ -104,7 +104,8 @@ def run(config: FinetuneConfig, folder: Path) -> None:
         write_run_report(folder, result)
         rundir.finish(folder, result)
         headline = task.metrics[0]
-        progress.say(f"finished: validation {headline} {result['valid'][headline]:.4f}; {folder}")
+        scores = [f"{name} {result[name][headline]:.4f}" for name in splits if name in result]
+        progress.say(f"finished: {headline} of step {state.best_step:,}: {', '.join(scores)}; {folder}")
 
 
 def starting_point(config: FinetuneConfig, reporting: corpus.Reporting) -> tuple[Transformer, Tokenizer]:
@@ -128,6 +129,14 @@ def starting_point(config: FinetuneConfig, reporting: corpus.Reporting) -> tuple
     if body.tokens.num_embeddings == len(vocabulary):
         body.append_rows(3)
     return body, vocabulary
+
+
+def origin_of(config: FinetuneConfig) -> str:
+    """What the weights are before the first update."""
+    if config.init == "none" or not config.pretrained:
+        return "fresh weights"
+    part = "" if config.transfer_layers == "all" else f" (embeddings and {config.transfer_layers} blocks)"
+    return f"weights of {config.init}{part}"
 
 
 def load_splits(config: FinetuneConfig, vocabulary: Tokenizer, reporting: corpus.Reporting) -> dict[str, Split]:

@@ -54,6 +54,8 @@ def check(task: TaskConfig) -> None:
         errors.append(f"task.metrics=f1 is that of class 1 of two, but {classes}")
     if task.path and task.source not in READ_FILES:
         errors.append(f"task.path={task.path}: only task.source={', '.join(READ_FILES)} reads files of one's own")
+    elif task.path and not Path(task.path).is_dir():
+        errors.append(f"task.path={task.path}: no such folder")
     if errors:
         raise InputError("\n".join(errors))
 
