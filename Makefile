@@ -30,10 +30,10 @@ demo: $(INSTALLED) ## pretrain a tiny model, fine-tune it with and without that 
 	$(BIN)/gpt1 report runs=[$$run] hydra.run.dir=$$run/report
 
 test: $(INSTALLED) ## run the tests (GPT1_TEST_HUB=DIR: those on real data too)
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto --dist loadfile
 
 test-full: $(INSTALLED) ## run the slow tests too
-	$(BIN)/pytest -q -m "not network"
+	$(BIN)/pytest -q -n auto --dist loadfile -m "not network"
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check gpt1cli tests

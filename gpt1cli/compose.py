@@ -22,7 +22,8 @@ from gpt1cli.config import InputError, ModelConfig, bare, shown
 
 IDENTITY = {"model": ModelConfig.SHAPE, "tokenizer": ("source", "repo", "merges")}  # what a checkpoint's weights fix
 # Where ~ is the home folder:
-PATHS = ("out", "cache", "hub", "init", "resume", "config", "run", "runs", "corpus.path", "task.path")
+PATHS = ("out", "cache", "hub", "init", "resume", "config", "run", "runs", "input", "corpus.path", "task.path")
+NO_PATHS = (("init", "none"), ("init", "openai"), ("input", "-"))
 BROUGHT = {"model", "tokenizer", "init", "epochs"}  # by a task of the demo, for the commands that have these keys
 FREE = ("runtime", "resume", "config")  # what may differ when a run is resumed, besides more steps
 
@@ -69,7 +70,7 @@ def compose(composer: Composer, words: list[str]) -> Composed:
     for key in BROUGHT:
         if config.annotation_of(composer.cls, key) is None:
             raw.pop(key, None)
-    if "init" in raw and not resumed:
+    if {"init", *IDENTITY} <= raw.keys() and not resumed:
         _follow_init(raw, named, bool(stored))
     if isinstance(run := named.get("run"), str) and _takes_a_runs_task(composer, named):
         _follow_run(raw, named, run)
@@ -81,9 +82,9 @@ def compose(composer: Composer, words: list[str]) -> Composed:
     for key in PATHS:
         if value := _get(data, key):
             _put(data, key, _at_home(value))
-    for key in ("cache", "hub", "init", "run", "corpus.path", "task.path"):  # what is stored holds from any folder
+    for key in ("cache", "hub", "init", "run", "input", "corpus.path", "task.path"):  # stored, it holds from any folder
         value = _get(data, key)
-        if value and isinstance(value, str) and (key, value) not in (("init", "none"), ("init", "openai")):
+        if value and isinstance(value, str) and (key, value) not in NO_PATHS:
             _put(data, key, os.path.abspath(value))
     try:
         built = config.build(composer.cls, data)

@@ -412,6 +412,54 @@ class ExportConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpeakConfig(RunConfig):
+    """What the commands take that use a language model as it is."""
+
+    init: Annotated[str, Key("the model: openai, a run folder, a checkpoint folder, an exported folder", filled=True)]
+
+    def problems(self) -> Iterator[str]:
+        if self.init == "none":
+            yield "init=none: fresh weights know nothing; name a run folder, or openai"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(SpeakConfig):
+    """gpt1 score: how likely a language model finds each line of a file, token by token."""
+
+    input: Annotated[str, Key("text file, a text a line; - for stdin", filled=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(SpeakConfig):
+    """gpt1 generate: text that a language model goes on with."""
+
+    prompt: Annotated[str, Key("the text to go on from", filled=True)]
+    tokens: Annotated[int, Key("tokens to write", at_least=1)]
+    samples: Annotated[int, Key("continuations of the same prompt", at_least=1)]
+    temperature: Annotated[float, Key("0: the likeliest token; 1: as likely as the model says", at_least=0)]
+    top_k: Annotated[int | None, Key("choose among the k likeliest tokens", at_least=1)]
+    top_p: Annotated[float | None, Key("choose among the likeliest that hold this probability", above=0, at_most=1)]
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):
+            yield "temperature=0 takes the likeliest token: top_k and top_p have nothing to choose from"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig(RunConfig):
+    """gpt1 bench: our speed beside a peer's, measured in turn on this machine."""
+
+    what: Annotated[
+        list[Literal["startup", "tokenize", "pretrain", "finetune", "choice", "score", "generate"]],
+        Key("the jobs to measure"),
+    ]
+    peer: Annotated[Literal["transformers", "none"], Key("whom to measure beside us")]
+    rounds: Annotated[int, Key("rounds in which every contender has one turn, after one of warm-up", at_least=1)]
+    input: Annotated[str | None, Key("text file to tokenise (null: the demo world's text)", filled=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class DoctorConfig(RunConfig):
     """gpt1 doctor: what is at hand here, and the remedy for what is not."""
 
@@ -435,6 +483,9 @@ COMMANDS: dict[str, type[RunConfig]] = {
     "finetune": FinetuneConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
+    "score": ScoreConfig,
+    "generate": GenerateConfig,
+    "bench": BenchConfig,
     "doctor": DoctorConfig,
     "report": ReportConfig,
 }

@@ -45,6 +45,21 @@ EXAMPLES = {
         ("run=outputs/finetune/sst2/RUN out=my-sst2", "a classifier"),
         ("run=outputs/pretrain/text/RUN/checkpoints/1000 out=early", "one checkpoint of a run"),
     ),
+    "score": (
+        ("init=outputs/pretrain/text/RUN input=lines.txt", "every line of a file"),
+        ("init=openai input=-", "lines from stdin, the published weights"),
+        ("init=outputs/pretrain/text/RUN/checkpoints/1000 input=lines.txt", "an early checkpoint"),
+    ),
+    "generate": (
+        ('init=outputs/pretrain/text/RUN prompt="once upon a time"', "a hundred tokens, printed as they come"),
+        ('init=openai prompt="the sea" temperature=0.8 top_p=0.9', "less of what is unlikely"),
+        ('init=openai prompt="the sea" samples=4 tokens=30 top_k=40', "four continuations"),
+    ),
+    "bench": (
+        ("peer=transformers", "everything, beside transformers: some twenty minutes on two cores"),
+        ("what=[tokenize,generate] input=book.txt hub=DIR", "two jobs, on a text of your own"),
+        ("what=[pretrain] peer=none rounds=3", "our own speed"),
+    ),
     "doctor": (
         ("what=tasks", "which tasks and corpora are at hand"),
         ("what=tasks hub=DIR", "in a folder laid out like the Hugging Face hub"),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpt1cli import origins
 from gpt1cli.config import CorpusConfig, InputError, TaskConfig, TokenizerConfig
 from gpt1cli.published import OPENAI
 
@@ -78,6 +79,14 @@ def tokenizer_needs(tokenizer: TokenizerConfig) -> list[Need]:
     way = "tokenizer=bpe with gpt1 pretrain: merges trained on the corpus"
     what = f"vocabulary of tokenizer={tokenizer.name}"
     return [Need(what, tokenizer.repo, None, name, (way,)) for name in ("vocab.json", "merges.txt")]
+
+
+def init_needs(init: str) -> list[Need]:
+    """Weights and vocabulary of init=openai; nothing where init is a folder. InputError where that holds no model."""
+    if init != "openai":
+        origins.find(init)
+        return []
+    return tokenizer_needs(TokenizerConfig("openai", "hub", OPENAI, None)) + weights_needs(init)
 
 
 def weights_needs(init: str) -> list[Need]:

@@ -80,9 +80,10 @@ def attention_plain(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, p: float) 
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, p: float) -> Tensor:
-    """attention_plain, fast; visible=None is the plain causal rule."""
+    """attention_plain, fast; visible=None is the plain causal rule, by which a single query sees every key."""
     if q.is_cuda or (q.dtype == torch.float32 and p == 0):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=p, is_causal=visible is None)
+        causal = visible is None and q.shape[2] > 1
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=p, is_causal=causal)
     # On a CPU, in bf16 or with dropout, one batched product with the mask as the added matrix beats the fused kernel.
     B, H, T, C = q.shape
     S = k.shape[2]

@@ -1,4 +1,7 @@
-"""What a model says, without gradients: predictions of classes and log-probabilities of tokens."""
+"""What a model says, without gradients: predictions of classes and log-probabilities of tokens.
+
+N sequences, T tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from gpt1cli.batches import Item, by_length, items_batch, windows_batch
+from gpt1cli.batches import Ids, Item, by_length, items_batch, windows_batch
 from gpt1cli.kernels import log_probabilities
 from gpt1cli.models.heads import Classifier
-from gpt1cli.models.transformer import Transformer
+from gpt1cli.models.transformer import Past, Transformer
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -29,6 +32,69 @@ def mean_token_loss(model: Transformer, windows: np.ndarray, token_budget: int) 
         hidden = model(batch.tokens).flatten(0, 1)
         total -= log_probabilities(hidden, model.tokens.weight, batch.targets.flatten()).double().sum().item()
     return total / (windows.shape[0] * (windows.shape[1] - 1))
+
+
+def token_log_probabilities(model: Transformer, sequences: Sequence[Ids], token_budget: int) -> list[np.ndarray]:
+    """log p(token | all before it) of every token but the first, for each sequence: arrays [T-1], fp32.
+
+    Of a sequence longer than n_positions each window's later half is scored, behind the half that came before.
+    """
+    limit, rows = model.config.n_positions, []  # (sequence, first token of the window, first token that it scores)
+    for number, sequence in enumerate(sequences):
+        for start in range(0, max(1, len(sequence) - limit + limit // 2), max(1, limit // 2)):
+            rows.append((number, start, 1 if start == 0 else start + limit - limit // 2))
+    found = [np.empty(max(0, len(sequence) - 1), np.float32) for sequence in sequences]
+    windows = [sequences[number][start : start + limit] for number, start, _ in rows]
+    scored = _ends_scored(model, windows, [first - start for _, start, first in rows], None, token_budget)
+    for (number, _, first), values in zip(rows, scored, strict=True):
+        found[number][first - 1 : first - 1 + len(values)] = values
+    return found
+
+
+def log_probabilities_behind(
+    model: Transformer, prefix: Ids, endings: Sequence[Ids], token_budget: int
+) -> list[np.ndarray]:
+    """log p(token | prefix, all before it) of every token of each ending: arrays [T], fp32.
+
+    The prefix is read once, and its keys and values are kept; its last token opens every ending. ValueError where
+    they exceed n_positions.
+    """
+    if len(prefix) + max(map(len, endings), default=0) > model.config.n_positions + 1 or not len(prefix):
+        raise ValueError(f"a prefix of {len(prefix)} tokens and its endings do not fit {model.config.n_positions}")
+    past = None
+    if len(prefix) > 1:
+        past = Past(capacity=len(prefix) - 1)
+        with torch.inference_mode():
+            model.eval()(torch.from_numpy(prefix[None, :-1].astype(np.int64)).to(device_of(model)), past=past)
+        past.growing = False
+    rows = [np.concatenate([prefix[-1:], ending]) for ending in endings]
+    return _ends_scored(model, rows, [1] * len(rows), past, token_budget)
+
+
+@torch.inference_mode()
+def _ends_scored(
+    model: Transformer, rows: Sequence[Ids], firsts: Sequence[int], past: Past | None, token_budget: int
+) -> list[np.ndarray]:
+    """Log-probabilities of the tokens of each row from `firsts` on; rows of like length are computed together."""
+    model.eval()
+    found: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
+    order = sorted((i for i in range(len(rows)) if len(rows[i]) > firsts[i]), key=lambda i: -len(rows[i]))
+    while order:
+        longest = len(rows[order[0]])
+        size = max(1, token_budget // longest)
+        group, order = order[:size], order[size:]
+        laid = np.zeros((len(group), longest), np.int64)
+        counts = np.zeros(laid.shape, bool)
+        for line, mask, i in zip(laid, counts, group, strict=True):
+            line[: len(rows[i])] = rows[i]
+            mask[firsts[i] : len(rows[i])] = True
+        tokens, targets = torch.from_numpy(laid).to(device_of(model)), torch.from_numpy(counts[:, 1:])
+        hidden = model(tokens[:, :-1], past=past)[targets.to(tokens.device)]
+        values = log_probabilities(hidden, model.tokens.weight, tokens[:, 1:][targets.to(tokens.device)]).cpu().numpy()
+        pieces = np.split(values, np.cumsum(counts.sum(1))[:-1])
+        for i, piece in zip(group, pieces, strict=True):
+            found[i] = piece
+    return found
 
 
 @torch.no_grad()

@@ -129,6 +129,10 @@ class Tokenizer:
             pieces.append(self._entries[index] + " " if whole else self._entries[index].replace(END_OF_WORD, " "))
         return re.sub(" *\n *", "\n", "".join(pieces)).strip(" ")
 
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """The entries themselves, as they stand in the vocabulary: `the</w>`."""
+        return [self._entries[index] for index in ids]
+
     def save(self, folder: Path) -> None:
         """Write the two files of the published format, which other tools read too, into the folder."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -85,6 +85,8 @@ SPLITS = {name: options.values("task", name)["splits"] for name in options.names
 PROBES = [name for name, splits in SPLITS.items() if not {"train", "valid"} <= set(splits)]
 NEEDED = {  # what has no default
     "evaluate": ["run=outputs/finetune"],
+    "generate": ["prompt=the sea"],
+    "score": ["input=-"],
     "report": ["runs=[outputs]"],
 }
 
@@ -105,7 +107,7 @@ def cases() -> list[tuple[str, dict[str, str]]]:
 def test_every_option_in_conf_composes_and_builds(command, chosen):
     words = [f"{group}={option}" for group, option in chosen.items()]
     words += ["corpus.path=books/"] if chosen.get("corpus") == "text" else []
-    words += ["init=none"] if "init" in config.fields_of(config.COMMANDS[command]) else []
+    words += ["init=none"] if {"init", "model"} <= config.fields_of(config.COMMANDS[command]).keys() else []
     words += NEEDED.get(command, [])
     built = compose(COMPOSERS[command], COMPOSERS[command].check(words)).config
     for group, option in chosen.items():

@@ -56,7 +56,8 @@ def test_whatever_the_package_imports_is_declared():
             elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
                 imported.add(node.module.partition(".")[0])
     foreign = imported - sys.stdlib_module_names - {"gpt1cli"}
-    declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    extras = [line for name, lines in PROJECT["optional-dependencies"].items() if name != "dev" for line in lines]
+    declared = {canonicalize_name(Requirement(line).name) for line in [*PROJECT["dependencies"], *extras]}
     assert {canonicalize_name(DISTRIBUTION.get(name, name)) for name in foreign} <= declared
 
 

@@ -13,7 +13,12 @@ from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 from gpt1cli.convert import from_published
 from gpt1cli.models.heads import Classifier
 from gpt1cli.models.transformer import Transformer
-from gpt1cli.scoring import head_outputs, mean_token_loss
+from gpt1cli.scoring import (
+    head_outputs,
+    log_probabilities_behind,
+    mean_token_loss,
+    token_log_probabilities,
+)
 
 V, T = 37, 12
 WINDOWS = np.random.default_rng(0).integers(0, V, (7, T + 1)).astype(np.uint16)
@@ -85,3 +90,55 @@ def test_scoring_leaves_no_gradients_and_repeats(model):
     again = head_outputs(model, ITEMS, None, 100), mean_token_loss(model.body, WINDOWS, 100)
     assert np.array_equal(first[0], again[0]) and first[1] == again[1]
     assert all(p.grad is None for p in model.parameters())
+
+
+# --- log-probabilities of tokens --------------------------------------------------------------------------------------
+
+
+def whole_row(body: Transformer, row: list[int]) -> list[float]:
+    """log p(token | all before it), of one row in one piece."""
+    with torch.no_grad():
+        log_p = body.eval().logits(body(torch.tensor([row])))[0].log_softmax(-1)
+    return [log_p[i, token].item() for i, token in enumerate(row[1:])]
+
+
+@pytest.mark.parametrize("token_budget", [1, 30, 10_000])
+def test_tokens_of_sequences_of_every_length_are_scored_as_alone(model, token_budget):
+    rows = [np.arange(n, dtype=np.int32) * 5 % V for n in (4, 0, 1, 20, 2, 13, 20)]
+    found = token_log_probabilities(model.body, rows, token_budget)
+    assert [len(values) for values in found] == [3, 0, 0, 19, 1, 12, 19]
+    for row, values in zip(rows, found, strict=True):
+        assert values.tolist() == pytest.approx(whole_row(model.body, row.tolist()) if len(row) else [], abs=1e-5)
+
+
+@pytest.mark.parametrize("length", [21, 30, 31, 47])
+def test_a_long_sequence_is_scored_in_windows_whose_first_half_is_context(model, length):
+    """With 20 positions: tokens 1-19 in the first window, 20-29 behind 10-19, 30-39 behind 20-29, ..."""
+    row = [(7 * i) % V for i in range(length)]
+    wanted = whole_row(model.body, row[:20])
+    for start in range(10, length - 10, 10):
+        wanted += whole_row(model.body, row[start : start + 20])[9:]
+    (found,) = token_log_probabilities(model.body, [np.array(row, np.int32)], 100)
+    assert len(found) == length - 1
+    assert found.tolist() == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize("prefix", [[3], [9, 1], list(range(12))])
+@pytest.mark.parametrize("token_budget", [1, 10_000])
+def test_endings_behind_a_kept_prefix_are_scored_as_whole_rows(model, prefix, token_budget):
+    endings = [[5], [6, 7, 8], [], [1, 2, 3, 4, 5, 6, 7, 8], [5]]
+    arrays = [np.array(ending, np.int32) for ending in endings]
+    found = log_probabilities_behind(model.body, np.array(prefix, np.int32), arrays, token_budget)
+    for ending, values in zip(endings, found, strict=True):
+        wanted = whole_row(model.body, prefix + ending)[len(prefix) - 1 :]
+        assert values.tolist() == pytest.approx(wanted, abs=1e-5)
+    assert log_probabilities_behind(model.body, np.array(prefix, np.int32), [], token_budget) == []
+
+
+def test_what_does_not_fit_behind_a_prefix_is_refused(model):
+    prefix, ending = np.arange(12, dtype=np.int32), np.arange(10, dtype=np.int32)
+    assert len(log_probabilities_behind(model.body, prefix, [ending[:9]], 100)[0]) == 9
+    with pytest.raises(ValueError, match="a prefix of 12 tokens and its endings do not fit 20"):
+        log_probabilities_behind(model.body, prefix, [ending], 100)
+    with pytest.raises(ValueError, match="a prefix of 0 tokens"):
+        log_probabilities_behind(model.body, prefix[:0], [ending], 100)

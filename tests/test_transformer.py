@@ -15,7 +15,7 @@ from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 from gpt1cli import kernels
 from gpt1cli.convert import from_published
 from gpt1cli.models import transformer
-from gpt1cli.models.transformer import Transformer, visibility
+from gpt1cli.models.transformer import Past, Transformer, visibility
 
 VOCABULARY = 61
 
@@ -175,6 +175,33 @@ def test_a_prefix_with_branches_equals_separate_rows_with_the_same_gradients(mod
     theirs = torch.autograd.grad(sum(whole[:, prefix:].pow(3).sum() for whole in separate), parameters)
     for name, found, wanted in zip(names, ours, theirs, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item(), msg=name)
+
+
+@pytest.mark.parametrize("pieces", [[12], [5, 7], [1] * 12, [4, 1, 6, 1]])
+@torch.no_grad()
+def test_a_row_read_in_pieces_behind_a_growing_past_equals_the_whole_row(model, pieces):
+    row, past = tokens(3, 12), Past(capacity=12)
+    states = torch.cat([model(piece, past=past) for piece in row.split(pieces, 1)], 1)
+    assert past.length == 12
+    torch.testing.assert_close(states, model(row), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_rows_and_branches_behind_the_past_of_one_row_equal_whole_rows(model):
+    """Demonstrations read once, then several queries of several endings each: the past stays as it was."""
+    prefix, past = tokens(1, 7), Past(capacity=7)
+    model(prefix, past=past)
+    past.growing = False
+    queries, lengths = tokens(4, 8, seed=2), [3, 4, 1]
+    branch = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths)).expand(4, -1)
+    places = 7 + torch.cat([torch.arange(3), 3 + torch.arange(4), 3 + torch.arange(1)])
+    shared = model(queries, places.expand(4, -1), branch=branch, past=past)
+    trunk, *endings = queries.split(lengths, 1)
+    for ending, found in zip(endings, shared.split(lengths, 1)[1:], strict=True):
+        whole = model(torch.cat([prefix.expand(4, -1), trunk, ending], 1))
+        torch.testing.assert_close(found, whole[:, 10:], rtol=0, atol=1e-5)
+    assert past.length == 7
+    torch.testing.assert_close(model(queries[:, :3], past=past), shared[:, :3], rtol=0, atol=1e-5)
 
 
 @torch.no_grad()

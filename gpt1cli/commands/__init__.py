@@ -6,6 +6,9 @@ COMMANDS: dict[str, str] = {
     "finetune": "gpt1cli.commands.finetune",
     "evaluate": "gpt1cli.commands.evaluate",
     "export": "gpt1cli.commands.export",
+    "score": "gpt1cli.commands.score",
+    "generate": "gpt1cli.commands.generate",
+    "bench": "gpt1cli.commands.bench",
     "doctor": "gpt1cli.commands.doctor",
     "report": "gpt1cli.commands.report",
 }

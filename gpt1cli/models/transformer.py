@@ -29,13 +29,44 @@ def visibility(document: Tensor, branch: Tensor) -> Tensor:
     return (causal & same_document & trunk_or_own)[:, None]
 
 
+class Past:
+    """What the model has read before a row: keys and values of every block, which all tokens that follow see.
+
+    As long as it is `growing`, each forward pass adds its own, up to `capacity` tokens (generation). After that it is
+    only read, and a past of one row serves any number of rows (prompts behind the same demonstrations).
+    """
+
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self.length = 0  # S, the tokens held
+        self.growing = True
+        self.held: dict[int, tuple[Tensor, Tensor]] = {}  # block -> keys and values, [B,H,capacity,C] each
+
+    def before(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """A row's keys and values with those held in front of them. [B,H,T,C] each -> [B,H,S+T,C] each"""
+        S, T = self.length, k.shape[2]
+        if not self.growing:
+            held_k, held_v = (held[:, :, :S].expand(len(k), -1, -1, -1) for held in self.held[block])
+            return torch.cat([held_k, k], 2), torch.cat([held_v, v], 2)
+        if block not in self.held:
+            shape = (*k.shape[:2], self.capacity, k.shape[3])
+            self.held[block] = k.new_empty(shape), v.new_empty(shape)
+        held_k, held_v = self.held[block]
+        held_k[:, :, S : S + T], held_v[:, :, S : S + T] = k, v
+        return held_k[:, :, : S + T], held_v[:, :, : S + T]
+
+    def repeat(self, rows: int) -> None:
+        """Hold the one row's past once for each of so many rows."""
+        self.held = {block: (k.repeat(rows, 1, 1, 1), v.repeat(rows, 1, 1, 1)) for block, (k, v) in self.held.items()}
+
+
 class Block(nn.Module):
     """n = LayerNorm(x + attention(x)); LayerNorm(n + feed_forward(n)): the norm comes after the sum (post-norm)."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, number: int):
         super().__init__()
         D, F_ = config.d_model, config.d_ff
-        self.config = config
+        self.config, self.number = config, number
         self.query_key_value = nn.Linear(D, 3 * D)
         self.attention_output = nn.Linear(D, D)
         self.attention_norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
@@ -43,13 +74,15 @@ class Block(nn.Module):
         self.contract = nn.Linear(F_, D)
         self.feed_forward_norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
 
-    def forward(self, x: Tensor, visible: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, visible: Tensor | None, past: Past | None = None) -> Tensor:
         B, T, D = x.shape
         H = self.config.n_head
         p_attention = self.config.attention_dropout if self.training else 0.0
         p_residual = self.config.residual_dropout if self.training else 0.0
 
         q, k, v = self.query_key_value(x).view(B, T, 3, H, D // H).permute(2, 0, 3, 1, 4)  # [B,H,T,D/H] each
+        if past is not None:
+            k, v = past.before(self.number, k, v)  # [B,H,S+T,D/H] each
         mixed = attention(q, k, v, visible, p_attention).transpose(1, 2).reshape(B, T, D)
         x = self.attention_norm(x + dropout(self.attention_output(mixed), p_residual))
 
@@ -65,7 +98,7 @@ class Transformer(nn.Module):
         self.config = config
         self.tokens = nn.Embedding(vocabulary, config.d_model)
         self.positions = nn.Embedding(config.n_positions, config.d_model)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.blocks = nn.ModuleList(Block(config, number) for number in range(config.n_layer))
         for name, parameter in self.named_parameters():  # section 4.1: N(0, 0.02); biases 0, gains 1
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=config.init_std)
@@ -78,23 +111,29 @@ class Transformer(nn.Module):
         positions: Tensor | None = None,
         document: Tensor | None = None,
         branch: Tensor | None = None,
+        past: Past | None = None,
     ) -> Tensor:
         """Hidden states of the last block. Every argument [B,T] -> [B,T,D].
 
-        Without positions they count from 0; without document and branch the row is one plain causal sequence.
+        Without positions they count from 0, or on from the past; without document and branch the row is one plain
+        causal sequence.
         """
+        T, S = tokens.shape[1], 0 if past is None else past.length
         if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+            positions = torch.arange(S, S + T, device=tokens.device).expand_as(tokens)
         visible = None
-        if document is not None or branch is not None:
+        if document is not None or branch is not None or (S and T > 1):
             zeros = torch.zeros_like(tokens)
             visible = visibility(zeros if document is None else document, zeros if branch is None else branch)
+            visible = F.pad(visible, (S, 0), value=True)  # [B,1,T,S+T]: the past is seen by all
 
         x = self.tokens(tokens) + self.positions(positions)  # [B,T,D]
         # Dropout on the sum, once per occurrence; the released code drops entries of the embedding matrix itself.
         x = dropout(x, self.config.embedding_dropout if self.training else 0.0)
         for block in self.blocks:
-            x = block(x, visible)
+            x = block(x, visible, past)
+        if past is not None and past.growing:
+            past.length += T
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -1,0 +1,65 @@
+"""gpt1 generate: text that a language model goes on with."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from gpt1cli import checkpoint, rundir, runtime
+from gpt1cli.config import GenerateConfig, InputError
+from gpt1cli.generation import continued, greedy, sampling
+from gpt1cli.hub import Need, init_needs
+from gpt1cli.tokenizer import Tokenizer
+
+
+def needs(config: GenerateConfig) -> list[Need]:
+    """What must be at hand before the run starts."""
+    return init_needs(config.init)
+
+
+def run(config: GenerateConfig, folder: Path) -> None:
+    """Prompt -> tokens, printed as they come (several samples one after the other) -> generated.jsonl."""
+    machine = runtime.start(config.runtime, config.seed)
+    rundir.note(folder, **machine.describe())
+    model, vocabulary = checkpoint.load(config.init, config.hub, config.cache)
+    model.to(machine.device, machine.precision)
+    prompt = vocabulary.encode(config.prompt)
+    if not prompt:
+        raise InputError(f"prompt={config.prompt}: no token in it; the model has no start token to begin with")
+
+    generator = torch.Generator(machine.device).manual_seed(config.seed)
+    choose = sampling(config.temperature, config.top_k, config.top_p, generator) if config.temperature else greedy
+    began = time.perf_counter()
+    steps = continued(model, prompt, config.samples, config.tokens, choose, len(vocabulary))
+    if config.samples == 1:
+        samples = [list(printed(vocabulary, prompt, (step[0] for step in steps)))]
+    else:
+        samples = [list(sample) for sample in zip(*steps, strict=True)]
+        for number, sample in enumerate(samples, start=1):
+            print(f"--- {number}\n{vocabulary.decode([*prompt, *sample])}")
+    seconds = time.perf_counter() - began
+
+    lines = [{"prompt": config.prompt, "text": vocabulary.decode([*prompt, *s]), "tokens": s} for s in samples]
+    for line in lines:
+        rundir.append_jsonl(folder / "generated.jsonl", line)
+    about = {"status": "finished", "command": "generate", "name": config.name, "seed": config.seed}
+    speed = config.samples * config.tokens / seconds
+    rundir.finish(folder, {**about, "seconds": round(seconds, 3), "tokens_per_second": round(speed, 1)})
+    print(f"{speed:.1f} tokens/s; {folder / 'generated.jsonl'}", file=sys.stderr)
+
+
+def printed(vocabulary: Tokenizer, prompt: list[int], tokens: Iterator[int]) -> Iterator[int]:
+    """The tokens as they come; the text, its prompt first, is printed along the way."""
+    ids, text = list(prompt), vocabulary.decode(prompt)
+    print(text, end="", flush=True)
+    for token in tokens:
+        ids.append(token)
+        longer = vocabulary.decode(ids)  # the blank between two words comes with the second: what is printed stands
+        print(longer[len(text) :], end="", flush=True)
+        text = longer
+        yield token
+    print()

@@ -1,0 +1,131 @@
+"""gpt1 score and gpt1 generate through the command line, on a model made here."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpt1cli
+from gpt1cli import rundir
+from gpt1cli.cli import main
+from gpt1cli.scoring import token_log_probabilities
+
+QUIET = ("runtime.threads=1", "runtime.progress=none", "runtime.precision=fp32")
+SHAPE = (
+    "model=tiny", "model.n_layer=1", "model.d_model=16", "model.n_head=2", "model.d_ff=64",
+    "model.n_positions=16", "model.pretraining.context=16",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory) -> Path:
+    """A pretraining run of six updates."""
+    root = tmp_path_factory.mktemp("language")
+    (root / "story.txt").write_text("The old man sat by the sea, and the sea was calm. " * 200)
+    words = [f"corpus.path={root / 'story.txt'}", "corpus=text", "tokenizer=bpe", "tokenizer.merges=30", "steps=6"]
+    words += ["context=16", "lr=0.01", f"cache={root / 'cache'}", f"hydra.run.dir={root / 'run'}"]
+    assert main(["pretrain", *SHAPE, *words, *QUIET]) == 0
+    return root / "run"
+
+
+def speak(command: str, into: Path, *words: str) -> int:
+    return main([command, *words, *QUIET, f"hydra.run.dir={into}"])
+
+
+# --- score ------------------------------------------------------------------------------------------------------------
+
+LINES = ["The old man sat.", "", "sea", "  Unknown ☃ things, by the sea!  ", "and the sea was calm. " * 9]
+
+
+def test_every_line_is_scored_in_its_place(language, tmp_path, monkeypatch):
+    monkeypatch.setattr("gpt1cli.commands.score.LINES", 2)  # read at a time
+    (tmp_path / "lines.txt").write_text("\n".join(LINES) + "\n")
+    assert speak("score", tmp_path / "run", f"init={language}", f"input={tmp_path / 'lines.txt'}") == 0
+    scored = rundir.read_jsonl(tmp_path / "run" / "scores.jsonl")
+    assert [line["line"] for line in scored] == [1, 2, 3, 4, 5] and [line["text"] for line in scored] == LINES
+    model, tokenizer = gpt1cli.load(language)
+    everything = []
+    for text, line in zip(LINES, scored, strict=True):
+        ids = tokenizer.encode(text)
+        (values,) = token_log_probabilities(model, [np.array(ids, np.int32)], 1000)
+        everything += values.tolist()
+        assert [tokenizer.vocabulary[token] for token in line["tokens"]] == ids
+        assert len(line["log_probabilities"]) == len(ids)
+        assert line["log_probabilities"][:1] == [None][: len(ids)]
+        assert line["log_probabilities"][1:] == pytest.approx(values.tolist(), abs=1e-4)
+        assert line["mean"] == (pytest.approx(np.mean(values), abs=1e-5) if len(values) else None)
+        assert line["perplexity"] == (pytest.approx(math.exp(-np.mean(values)), rel=1e-4) if len(values) else None)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["status"], result["command"], result["lines"]) == ("finished", "score", 5)
+    assert result["tokens"] == len(everything)
+    assert result["perplexity"] == pytest.approx(math.exp(-np.mean(everything)), rel=1e-5)
+
+
+def test_lines_come_from_stdin_too(language, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("The old man.\r\nThe sea.\n"))
+    assert speak("score", tmp_path / "run", f"init={language}", "input=-") == 0
+    texts = [line["text"] for line in rundir.read_jsonl(tmp_path / "run" / "scores.jsonl")]
+    assert texts == ["The old man.", "The sea."]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(None, "no such file"), (b"", "no line has two tokens"), (b"a\n\nb", "no line has two tokens"),
+     (b"caf\xe9 noir\n", "no UTF-8 text")],
+)  # fmt: skip
+def test_an_input_without_texts_is_refused(language, tmp_path, capsys, content, told):
+    if content is not None:
+        (tmp_path / "lines.txt").write_bytes(content)
+    assert speak("score", tmp_path / "run", f"init={language}", f"input={tmp_path / 'lines.txt'}") == 2
+    message = capsys.readouterr().err
+    assert f"input={tmp_path / 'lines.txt'}: " in message and told in message
+
+
+# --- generate ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_printed_is_what_is_written(language, tmp_path, capsys):
+    words = (f"init={language}", "prompt=The old man", "temperature=0", "tokens=12")
+    assert speak("generate", tmp_path / "run", *words) == 0
+    printed = capsys.readouterr()
+    (line,) = rundir.read_jsonl(tmp_path / "run" / "generated.jsonl")
+    assert printed.out == line["text"] + "\n" and line["text"].startswith("the old man")
+    assert len(line["tokens"]) == 12 and line["prompt"] == "The old man"
+    _, tokenizer = gpt1cli.load(language)
+    assert tokenizer.decode([*tokenizer.encode("The old man"), *line["tokens"]]) == line["text"]
+    assert "tokens/s" in printed.err
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "finished"
+
+
+def test_samples_follow_the_seed(language, tmp_path):
+    def texts(name: str, *words: str) -> list[str]:
+        shape = ("tokens=10", "samples=3", "temperature=1.5", "top_k=20", "top_p=0.99")
+        assert speak("generate", tmp_path / name, f"init={language}", "prompt=the", *shape, *words) == 0
+        return [line["text"] for line in rundir.read_jsonl(tmp_path / name / "generated.jsonl")]
+
+    first = texts("a")
+    assert first == texts("b") and first != texts("c", "seed=1") and len(set(first)) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["prompt= "], "no token in it"),
+        ([], "prompt is needed"),
+        (["prompt=a", "init=none"], "init=none: fresh weights know nothing"),
+        (["prompt=a", "init=/no/such"], "init=/no/such: no such folder"),
+        (["prompt=a", "temperature=0", "top_k=3"], "top_k and top_p have nothing to choose from"),
+        (["prompt=a", "top_p=1.5"], "top_p=1.5 is refused"),
+        (["prompt=a", "model=tiny"], "model: no such key"),
+    ],
+)
+def test_what_cannot_be_gone_on_from_is_refused(language, tmp_path, capsys, words, told):
+    start = () if any(word.startswith("init") for word in words) else (f"init={language}",)
+    assert speak("generate", tmp_path / "run", *start, *words) == 2
+    assert told in capsys.readouterr().err and not (tmp_path / "run").exists()
