@@ -272,7 +272,7 @@ class RuntimeConfig:
 
     device: Annotated[Literal["auto", "cpu", "cuda"], Key("where to compute (auto: cuda where there is one)")]
     precision: Annotated[Literal["auto", "fp32", "bf16"], Key("arithmetic (auto: bf16 where the hardware has it)")]
-    compile: Annotated[bool, Key("compile the model with torch.compile")]
+    compile: Annotated[bool, Key("compile the model that is trained, with torch.compile")]
     threads: Annotated[int | None, Key("CPU threads (null: torch's choice)", at_least=1)]
     micro_batch: Annotated[
         int | None, Key("sequences computed at a time (null: as many as fit a token budget)", at_least=1)
@@ -457,6 +457,10 @@ class BenchConfig(RunConfig):
     peer: Annotated[Literal["transformers", "none"], Key("whom to measure beside us")]
     rounds: Annotated[int, Key("rounds in which every contender has one turn, after one of warm-up", at_least=1)]
     input: Annotated[str | None, Key("text file to tokenise (null: the demo world's text)", filled=True)]
+
+    def problems(self) -> Iterator[str]:
+        if self.runtime.precision != "auto" or self.runtime.compile or self.runtime.micro_batch is not None:
+            yield "runtime.precision, compile and micro_batch are each contender's own: leave them out"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,27 +114,26 @@ def write_published(path: Path, tensors: Mapping[str, Tensor], last_norm_bias: T
     save_file(dict(tensors), path, metadata={"format": "pt", **kept})
 
 
-def _with_norm_bias(weights: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
-    if NORM_BIAS not in metadata:
-        return weights
-    last = max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
-    name = f"blocks.{last}.feed_forward_norm.bias"
-    return {**weights, name: torch.tensor(json.loads(metadata[NORM_BIAS]), dtype=torch.float32)}
-
-
 def read_published(path: Path) -> dict[str, Tensor]:
     """The tensors of model.safetensors or pytorch_model.bin, under our names; no code in the file is executed.
 
     InputError where the file is damaged or holds more than tensors.
     """
+    norm_bias = None
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-            return _with_norm_bias(from_published(load_file(path)), metadata)
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, ValueError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+                if kept := (file.metadata() or {}).get(NORM_BIAS):
+                    norm_bias = torch.tensor(json.loads(kept), dtype=torch.float32)
+            tensors = load_file(path)
+        else:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, OSError, EOFError, RuntimeError, ValueError, TypeError) as error:
         raise InputError(f"{path}: no readable file of weights ({type(error).__name__}); fetch it again") from error
     if not (isinstance(tensors, dict) and all(isinstance(tensor, Tensor) for tensor in tensors.values())):
         raise InputError(f"{path}: no file of weights, but of other things; fetch it again")
-    return from_published(tensors)
+    weights = from_published(tensors)
+    if norm_bias is not None:
+        blocks = sum(name.endswith("feed_forward_norm.bias") for name in weights)
+        weights[f"blocks.{blocks - 1}.feed_forward_norm.bias"] = norm_bias
+    return weights

@@ -37,7 +37,7 @@ def translate(word: str, cls: type, sweep: bool) -> str:
     """An override in Hydra's grammar: literal values quoted, `+` dropped where the key is there anyway."""
     prefix, key, value = _split(word)
     annotation = config.annotation_of(cls, key)
-    if value is None or annotation is None:
+    if value is None or annotation is None or prefix == "~":
         return word
     if _is_entry(cls, key) or _is_optional(cls, key):
         prefix = "++"  # it may be new; Hydra wants to be told

@@ -34,7 +34,9 @@ def mean_token_loss(model: Transformer, windows: np.ndarray, token_budget: int) 
     return total / (windows.shape[0] * (windows.shape[1] - 1))
 
 
-def token_log_probabilities(model: Transformer, sequences: Sequence[Ids], token_budget: int) -> list[np.ndarray]:
+def token_log_probabilities(
+    model: Transformer, sequences: Sequence[Ids], micro_batch: int | None, token_budget: int
+) -> list[np.ndarray]:
     """log p(token | all before it) of every token but the first, for each sequence: arrays [T-1], fp32.
 
     Of a sequence longer than n_positions each window's later half is scored, behind the half that came before.
@@ -45,14 +47,14 @@ def token_log_probabilities(model: Transformer, sequences: Sequence[Ids], token_
             rows.append((number, start, 1 if start == 0 else start + limit - limit // 2))
     found = [np.empty(max(0, len(sequence) - 1), np.float32) for sequence in sequences]
     windows = [sequences[number][start : start + limit] for number, start, _ in rows]
-    scored = _ends_scored(model, windows, [first - start for _, start, first in rows], None, token_budget)
+    scored = _ends_scored(model, windows, [first - start for _, start, first in rows], None, micro_batch, token_budget)
     for (number, _, first), values in zip(rows, scored, strict=True):
         found[number][first - 1 : first - 1 + len(values)] = values
     return found
 
 
 def log_probabilities_behind(
-    model: Transformer, prefix: Ids, endings: Sequence[Ids], token_budget: int
+    model: Transformer, prefix: Ids, endings: Sequence[Ids], micro_batch: int | None, token_budget: int
 ) -> list[np.ndarray]:
     """log p(token | prefix, all before it) of every token of each ending: arrays [T], fp32.
 
@@ -68,12 +70,17 @@ def log_probabilities_behind(
             model.eval()(torch.from_numpy(prefix[None, :-1].astype(np.int64)).to(device_of(model)), past=past)
         past.growing = False
     rows = [np.concatenate([prefix[-1:], ending]) for ending in endings]
-    return _ends_scored(model, rows, [1] * len(rows), past, token_budget)
+    return _ends_scored(model, rows, [1] * len(rows), past, micro_batch, token_budget)
 
 
 @torch.inference_mode()
 def _ends_scored(
-    model: Transformer, rows: Sequence[Ids], firsts: Sequence[int], past: Past | None, token_budget: int
+    model: Transformer,
+    rows: Sequence[Ids],
+    firsts: Sequence[int],
+    past: Past | None,
+    micro_batch: int | None,
+    token_budget: int,
 ) -> list[np.ndarray]:
     """Log-probabilities of the tokens of each row from `firsts` on; rows of like length are computed together."""
     model.eval()
@@ -81,7 +88,7 @@ def _ends_scored(
     order = sorted((i for i in range(len(rows)) if len(rows[i]) > firsts[i]), key=lambda i: -len(rows[i]))
     while order:
         longest = len(rows[order[0]])
-        size = max(1, token_budget // longest)
+        size = micro_batch or max(1, token_budget // longest)
         group, order = order[:size], order[size:]
         laid = np.zeros((len(group), longest), np.int64)
         counts = np.zeros(laid.shape, bool)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import yaml
+from transformers import OpenAIGPTConfig
 
 from gpt1cli.batches import Item
 from gpt1cli.config import ModelConfig, OptimizerConfig, build
@@ -27,6 +28,12 @@ def read(path: str) -> dict[str, Any]:
 def model_config(option: str = "tiny", **changes: Any) -> ModelConfig:
     """conf/model/<option>.yaml with changes."""
     return dataclasses.replace(build(ModelConfig, read(f"model/{option}.yaml")), **changes)
+
+
+def peer_config(rows: int, **changes: Any) -> OpenAIGPTConfig:
+    """SHAPE, as transformers names it."""
+    names = {"n_positions": "n_positions", "n_embd": "d_model", "n_layer": "n_layer", "n_head": "n_head"}
+    return OpenAIGPTConfig(vocab_size=rows, **{theirs: SHAPE[ours] for theirs, ours in names.items()}, **changes)
 
 
 def optimizer_config(**changes: Any) -> OptimizerConfig:

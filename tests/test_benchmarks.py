@@ -142,6 +142,22 @@ def test_bench_writes_a_table_and_its_figures(tmp_path, capsys):
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "finished"
 
 
+no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is one here")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("runtime.precision=fp32", "each contender's own"),
+        ("runtime.compile=true", "each contender's own"),
+        pytest.param("runtime.device=cuda", "no CUDA device here", marks=no_cuda),
+    ],
+)
+def test_what_a_benchmark_cannot_heed_is_refused(tmp_path, capsys, word, message):
+    assert main(["bench", "what=[startup]", "peer=none", word, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_text_that_is_not_there_is_told(tmp_path, capsys):
     assert main(["bench", "what=[tokenize]", "peer=none", "input=/no/such", f"hydra.run.dir={tmp_path / 'run'}"]) == 2
     assert "input=/no/such: no such file; a text file to tokenise is wanted" in capsys.readouterr().err

@@ -231,7 +231,7 @@ def test_every_element_of_a_sweep_is_checked():
 
 
 def test_keys_of_a_mapping_may_be_new_and_plus_may_stand_before_what_is_there():
-    words = ["task.splits.test_extra=test", "~task.splits.test", "+lr=0.5", "+seed=3"]
+    words = ["task.splits.test_extra=test", "~task.splits.test=test", "+lr=0.5", "+seed=3"]
     built = made("finetune", "task=rte", "init=none", *words)
     assert built.task.splits == {"train": "train", "valid": "validation", "test_extra": "test"}
     assert (built.lr, built.seed) == (0.5, 3)

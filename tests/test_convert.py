@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from small import SHAPE, exact, model_config, stir
+from small import SHAPE, exact, model_config, peer_config, stir
 from torch import Tensor
 from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
@@ -31,17 +31,7 @@ from gpt1cli.published import settings_of_shards
 from gpt1cli.tokenizer import Tokenizer
 
 V = 37
-CONFIG = OpenAIGPTConfig(
-    vocab_size=V,
-    n_positions=SHAPE["n_positions"],
-    n_embd=SHAPE["d_model"],
-    n_layer=SHAPE["n_layer"],
-    n_head=SHAPE["n_head"],
-    layer_norm_epsilon=1e-4,
-    attn_pdrop=0.3,
-    embd_pdrop=0.4,
-    resid_pdrop=0.5,
-)
+CONFIG = peer_config(V, layer_norm_epsilon=1e-4, attn_pdrop=0.3, embd_pdrop=0.4, resid_pdrop=0.5)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -98,10 +88,14 @@ def test_names_and_transposes_by_hand():
     assert {t.dtype for t in found.values()} == {torch.float32} and all(t.is_contiguous() for t in found.values())
 
 
-def test_an_output_table_of_its_own_is_refused():
+def test_an_output_table_of_its_own_is_refused(tmp_path):
     tables = {"transformer.tokens_embed.weight": torch.ones(2, 2), "lm_head.weight": torch.zeros(2, 2)}
-    with pytest.raises(InputError, match=r"lm_head\.weight is another table than its tokens_embed\.weight"):
+    reason = r"lm_head\.weight is another table than its tokens_embed\.weight"
+    with pytest.raises(InputError, match=reason):
         from_published(tables)
+    save_file(tables, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=reason):
+        read_published(tmp_path / "model.safetensors")
 
 
 def test_the_same_weights_from_either_file_and_with_either_names(peer, published, tmp_path):
@@ -233,7 +227,7 @@ def folder(vocabulary, tmp_path) -> Path:
 
 
 @torch.no_grad()
-def same_logits(ours: Transformer, theirs: OpenAIGPTLMHeadModel) -> None:
+def assert_same_logits(ours: Transformer, theirs: OpenAIGPTLMHeadModel) -> None:
     ids = torch.randint(theirs.config.vocab_size, (3, SHAPE["n_positions"]), generator=torch.Generator().manual_seed(3))
     wanted = theirs(ids).logits
     assert wanted.std() > 0.1  # else anything would be near enough
@@ -242,7 +236,7 @@ def same_logits(ours: Transformer, theirs: OpenAIGPTLMHeadModel) -> None:
 
 def test_a_folder_of_transformers_gives_its_logits(vocabulary, folder):
     ours, found = gpt1cli.load(folder)
-    same_logits(ours, OpenAIGPTLMHeadModel.from_pretrained(folder).eval())
+    assert_same_logits(ours, OpenAIGPTLMHeadModel.from_pretrained(folder).eval())
     assert ours.config.attention_dropout == 0.3
     assert (found.vocabulary, found.merges) == (vocabulary.vocabulary, vocabulary.merges)
 
@@ -251,7 +245,7 @@ def test_older_weights_in_such_a_folder_are_read_too(vocabulary, folder):
     (folder / "model.safetensors").unlink()
     peer = widened(len(vocabulary))
     torch.save(peer.transformer.state_dict(), folder / "pytorch_model.bin")
-    same_logits(gpt1cli.load(folder)[0], peer)
+    assert_same_logits(gpt1cli.load(folder)[0], peer)
 
 
 def test_a_folder_without_weights_names_the_files_that_could_hold_them(folder):
@@ -337,7 +331,7 @@ def test_shards_give_the_logits_of_transformers_with_the_same_weights(vocabulary
         {name: torch.from_numpy(array).view_as(wanted[name]) for name, array in arrays.items()}
     )
     ours, found = gpt1cli.load(shards)
-    same_logits(ours, peer)
+    assert_same_logits(ours, peer)
     assert (found.vocabulary, found.merges) == (vocabulary.vocabulary, vocabulary.merges)
     text = "the cat sat on the mat"
     assert found.encode(text) == vocabulary.encode(text) and 0 not in found.encode(text)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from small import SHAPE, exact, model_config, stir
+from small import SHAPE, exact, model_config, peer_config, stir
 from torch import Tensor
-from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel, TemperatureLogitsWarper
+from transformers import OpenAIGPTLMHeadModel, TemperatureLogitsWarper
 from transformers import TopKLogitsWarper as TopK
 from transformers import TopPLogitsWarper as TopP
 
@@ -28,8 +28,7 @@ def exact_arithmetic() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def peer() -> OpenAIGPTLMHeadModel:
     torch.manual_seed(3)
-    shape = {"n_positions": N, "n_embd": SHAPE["d_model"], "n_layer": SHAPE["n_layer"], "n_head": SHAPE["n_head"]}
-    peer = OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=V, **shape))
+    peer = OpenAIGPTLMHeadModel(peer_config(V))
     stir(peer, 0.3)
     return peer.eval()
 

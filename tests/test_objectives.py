@@ -12,10 +12,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import f1_score
-from small import NO_DROPOUT, SHAPE, exact, item, model_config, optimizer_config, stir, tokens_of
+from small import NO_DROPOUT, SHAPE, exact, item, model_config, optimizer_config, peer_config, stir, tokens_of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
+from transformers import OpenAIGPTLMHeadModel
 
 from gpt1cli.batches import Batch, Epochs, Item, by_length, items_batch, windows_batch
 from gpt1cli.checkpoint import State
@@ -215,16 +215,6 @@ def test_the_lm_loss_of_a_question_is_a_mean_per_sequence_then_over_its_answers(
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("micro_batch, budget", [(1, 0), (2, 0), (None, 60)])
-def test_the_split_of_an_update_of_questions_does_not_show(chooser, micro_batch, budget):
-    items = questions(7)
-    whole = accumulated(chooser, fine_tuning(CLASSES, 0.5), [items_batch(items)])
-    split = [items_batch([items[i] for i in group]) for group in by_length(items, micro_batch, budget)]
-    assert len(split) > 1
-    for found, wanted in zip(accumulated(chooser, fine_tuning(CLASSES, 0.5), split), whole, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
-
-
 # --- the split of an update -------------------------------------------------------------------------------------------
 
 
@@ -244,9 +234,11 @@ def test_the_split_of_a_pretraining_update_does_not_show(model, size):
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("questioned", [False, True])
 @pytest.mark.parametrize("micro_batch, budget", [(1, 0), (3, 0), (None, 30), (None, 60)])
-def test_the_split_of_a_fine_tuning_update_does_not_show(model, micro_batch, budget):
-    rows = labelled_rows(11)
+def test_the_split_of_a_fine_tuning_update_does_not_show(request, questioned, micro_batch, budget):
+    model = request.getfixturevalue("chooser" if questioned else "model")
+    rows = questions(7) if questioned else labelled_rows(11)
     whole = accumulated(model, fine_tuning(CLASSES, 0.5), [items_batch(rows)])
     split = [items_batch([rows[i] for i in group]) for group in by_length(rows, micro_batch, budget)]
     assert len(split) > 1
@@ -348,17 +340,7 @@ def their_curve(model: nn.Module, loss_of: Callable[[int], Tensor], factors: lis
 @pytest.fixture
 def peer() -> OpenAIGPTLMHeadModel:
     torch.manual_seed(4)
-    config = OpenAIGPTConfig(
-        vocab_size=V,
-        n_positions=SHAPE["n_positions"],
-        n_embd=SHAPE["d_model"],
-        n_layer=SHAPE["n_layer"],
-        n_head=SHAPE["n_head"],
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        resid_pdrop=0.0,
-    )
-    return OpenAIGPTLMHeadModel(config).train()
+    return OpenAIGPTLMHeadModel(peer_config(V, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)).train()
 
 
 def test_the_golden_curve_of_pretraining(peer, tmp_path):

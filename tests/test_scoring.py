@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from small import SHAPE, exact, item, model_config, stir, tokens_of
-from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
+from small import SHAPE, exact, item, model_config, peer_config, stir, tokens_of
+from transformers import OpenAIGPTLMHeadModel
 
 from gpt1cli.convert import from_published
 from gpt1cli.models.heads import Classifier
@@ -41,15 +41,8 @@ def model() -> Classifier:
 
 @pytest.mark.parametrize("token_budget", [1, 3 * (T + 1), 10_000])
 def test_mean_token_loss_equals_that_of_transformers(model, token_budget):
-    config = OpenAIGPTConfig(
-        vocab_size=V,
-        n_positions=SHAPE["n_positions"],
-        n_embd=SHAPE["d_model"],
-        n_layer=SHAPE["n_layer"],
-        n_head=SHAPE["n_head"],
-    )
     torch.manual_seed(1)
-    peer = OpenAIGPTLMHeadModel(config).eval()
+    peer = OpenAIGPTLMHeadModel(peer_config(V)).eval()
     stir(peer)
     model.body.load_state_dict(from_published(peer.state_dict()))
     windows = torch.tensor(WINDOWS.astype(np.int64))
@@ -102,10 +95,10 @@ def whole_row(body: Transformer, row: list[int]) -> list[float]:
     return [log_p[i, token].item() for i, token in enumerate(row[1:])]
 
 
-@pytest.mark.parametrize("token_budget", [1, 30, 10_000])
-def test_tokens_of_sequences_of_every_length_are_scored_as_alone(model, token_budget):
+@pytest.mark.parametrize(("micro_batch", "token_budget"), [(None, 1), (None, 30), (None, 10_000), (2, 1)])
+def test_tokens_of_sequences_of_every_length_are_scored_as_alone(model, micro_batch, token_budget):
     rows = [np.arange(n, dtype=np.int32) * 5 % V for n in (4, 0, 1, 20, 2, 13, 20)]
-    found = token_log_probabilities(model.body, rows, token_budget)
+    found = token_log_probabilities(model.body, rows, micro_batch, token_budget)
     assert [len(values) for values in found] == [3, 0, 0, 19, 1, 12, 19]
     for row, values in zip(rows, found, strict=True):
         assert values.tolist() == pytest.approx(whole_row(model.body, row.tolist()) if len(row) else [], abs=1e-5)
@@ -118,7 +111,7 @@ def test_a_long_sequence_is_scored_in_windows_whose_first_half_is_context(model,
     wanted = whole_row(model.body, row[:20])
     for start in range(10, length - 10, 10):
         wanted += whole_row(model.body, row[start : start + 20])[9:]
-    (found,) = token_log_probabilities(model.body, [np.array(row, np.int32)], 100)
+    (found,) = token_log_probabilities(model.body, [np.array(row, np.int32)], None, 100)
     assert len(found) == length - 1
     assert found.tolist() == pytest.approx(wanted, abs=1e-5)
 
@@ -128,17 +121,17 @@ def test_a_long_sequence_is_scored_in_windows_whose_first_half_is_context(model,
 def test_endings_behind_a_kept_prefix_are_scored_as_whole_rows(model, prefix, token_budget):
     endings = [[5], [6, 7, 8], [], [1, 2, 3, 4, 5, 6, 7, 8], [5]]
     arrays = [np.array(ending, np.int32) for ending in endings]
-    found = log_probabilities_behind(model.body, np.array(prefix, np.int32), arrays, token_budget)
+    found = log_probabilities_behind(model.body, np.array(prefix, np.int32), arrays, None, token_budget)
     for ending, values in zip(endings, found, strict=True):
         wanted = whole_row(model.body, prefix + ending)[len(prefix) - 1 :]
         assert values.tolist() == pytest.approx(wanted, abs=1e-5)
-    assert log_probabilities_behind(model.body, np.array(prefix, np.int32), [], token_budget) == []
+    assert log_probabilities_behind(model.body, np.array(prefix, np.int32), [], None, token_budget) == []
 
 
 def test_what_does_not_fit_behind_a_prefix_is_refused(model):
     prefix, ending = np.arange(12, dtype=np.int32), np.arange(10, dtype=np.int32)
-    assert len(log_probabilities_behind(model.body, prefix, [ending[:9]], 100)[0]) == 9
+    assert len(log_probabilities_behind(model.body, prefix, [ending[:9]], None, 100)[0]) == 9
     with pytest.raises(ValueError, match="a prefix of 12 tokens and its endings do not fit 20"):
-        log_probabilities_behind(model.body, prefix, [ending], 100)
+        log_probabilities_behind(model.body, prefix, [ending], None, 100)
     with pytest.raises(ValueError, match="a prefix of 0 tokens"):
-        log_probabilities_behind(model.body, prefix[:0], [ending], 100)
+        log_probabilities_behind(model.body, prefix[:0], [ending], None, 100)

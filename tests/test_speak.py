@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import sys
@@ -53,7 +52,7 @@ def test_every_line_is_scored_in_its_place(language, tmp_path, monkeypatch):
     everything = []
     for text, line in zip(LINES, scored, strict=True):
         ids = tokenizer.encode(text)
-        (values,) = token_log_probabilities(model, [np.array(ids, np.int32)], 1000)
+        (values,) = token_log_probabilities(model, [np.array(ids, np.int32)], None, 1000)
         everything += values.tolist()
         assert [tokenizer.vocabulary[token] for token in line["tokens"]] == ids
         assert len(line["log_probabilities"]) == len(ids)
@@ -67,9 +66,16 @@ def test_every_line_is_scored_in_its_place(language, tmp_path, monkeypatch):
     assert result["perplexity"] == pytest.approx(math.exp(-np.mean(everything)), rel=1e-5)
 
 
-def test_lines_come_from_stdin_too(language, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("The old man.\r\nThe sea.\n"))
-    assert speak("score", tmp_path / "run", f"init={language}", "input=-") == 0
+def test_lines_come_from_stdin_too(language, tmp_path, monkeypatch, capsys):
+    (tmp_path / "good").write_bytes(b"The old man.\r\nThe sea.\n")
+    (tmp_path / "bad").write_bytes(b"caf\xe9 noir\n")
+    with (tmp_path / "good").open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert speak("score", tmp_path / "run", f"init={language}", "input=-") == 0
+    with (tmp_path / "bad").open(errors="surrogateescape") as stdin:  # as Python opens it in the C locale
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert speak("score", tmp_path / "no", f"init={language}", "input=-") == 2
+    assert "input=-: no UTF-8 text" in capsys.readouterr().err
     texts = [line["text"] for line in rundir.read_jsonl(tmp_path / "run" / "scores.jsonl")]
     assert texts == ["The old man.", "The sea."]
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from small import NO_DROPOUT, SHAPE, exact, model_config, stir
+from small import NO_DROPOUT, SHAPE, exact, model_config, peer_config, stir
 from torch import Tensor
-from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
+from transformers import OpenAIGPTLMHeadModel
 
 from gpt1cli import kernels
 from gpt1cli.convert import from_published
@@ -76,14 +76,7 @@ def test_fresh_weights_are_normal_with_zero_biases_and_unit_gains():
 def peer() -> OpenAIGPTLMHeadModel:
     """transformers' model of the same shape, every parameter random."""
     torch.manual_seed(3)
-    config = OpenAIGPTConfig(
-        vocab_size=VOCABULARY,
-        n_positions=SHAPE["n_positions"],
-        n_embd=SHAPE["d_model"],
-        n_layer=SHAPE["n_layer"],
-        n_head=SHAPE["n_head"],
-    )
-    peer = OpenAIGPTLMHeadModel(config)
+    peer = OpenAIGPTLMHeadModel(peer_config(VOCABULARY))
     stir(peer)
     return peer.eval()
 

@@ -76,8 +76,11 @@ def ratio(ours: Measured, other: Measured) -> float:
 
 def hold(contest: Contest, rounds: int, threads: int | None, warm_up: int = 1) -> list[Measured]:
     """Measure all contenders, round by round. RuntimeError with a contender's own words where it fails."""
-    processes = [_Process(contender, threads) for contender in contest.contenders]
+    processes: list[_Process] = []
     try:
+        for contender in contest.contenders:
+            processes.append(_Process(contender))
+            processes[-1].start(threads)
         rates: list[list[float]] = [[] for _ in processes]
         for number in range(warm_up + rounds):
             for process, found in zip(processes, rates, strict=True):
@@ -97,7 +100,7 @@ def hold(contest: Contest, rounds: int, threads: int | None, warm_up: int = 1) -
 class _Process:
     """The parent's end of a contender's process: a line of JSON there, a line of JSON back."""
 
-    def __init__(self, contender: Contender, threads: int | None) -> None:
+    def __init__(self, contender: Contender) -> None:
         self.contender = contender
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process runs)
         self.process = subprocess.Popen(
@@ -107,8 +110,11 @@ class _Process:
             stderr=self.errors,
             text=True,
         )
-        about = {"make": contender.make, "options": dict(contender.options)}
-        self.ask(json.dumps({**about, "tuned": contender.tuned, "threads": threads}))
+
+    def start(self, threads: int | None) -> None:
+        """Have the job made."""
+        about = {"make": self.contender.make, "options": dict(self.contender.options)}
+        self.ask(json.dumps({**about, "tuned": self.contender.tuned, "threads": threads}))
 
     def ask(self, line: str) -> dict[str, Any]:
         assert self.process.stdin and self.process.stdout

@@ -58,10 +58,10 @@ def our_scores(device: str, model: str, shared: int, queries: int, length: int, 
         prefix = draw.integers(0, V, shared).astype(np.int32)
         endings = [draw.integers(0, V, length).astype(np.int32) for _ in range(queries)]
         if kept:
-            log_probabilities_behind(body, prefix, endings, TOKEN_BUDGET[device])
+            log_probabilities_behind(body, prefix, endings, None, TOKEN_BUDGET[device])
         else:
             rows = [np.concatenate([prefix, ending]) for ending in endings]
-            token_log_probabilities(body, rows, TOKEN_BUDGET[device])
+            token_log_probabilities(body, rows, None, TOKEN_BUDGET[device])
         return queries
 
     return job

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -26,12 +25,10 @@ def startup(setting: Setting) -> Iterable[Contest]:
     gpt1 = [str(Path(sys.executable).with_name("gpt1"))]
     if not Path(gpt1[0]).exists():  # not installed: run from the source
         gpt1 = [sys.executable, "-m", "gpt1cli"]
-    app = Path(tempfile.mkdtemp(prefix="gpt1-bench-"), "app.py")
-    app.write_text(HYDRA_APP)
     for name, ours, theirs, at_most in (
         ("startup, --help", [*gpt1, "--help"], ("python -c pass", [sys.executable, "-c", "pass"]), 3),
         ("startup, --cfg job", [*gpt1, "finetune", "task=rte", "--cfg", "job"],
-         ("an empty Hydra app", [sys.executable, str(app), "--cfg", "job"]), 1.5),
+         ("an empty Hydra app", [sys.executable, "-c", HYDRA_APP, "--cfg", "job"]), 1.5),
     ):  # fmt: skip
         contenders = [Contender("gpt1", f"{HERE}:command", {"words": ours})]
         contenders += [Contender(theirs[0], f"{HERE}:command", {"words": theirs[1]})]

@@ -22,20 +22,16 @@ HERE = __name__
 
 
 def tokenize(setting: Setting) -> Iterable[Contest]:
-    """One process, warm and cold; two processes; the plain rules on a part of the text; transformers' own tokenizer."""
+    """Warm, cold, and by two processes; the plain rules on a part of the text; transformers' own tokenizer."""
     source = {"text": setting.text, "vocabulary": setting.vocabulary}
-    ours = Contender("gpt1, warm", f"{HERE}:ours", {**source, "processes": 1, "warm": True})
-    contenders = [
-        ours,
-        Contender("gpt1, cold", f"{HERE}:ours", {**source, "processes": 1, "warm": False}),
-        Contender("gpt1, two processes", f"{HERE}:ours", {**source, "processes": 2, "warm": True}),
-        Contender("the rules one by one", f"{HERE}:plain", source),
-    ]
-    floors = {"the rules one by one": 30.0, "gpt1, two processes": 1 / 2}
-    if setting.peer:
-        contenders.append(Contender("transformers", f"{HERE}:theirs", source))
-        floors["transformers"] = 4.5
-    yield Contest("tokenize", "bytes", contenders, floors)
+    warm = Contender("gpt1", f"{HERE}:ours", {**source, "processes": 1, "warm": True})
+    cold = Contender("gpt1, cold", f"{HERE}:ours", {**source, "processes": 1, "warm": False})
+    two = Contender("gpt1, two processes", f"{HERE}:ours", {**source, "processes": 2, "warm": True})
+    rules = Contender("the rules one by one", f"{HERE}:plain", source)
+    peer = [Contender("transformers", f"{HERE}:theirs", source)] if setting.peer else []
+    yield Contest("tokenize", "bytes", [warm, rules, *peer], {rules.name: 30, "transformers": 4.5})
+    yield Contest("tokenize, cold", "bytes", [cold, rules], {rules.name: 10})
+    yield Contest("tokenize, two processes", "bytes", [two, warm], {warm.name: 1.8})
 
 
 def ours(text: str | None, vocabulary: str | None, processes: int, warm: bool) -> Job:
@@ -112,7 +108,7 @@ def documents(text: str | None) -> list[str]:
         return list(demo_world.documents(count=2000))
     joined: list[list[str]] = [[]]
     length = 0
-    for paragraph in Path(text).expanduser().read_text(encoding="utf-8").split("\n\n"):
+    for paragraph in Path(text).read_text(encoding="utf-8").split("\n\n"):
         if length > 3000:
             joined.append([])
             length = 0

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gpt1cli import hub, rundir
+from gpt1cli import hub, rundir, runtime
 from gpt1cli.benchmarks import BENCHMARKS
 from gpt1cli.benchmarks.contest import Contest, Measured, Setting, hold, ratio
 from gpt1cli.config import BenchConfig, InputError
@@ -27,14 +27,14 @@ def needs(config: BenchConfig) -> list[Need]:
     """Nothing from outside; InputError where the peer is not installed, or there is no text to read."""
     if config.peer == "transformers" and importlib.util.find_spec("transformers") is None:
         raise InputError("peer=transformers: it is not installed; pip install 'gpt1[bench]', or name peer=none")
-    if config.input is not None and not Path(config.input).expanduser().is_file():
+    if config.input is not None and not Path(config.input).is_file():
         raise InputError(f"input={config.input}: no such file; a text file to tokenise is wanted")
     return []
 
 
 def run(config: BenchConfig, folder: Path) -> None:
     """Contests, one after the other -> bench.json as they end, and a table."""
-    device = "cuda" if config.runtime.device != "cpu" and torch.cuda.is_available() else "cpu"
+    device = runtime.start(config.runtime, config.seed).device.type
     setting = Setting(device, config.peer == "transformers", config.input, published_vocabulary(config))
     contests = [contest for what in config.what for contest in contests_of(what, setting)]
     about, facts, tables = machine(device), [], []

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt1cli import checkpoint, origins, rundir, runtime, tasks
-from gpt1cli.config import EvaluateConfig, InputError, TaskConfig
+from gpt1cli.config import EvaluateConfig, InputError
 from gpt1cli.evaluation import load_split, refuse_other_labels, score_split, warn_absent
 from gpt1cli.hub import Need, task_needs
 from gpt1cli.loggers import Progress
@@ -17,24 +17,15 @@ from gpt1cli.scoring import head_outputs
 
 
 def needs(config: EvaluateConfig) -> list[Need]:
-    """What must be at hand before the run starts."""
+    """What must be at hand before the run starts; InputError where it was trained on no task, or on other labels."""
     tasks.check(config.task)
-    trained_task(config)
-    return task_needs(config.task)
-
-
-def trained_task(config: EvaluateConfig) -> TaskConfig:
-    """The task the run was trained on. InputError where it was trained on none, or on other labels."""
-    assert config.run
-    about = origins.described(origins.find(config.run, "run"))
-    trained = origins.task_of(about, config.run)
+    trained = origins.task_of(origins.described(origins.find(config.run, "run")), config.run)
     refuse_other_labels(trained, config.task, f"run={config.run}")
-    return trained
+    return task_needs(config.task)
 
 
 def run(config: EvaluateConfig, folder: Path) -> None:
     """The best checkpoint -> its outputs on each split -> predictions and metrics."""
-    assert config.run
     machine = runtime.start(config.runtime, config.seed)
     rundir.note(folder, **machine.describe())
     origin = origins.find(config.run, "run")

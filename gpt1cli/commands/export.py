@@ -28,7 +28,6 @@ TEXT_RULES = (
 
 def needs(config: ExportConfig) -> list[Need]:
     """Nothing from outside; InputError where the folder to write is taken, or no class of transformers fits."""
-    assert config.run and config.out
     target = Path(config.out)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise InputError(f"out={config.out}: already there; name a folder that does not exist yet, or an empty one")
@@ -44,7 +43,6 @@ def needs(config: ExportConfig) -> list[Need]:
 
 def run(config: ExportConfig, folder: Path) -> None:
     """Weights under transformers' names, its config.json, the tokenizer's two files and a model card."""
-    assert config.run and config.out
     origin = origins.find(config.run, "run")
     described = origins.described(origin)
     if "task" in described:
@@ -55,15 +53,15 @@ def run(config: ExportConfig, folder: Path) -> None:
         labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
         # The state is read at the rightmost token that is no padding: `_classify_`, which <unk> (0) never follows.
         extra: dict[str, Any] = {"pad_token_id": 0} | (labels if kind == CLASSIFIER else {})
-        rows = model.body.tokens.num_embeddings
+        special = {name: len(vocabulary) + i for i, name in enumerate(SPECIAL)}
     else:
         body, vocabulary = checkpoint.load(str(origin), config.hub, config.cache)
-        rows = len(vocabulary)  # a language model does without special rows
-        body.tokens.weight.data = body.tokens.weight.data[:rows]
+        special = {}  # a language model does without
+        body.tokens.weight.data = body.tokens.weight.data[: len(vocabulary)]
         weights, kind, extra, norm_bias = to_published(dict(body.named_parameters())), LANGUAGE_MODEL, {}, None
 
-    special = dict(zip(SPECIAL, range(len(vocabulary), rows), strict=False))
-    counts = {"vocabulary": len(vocabulary), "special_rows": rows - len(vocabulary)}
+    rows = len(vocabulary) + len(special)
+    counts = {"vocabulary": len(vocabulary), "special_rows": len(special)}
     ours = {**described, **counts, "special_tokens": special}
     settings = {
         **published.settings_of(build(ModelConfig, described["model"]), rows),

@@ -34,11 +34,14 @@ def run(config: GenerateConfig, folder: Path) -> None:
     generator = torch.Generator(machine.device).manual_seed(config.seed)
     choose = sampling(config.temperature, config.top_k, config.top_p, generator) if config.temperature else greedy
     began = time.perf_counter()
-    steps = continued(model, prompt, config.samples, config.tokens, choose, len(vocabulary))
     if config.samples == 1:
+        steps = continued(model, prompt, 1, config.tokens, choose, len(vocabulary))
         samples = [list(printed(vocabulary, prompt, (step[0] for step in steps)))]
     else:
-        samples = [list(sample) for sample in zip(*steps, strict=True)]
+        samples, at_once = [], machine.micro_batch or config.samples
+        while left := min(at_once, config.samples - len(samples)):
+            steps = continued(model, prompt, left, config.tokens, choose, len(vocabulary))
+            samples += [list(sample) for sample in zip(*steps, strict=True)]
         for number, sample in enumerate(samples, start=1):
             print(f"--- {number}\n{vocabulary.decode([*prompt, *sample])}")
     seconds = time.perf_counter() - began

@@ -27,7 +27,7 @@ LINES = 1024  # read at a time: memory does not grow with the file
 
 def needs(config: ScoreConfig) -> list[Need]:
     """What must be at hand before the run starts; InputError where there is no such file."""
-    if config.input != "-" and not Path(config.input).expanduser().is_file():
+    if config.input != "-" and not Path(config.input).is_file():
         raise InputError(f"input={config.input}: no such file; a file with a text a line is wanted, or - for stdin")
     return init_needs(config.init)
 
@@ -44,7 +44,7 @@ def run(config: ScoreConfig, folder: Path) -> None:
     with lines_of(config.input) as lines, target.open("w", encoding="utf-8") as scores, reporting(total=0) as progress:
         while texts := list(itertools.islice(lines, LINES)):
             ids = [np.asarray(sequence, np.int32) for sequence in vocabulary.encode_batch(texts)]
-            found = token_log_probabilities(model, ids, machine.token_budget)
+            found = token_log_probabilities(model, ids, machine.micro_batch, machine.token_budget)
             for text, sequence, values in zip(texts, ids, found, strict=True):
                 number += 1
                 scores.write(json.dumps(line_of(number, text, sequence, values, vocabulary), ensure_ascii=False) + "\n")
@@ -64,12 +64,11 @@ def run(config: ScoreConfig, folder: Path) -> None:
 @contextlib.contextmanager
 def lines_of(source: str) -> Iterator[Iterator[str]]:
     """The lines of a file, or of stdin for `-`, without their ends. InputError where they are no UTF-8."""
+    # NOTE: not sys.stdin itself, which lets bytes that are no UTF-8 pass where the locale is C
+    place: int | str = sys.stdin.fileno() if source == "-" else source
     try:
-        if source == "-":
-            yield (line.rstrip("\r\n") for line in sys.stdin)
-        else:
-            with Path(source).expanduser().open(encoding="utf-8-sig") as file:
-                yield (line.rstrip("\n") for line in file)
+        with open(place, encoding="utf-8-sig", closefd=source != "-") as file:
+            yield (line.rstrip("\n") for line in file)
     except UnicodeDecodeError as error:
         raise InputError(f"input={source}: no UTF-8 text ({error.reason} at byte {error.start} of a block)") from error
 
