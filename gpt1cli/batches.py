@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -72,8 +72,13 @@ class Batch:
     positions: Tensor | None = None  # [B,T] int64; None counts from 0
     document: Tensor | None = None  # [B,T] int64; None: one document a row
     branch: Tensor | None = None  # [B,T] int64; None: no branches
+    lengths: tuple[int, ...] | None = None  # tokens of each row that are no padding; None: all
     ends: Tensor | None = None  # [N,K] int64: where the `_classify_` of item n's sequence k lies in the flattened rows
     labels: Tensor | None = None  # [N] int64 classes, or float32 scores
+
+    def through(self, model: Callable[..., Tensor]) -> Tensor:
+        """What a Transformer makes of the rows: hidden states, [B,T,D]."""
+        return model(self.tokens, self.positions, self.document, self.branch, lengths=self.lengths)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -160,6 +165,7 @@ def items_batch(items: Sequence[Item]) -> Batch:
         positions=padded([row.positions for row in rows], np.int64) if branched else None,
         document=padded([row.branch * 0 for row in rows], np.int64, fill=1) if branched else None,  # padding: its own
         branch=padded([row.branch for row in rows], np.int64) if branched else None,
+        lengths=tuple(len(row.tokens) for row in rows),
         ends=torch.tensor(ends).view(len(items), -1),
         labels=None if None in labels else torch.tensor(labels),
     )

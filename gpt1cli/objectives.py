@@ -39,7 +39,7 @@ def language_model_loss(hidden: Tensor, table: Tensor, batch: Batch) -> Tensor:
 
 def language_modelling(model: Transformer, batch: Batch) -> Loss:
     """Pretraining: the next token of every position (paper, equation 1)."""
-    hidden = model(batch.tokens, batch.positions, batch.document, batch.branch)
+    hidden = batch.through(model)
     return Loss(language_model_loss(hidden, model.tokens.weight, batch), batch.count)
 
 
@@ -95,7 +95,7 @@ def fine_tuning(task_loss: TaskLoss, lm_coef: float) -> Callable[[Classifier, Ba
 
     def objective(model: Classifier, batch: Batch) -> Loss:
         assert batch.ends is not None and batch.labels is not None
-        hidden = model.body(batch.tokens, batch.positions, batch.document, batch.branch)
+        hidden = batch.through(model.body)
         task = task_loss(model.classify(hidden, batch.ends).float(), batch.labels)
         if lm_coef == 0:
             return Loss(task, batch.count)

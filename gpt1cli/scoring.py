@@ -96,7 +96,7 @@ def _ends_scored(
             line[: len(rows[i])] = rows[i]
             mask[firsts[i] : len(rows[i])] = True
         tokens, targets = torch.from_numpy(laid).to(device_of(model)), torch.from_numpy(counts[:, 1:])
-        hidden = model(tokens[:, :-1], past=past)[targets.to(tokens.device)]
+        hidden = model(tokens[:, :-1], past=past, lengths=[len(rows[i]) - 1 for i in group])[targets.to(tokens.device)]
         values = log_probabilities(hidden, model.tokens.weight, tokens[:, 1:][targets.to(tokens.device)]).cpu().numpy()
         pieces = np.split(values, np.cumsum(counts.sum(1))[:-1])
         for i, piece in zip(group, pieces, strict=True):
@@ -112,7 +112,7 @@ def head_outputs(model: Classifier, items: Sequence[Item], micro_batch: int | No
     for group in by_length(items, micro_batch, token_budget):
         batch = items_batch([items[i] for i in group]).to(device_of(model))
         assert batch.ends is not None
-        hidden = model.body(batch.tokens, batch.positions, batch.document, batch.branch)
+        hidden = batch.through(model.body)
         for i, values in zip(group, model.classify(hidden, batch.ends).float().cpu().numpy(), strict=True):
             outputs[i] = values
     return np.stack(outputs)

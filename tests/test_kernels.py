@@ -14,11 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt1cli import kernels
 from gpt1cli.kernels import (
+    Rows,
+    alike,
     attention,
     attention_plain,
     cross_entropy,
     cross_entropy_plain,
     dropout,
+    linear,
     log_probabilities,
 )
 
@@ -37,6 +40,65 @@ def seed() -> None:
 def relative(found: Tensor, wanted: Tensor) -> float:
     """Distance between two tensors, as a share of the wanted one's length."""
     return ((found.double() - wanted.double()).norm() / wanted.double().norm().clamp_min(1e-30)).item()
+
+
+# --- rows without their padding ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lengths", [[5, 3, 1], [1], [1, 1, 7], [4, 4], [2, 0, 3]])
+def test_real_tokens_leave_their_rows_and_come_back(lengths):
+    B, T = len(lengths), max(lengths)
+    x = torch.randn(B, T, 3, requires_grad=True)
+    rows = Rows(B, T, lengths)
+    picked = rows.pick(x)
+    assert torch.equal(picked, torch.cat([x[row, :n] for row, n in enumerate(lengths)])) and len(picked) == rows.N
+    back = rows.lay(picked)
+    real = torch.arange(T) < torch.tensor(lengths)[:, None]
+    assert torch.equal(back, x * real[:, :, None])
+    upstream = torch.randn_like(back)
+    back.backward(upstream)
+    assert torch.equal(x.grad, upstream * real[:, :, None])
+
+
+def test_without_lengths_every_token_is_real():
+    x = torch.randn(2, 3, 4)
+    rows = Rows(2, 3)
+    assert rows.N == 6 and torch.equal(rows.pick(x), x.flatten(0, 1)) and torch.equal(rows.lay(rows.pick(x)), x)
+
+
+def test_rows_of_like_length_attend_together_by_hand():
+    """80 x 80 - 49 x 49 = 3,999 needless pairs are borne, 80 x 80 - 48 x 48 = 4,096 are not."""
+    assert list(alike([80, 49])) == [slice(0, 2)]
+    assert list(alike([80, 48])) == [slice(0, 1), slice(1, 2)]
+    assert list(alike([48, 80])) == [slice(0, 1), slice(1, 2)]
+    assert list(alike([80, 79, 30, 29, 1, 1])) == [slice(0, 2), slice(2, 6)]
+    assert list(alike([500])) == [slice(0, 1)] and list(alike([9] * 40)) == [slice(0, 40)]
+
+
+# --- linear layers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("M", [1, 3, 699, 700, 1023, 1399, 1400])
+@pytest.mark.parametrize("N", [5, 768, 1201])
+def test_a_linear_layer_in_halves_equals_that_of_torch(M, N):
+    x, weight, bias = torch.randn(M, 4), torch.randn(N, 4), torch.randn(N)
+    upstream = torch.randn(M, N)
+
+    def outcome(function, dtype: torch.dtype) -> list[Tensor]:
+        inputs = [t.to(dtype, copy=True).requires_grad_() for t in (x, weight, bias)]
+        value = function(*inputs)
+        value.backward(upstream.to(dtype))
+        return [value.detach(), *(t.grad for t in inputs)]
+
+    wanted = outcome(F.linear, torch.float32)
+    for found, right in zip(outcome(kernels._HalvedLinear.apply, torch.float32), wanted, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+    torch.set_num_threads(2)
+    try:
+        for found, right in zip(outcome(linear, torch.bfloat16), wanted, strict=True):
+            assert found.dtype == torch.bfloat16 and relative(found, right) < 0.01
+    finally:
+        torch.set_num_threads(1)
 
 
 # --- dropout ----------------------------------------------------------------------------------------------------------
@@ -160,6 +222,42 @@ def test_attention_in_bf16_is_near_the_plain_one_in_fp32(case):
     for found, wanted in zip(fast, plain, strict=True):
         assert found.dtype == torch.bfloat16
         assert relative(found, wanted) < 0.02 or wanted.norm() < 1e-6  # one token: the scores have no gradient
+
+
+@pytest.mark.parametrize("case", VISIBLE)
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_of_a_few_queries_at_a_time_equals_the_plain_one(monkeypatch, case, p, dtype):
+    """Values that are one-hot show the weights, and so which of them dropout took: the plain one drops the same."""
+    monkeypatch.setattr(kernels, "QUERIES", 3)
+    rows, T, visible = VISIBLE[case]
+    (q, k, v), upstream = queries(rows, T, visible, dtype)
+    S, N = k.shape[2], rows * 3
+    mask = None if visible is None else kernels._additive(visible, dtype)
+
+    def fast(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
+        torch.manual_seed(1)
+        q, k, v = ((x * scale).reshape(N, x.shape[2], -1) for x, scale in ((q, 5**-0.5), (k, 1), (v, 1)))
+        return kernels._BlockAttention.apply(q, k, v, mask, p).view(rows, 3, T, -1)
+
+    shown = fast(q.detach(), k.detach(), torch.eye(S, dtype=dtype).expand(rows, 3, S, S))  # [rows,3,T,S]
+    plain_visible = torch.ones(T, T, dtype=torch.bool).tril()[None, None] if visible is None else visible
+    seen = plain_visible.expand_as(shown)
+    assert not shown[~seen].any()
+    if p and seen.sum() > 20:
+        assert 0 < (shown[seen] == 0).sum() < seen.sum()
+
+    def plain(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
+        scores = (q @ k.transpose(2, 3) / math.sqrt(5)).masked_fill(~seen, -math.inf)
+        return (scores.softmax(-1) * (shown != 0) / (1 - p)) @ v
+
+    found = outcome(fast, [q, k, v], visible, p, upstream)
+    wanted = outcome(plain, [x.float() for x in (q, k, v)], visible, p, upstream.float())
+    for a, b in zip(found, wanted, strict=True):
+        if dtype == torch.float32:
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6)
+        else:
+            assert relative(a, b) < 0.02 or (a - b).abs().max() < 0.02
 
 
 def test_attention_by_hand():

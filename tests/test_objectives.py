@@ -258,9 +258,8 @@ class Logits(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         found = function(*args, **(kwargs or {}))
-        if isinstance(found, Tensor) and found.shape[-1:] == (V,) and "log_softmax" in str(function):
-            self.rows.add(found.numel() // V)
-        if isinstance(found, Tensor) and found.dim() > 1 and found.shape[-1] == V and "mm" in str(function):
+        shape = found.shape if isinstance(found, Tensor) and "mm" in str(function) else ()
+        if V in shape and SHAPE["d_model"] not in shape:
             self.rows.add(found.numel() // V)
         return found
 

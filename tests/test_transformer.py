@@ -14,7 +14,6 @@ from transformers import OpenAIGPTLMHeadModel
 
 from gpt1cli import kernels
 from gpt1cli.convert import from_published
-from gpt1cli.models import transformer
 from gpt1cli.models.transformer import Past, Transformer, visibility
 
 VOCABULARY = 61
@@ -234,20 +233,37 @@ def test_each_dropout_rate_acts_in_training_alone_and_can_be_set_afterwards(mode
 
 
 def test_dropout_falls_on_the_embeddings_and_three_times_in_every_block(model, monkeypatch):
-    seen = []
+    seen, signs = [], kernels._signs
 
-    def note(x: Tensor, p: float) -> Tensor:
-        seen.append((x.numel(), p))
-        return x
+    def note(shape: torch.Size, p: float) -> Tensor:
+        seen.append((shape.numel(), p))
+        return signs(shape, p)
 
-    for module in (transformer, kernels):
-        monkeypatch.setattr(module, "dropout", note)
+    monkeypatch.setattr(kernels, "_signs", note)
     rates = {"embedding_dropout": 0.1, "attention_dropout": 0.2, "residual_dropout": 0.3}
     model.configure(dataclasses.replace(model.config, **rates))
     model.train()(tokens(2, 20))
     states, attention_weights = 2 * 20 * SHAPE["d_model"], 2 * SHAPE["n_head"] * 20 * 20
     block = [(attention_weights, 0.2), (states, 0.3), (states, 0.3)]
     assert seen == [(states, 0.1), *block, *block]
+
+
+@pytest.mark.parametrize("lengths", [[20, 3, 1], [1, 1, 20], [7, 20, 7]])
+@pytest.mark.parametrize("branched", [False, True])
+def test_what_is_padding_changes_no_real_token_and_no_gradient(model, monkeypatch, lengths, branched):
+    monkeypatch.setattr(kernels, "NEEDLESS_PAIRS", 30)  # else rows as short as these would all attend together
+    row, real = tokens(3, 20), torch.arange(20) < torch.tensor(lengths)[:, None]
+    branch = (torch.arange(20) // 2).clamp(max=4).expand(3, 20) if branched else None  # in short rows some are empty
+    document = (~real).long() if branched else None
+    upstream = torch.randn(3, 20, SHAPE["d_model"]) * real[:, :, None]
+    seen = []
+    for told in (None, lengths):
+        hidden = model(row, None, document, branch, lengths=told)
+        gradients = torch.autograd.grad((hidden * upstream).sum(), list(model.parameters()))
+        seen.append([hidden.detach() * real[:, :, None], *gradients])
+        assert told is None or not hidden[~real].any()
+    for found, wanted in zip(*seen, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_forward_and_backward_repeat_bit_for_bit():

@@ -3,17 +3,19 @@
 Post-norm blocks as in Vaswani et al. 2017 and the released code, learned positions, tanh-GELU, tied input and output
 embedding, no norm after the last block. The model knows rows of tokens and one visibility rule; nothing about tasks.
 
-B batch, T tokens of a row, D width, H heads, F feed-forward width, V vocabulary rows.
+B batch, T tokens of a row, N tokens that are no padding, D width, H heads, F feed-forward width, V vocabulary rows.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt1cli.config import ModelConfig
-from gpt1cli.kernels import attention, dropout
+from gpt1cli.kernels import Rows, alike, attention, dropout, linear
 
 
 def visibility(document: Tensor, branch: Tensor) -> Tensor:
@@ -60,6 +62,16 @@ class Past:
         self.held = {block: (k.repeat(rows, 1, 1, 1), v.repeat(rows, 1, 1, 1)) for block, (k, v) in self.held.items()}
 
 
+class Linear(nn.Linear):
+    """x W' + b, [N,in] -> [N,out], as fast as the machine has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+Group = tuple[Rows, Tensor | None]  # rows that attend together, and who sees whom there: bool [B,1,T,S]; None: causal
+
+
 class Block(nn.Module):
     """n = LayerNorm(x + attention(x)); LayerNorm(n + feed_forward(n)): the norm comes after the sum (post-norm)."""
 
@@ -67,27 +79,34 @@ class Block(nn.Module):
         super().__init__()
         D, F_ = config.d_model, config.d_ff
         self.config, self.number = config, number
-        self.query_key_value = nn.Linear(D, 3 * D)
-        self.attention_output = nn.Linear(D, D)
+        self.query_key_value = Linear(D, 3 * D)
+        self.attention_output = Linear(D, D)
         self.attention_norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
-        self.expand = nn.Linear(D, F_)
-        self.contract = nn.Linear(F_, D)
+        self.expand = Linear(D, F_)
+        self.contract = Linear(F_, D)
         self.feed_forward_norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
 
-    def forward(self, x: Tensor, visible: Tensor | None, past: Past | None = None) -> Tensor:
-        B, T, D = x.shape
-        H = self.config.n_head
-        p_attention = self.config.attention_dropout if self.training else 0.0
-        p_residual = self.config.residual_dropout if self.training else 0.0
+    def forward(self, x: Tensor, groups: Sequence[Group], past: Past | None = None) -> Tensor:
+        """[N,D] -> [N,D]: the real tokens of all rows, one after the other."""
+        p = self.config.residual_dropout if self.training else 0.0
+        parts = self.query_key_value(x).split([rows.N for rows, _ in groups])  # [N,3D], group by group
+        mixed = torch.cat([self.attend(part, *group, past) for part, group in zip(parts, groups, strict=True)])
+        x = self.attention_norm(x + dropout(self.attention_output(mixed), p))
+        raised = F.gelu(self.expand(x), approximate="tanh")  # [N,F]
+        return self.feed_forward_norm(x + dropout(self.contract(raised), p))
 
-        q, k, v = self.query_key_value(x).view(B, T, 3, H, D // H).permute(2, 0, 3, 1, 4)  # [B,H,T,D/H] each
+    def attend(self, x: Tensor, rows: Rows, visible: Tensor | None, past: Past | None) -> Tensor:
+        """Attention of one group of rows: [N,3D] -> [N,D]."""
+        p = self.config.attention_dropout if self.training else 0.0
+        q, k, v = rows.lay(x).unflatten(2, (3, self.config.n_head, -1)).permute(2, 0, 3, 1, 4)  # [B,H,T,D/H] each
         if past is not None:
             k, v = past.before(self.number, k, v)  # [B,H,S+T,D/H] each
-        mixed = attention(q, k, v, visible, p_attention).transpose(1, 2).reshape(B, T, D)
-        x = self.attention_norm(x + dropout(self.attention_output(mixed), p_residual))
+        return rows.pick(attention(q, k, v, visible, p).transpose(1, 2).flatten(2))
 
-        raised = F.gelu(self.expand(x), approximate="tanh")  # [B,T,F]
-        return self.feed_forward_norm(x + dropout(self.contract(raised), p_residual))
+
+def _group(lengths: Sequence[int], visible: Tensor | None) -> Group:
+    T = max(lengths)
+    return Rows(len(lengths), T, lengths), None if visible is None else visible[:, :, :T, :T]
 
 
 class Transformer(nn.Module):
@@ -112,13 +131,17 @@ class Transformer(nn.Module):
         document: Tensor | None = None,
         branch: Tensor | None = None,
         past: Past | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> Tensor:
-        """Hidden states of the last block. Every argument [B,T] -> [B,T,D].
+        """Hidden states of the last block. Tensors [B,T] -> [B,T,D].
 
         Without positions they count from 0, or on from the past; without document and branch the row is one plain
-        causal sequence.
+        causal sequence. `lengths`, the tokens of each row, tells what is padding at the right: it may then be left out
+        of the computation, and its states be zero.
         """
-        T, S = tokens.shape[1], 0 if past is None else past.length
+        (B, T), S = tokens.shape, 0 if past is None else past.length
+        if past is not None or tokens.is_cuda or torch.compiler.is_compiling():  # there one shape for all pays more
+            lengths = None
         if positions is None:
             positions = torch.arange(S, S + T, device=tokens.device).expand_as(tokens)
         visible = None
@@ -127,18 +150,21 @@ class Transformer(nn.Module):
             visible = visibility(zeros if document is None else document, zeros if branch is None else branch)
             visible = F.pad(visible, (S, 0), value=True)  # [B,1,T,S+T]: the past is seen by all
 
-        x = self.tokens(tokens) + self.positions(positions)  # [B,T,D]
+        rows, groups = Rows(B, T, lengths), [(Rows(B, T), visible)]
+        if lengths is not None:
+            groups = [_group(lengths[part], None if visible is None else visible[part]) for part in alike(lengths)]
+        x = self.tokens(rows.pick(tokens)) + self.positions(rows.pick(positions))  # [N,D]
         # Dropout on the sum, once per occurrence; the released code drops entries of the embedding matrix itself.
         x = dropout(x, self.config.embedding_dropout if self.training else 0.0)
         for block in self.blocks:
-            x = block(x, visible, past)
+            x = block(x, groups, past)
         if past is not None and past.growing:
             past.length += T
-        return x
+        return rows.lay(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: hidden [..., D] -> [..., V]. The output table is the input table."""
-        return F.linear(hidden, self.tokens.weight)
+        return linear(hidden.flatten(0, -2), self.tokens.weight).unflatten(0, hidden.shape[:-1])
 
     def configure(self, config: ModelConfig) -> None:
         """Take the dropout rates of another configuration of the same shape."""
