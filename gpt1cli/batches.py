@@ -12,11 +12,13 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from gpt1cli import distributed
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}  # tokens computed at a time, where runtime.micro_batch does not say
 
@@ -181,6 +183,17 @@ def by_length(items: Sequence[Item], micro_batch: int | None, token_budget: int)
         order = order[size:]
 
 
+R = TypeVar("R", list[Item], np.ndarray)
+
+
+def portion(rows: R, laid: Callable[[R], Batch]) -> Batch:
+    """The batch of this process's share of the rows. Where they are fewer than the processes, one that counts nothing:
+    every process has to take part in every backward pass.
+    """
+    share = rows[distributed.rank() :: distributed.size()]
+    return laid(share) if len(share) else dataclasses.replace(laid(rows[:1]), count=0, real_tokens=0)
+
+
 @dataclass(frozen=True)
 class Epochs:
     """Labelled items in a fresh order each epoch; the call gives the micro-batches of one update.
@@ -203,8 +216,10 @@ class Epochs:
         epoch, position = divmod(step, self.updates)
         order = _shuffled(len(self.items), self.seed, epoch)
         chosen = [self.items[i] for i in order[position * self.batch_size : (position + 1) * self.batch_size]]
-        groups = by_length(chosen, self.micro_batch, self.token_budget)
-        return [items_batch([chosen[i] for i in group]) for group in groups]
+        together = distributed.size()
+        micro_batch = self.micro_batch and self.micro_batch * together
+        groups = by_length(chosen, micro_batch, self.token_budget * together)
+        return [portion([chosen[i] for i in group], items_batch) for group in groups]
 
 
 @functools.lru_cache(maxsize=2)

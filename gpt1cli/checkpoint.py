@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gpt1cli import hub, origins, published, rundir, tokenizer
+from gpt1cli import distributed, hub, origins, published, rundir, tokenizer
 from gpt1cli.config import InputError, ModelConfig, TokenizerConfig, build
 from gpt1cli.convert import read_published, read_shards
 from gpt1cli.models.heads import Classifier
@@ -70,14 +70,20 @@ def save(
     vocabulary: Tokenizer,
     keep: Iterable[int],
 ) -> None:
-    """Write the checkpoint of state.step, swap the links, and drop those that are neither linked nor to be kept."""
+    """Write the checkpoint of state.step, swap the links, and drop those that are neither linked nor to be kept.
+
+    Of several processes all take part, as each may hold a part of every tensor; the first one writes.
+    """
+    weights, moments = optimizer.weights(), optimizer.state()
+    if distributed.rank():
+        return
     folder = run / "checkpoints"
     folder.mkdir(exist_ok=True)
     aside = folder / f".{state.step}-{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    save_file({name: p.detach().contiguous() for name, p in optimizer.masters.items()}, aside / "model.safetensors")
-    save_file({**optimizer.state(), **_generators()}, aside / "training.safetensors")
+    save_file({name: weight.contiguous() for name, weight in weights.items()}, aside / "model.safetensors")
+    save_file({**moments, **_generators()}, aside / "training.safetensors")
     (aside / "state.json").write_text(json.dumps(dataclasses.asdict(state)))
     (aside / "config.json").write_text(json.dumps({"format": origins.FORMAT, **description}, indent=1))
     vocabulary.save(aside)
@@ -106,7 +112,8 @@ def resume(run: Path, optimizer: Optimizer) -> State | None:
     _restore_generators(training)
     optimizer.restore(read_tensors(last / "model.safetensors"), training)
     state = State(**rundir.read_json(last / "state.json"))
-    if state.best_step is not None and (run / "checkpoints" / str(state.best_step)).is_dir():
+    best = run / "checkpoints" / str(state.best_step)
+    if state.best_step is not None and best.is_dir() and not distributed.rank():
         _link(run / "checkpoints" / "best", state.best_step)  # a kill may have come between the two links
     return state
 

@@ -138,6 +138,8 @@ def _run(line: CommandLine, command: str, words: list[str]) -> None:
     composer = Composer(command, _source(line))
     sweep = "--multirun" in line.flags or "hydra.mode=MULTIRUN" in line.overrides
     asked = "--cfg" in line.flags or "--info" in line.flags
+    if _of_several() and (sweep or not issubclass(config.COMMANDS[command], config.TrainConfig)):
+        raise InputError("torchrun starts one training on many devices: no sweep, and no other command")
     overrides = composer.check(line.overrides, sweep, whole=not asked)
     if asked:
         _ask_hydra(line, overrides)
@@ -154,6 +156,9 @@ def _single(composer: Composer, overrides: list[str], words: list[str]) -> None:
 
     composed = compose(composer, overrides)
     module = _checked(composer.command, composed)
+    if _of_several() and os.environ.get("RANK") != "0":
+        _start(module, composed.config, composed.folder)  # the folder is rank 0's
+        return
     failures: list[Exception] = []
 
     def job(_: object) -> None:
@@ -222,12 +227,25 @@ def _checked(command: str, composed: Composed) -> ModuleType:
     return module
 
 
+def _start(module: ModuleType, run: config.RunConfig, folder: Path) -> None:
+    """Run the command, in this process or as one of several."""
+    if _of_several() or run.runtime.devices > 1:
+        importlib.import_module("gpt1cli.distributed").run(module.run, run, folder)
+    else:
+        module.run(run, folder)
+
+
+def _of_several() -> bool:
+    """Whether torchrun has started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def _execute(module: ModuleType, command: str, composed: Composed, folder: Path, words: list[str]) -> None:
     """Record what is run, and run it. InputError passes; any other exception is told here and becomes Failed."""
     try:
         stored = dataclasses.asdict(composed.config) | ({"resume": None} if composed.resumed else {})
         rundir.record(folder, stored, words, {"command": command})
-        module.run(composed.config, folder)
+        _start(module, composed.config, folder)
     except InputError:
         if not composed.resumed:
             rundir.abandon(folder)

@@ -273,7 +273,9 @@ class RuntimeConfig:
     device: Annotated[Literal["auto", "cpu", "cuda"], Key("where to compute (auto: cuda where there is one)")]
     precision: Annotated[Literal["auto", "fp32", "bf16"], Key("arithmetic (auto: bf16 where the hardware has it)")]
     compile: Annotated[bool, Key("compile the model that is trained, with torch.compile")]
-    threads: Annotated[int | None, Key("CPU threads (null: torch's choice)", at_least=1)]
+    threads: Annotated[int | None, Key("CPU threads of a process (null: torch's choice)", at_least=1)]
+    devices: Annotated[int, Key("processes on this machine that share each update of training", at_least=1)]
+    shard: Annotated[bool, Key("cut weights, gradients and moments up among the processes (FSDP)")]
     micro_batch: Annotated[
         int | None, Key("sequences computed at a time (null: as many as fit a token budget)", at_least=1)
     ]
@@ -290,6 +292,10 @@ class RunConfig:
     cache: Annotated[str, Key("folder for prepared corpora and downloads", filled=True)]
     hub: Annotated[str | None, Key("folder laid out like the Hugging Face hub, instead of the network", filled=True)]
     runtime: RuntimeConfig
+
+    def problems(self) -> Iterator[str]:
+        if not isinstance(self, TrainConfig) and (self.runtime.devices > 1 or self.runtime.shard):
+            yield "runtime.devices and runtime.shard are for training: leave them out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,6 +318,8 @@ class TrainConfig(RunConfig):
     def problems(self) -> Iterator[str]:
         if (self.epochs is None) == (self.steps is None):
             yield "exactly one of epochs and steps is needed: set the other to null"
+        if self.runtime.devices > self.batch_size:
+            yield f"runtime.devices={self.runtime.devices} share the {self.batch_size} sequences of batch_size: too few"
 
 
 # --- the commands -----------------------------------------------------------------------------------------------------
@@ -387,6 +395,8 @@ class FinetuneConfig(TrainConfig):
         micro_batch = self.runtime.micro_batch
         if self.task.loss == "soft_f1" and micro_batch is not None and micro_batch < self.batch_size:
             yield f"task.loss=soft_f1 is that of a whole batch: runtime.micro_batch={micro_batch} would split it"
+        if self.task.loss == "soft_f1" and self.runtime.devices > 1:
+            yield f"task.loss=soft_f1 is that of a whole batch: runtime.devices={self.runtime.devices} would split it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -399,6 +409,7 @@ class EvaluateConfig(RunConfig):
     limit: Limit
 
     def problems(self) -> Iterator[str]:
+        yield from super().problems()
         if self.split is not None and self.split not in self.task.splits:
             yield unknown(self.split, self.task.splits, f"split of task={self.task.name}")
 
@@ -418,6 +429,7 @@ class SpeakConfig(RunConfig):
     init: Annotated[str, Key("the model: openai, a run folder, a checkpoint folder, an exported folder", filled=True)]
 
     def problems(self) -> Iterator[str]:
+        yield from super().problems()
         if self.init == "none":
             yield "init=none: fresh weights know nothing; name a run folder, or openai"
 
@@ -459,6 +471,7 @@ class BenchConfig(RunConfig):
     input: Annotated[str | None, Key("text file to tokenise (null: the demo world's text)", filled=True)]
 
     def problems(self) -> Iterator[str]:
+        yield from super().problems()
         if self.runtime.precision != "auto" or self.runtime.compile or self.runtime.micro_batch is not None:
             yield "runtime.precision, compile and micro_batch are each contender's own: leave them out"
 
@@ -477,6 +490,7 @@ class ReportConfig(RunConfig):
     runs: Annotated[list[str], Key("run folders, folders that hold runs, or globs")]
 
     def problems(self) -> Iterator[str]:
+        yield from super().problems()
         if not self.runs:
             yield "runs is empty: name folders or globs, as in runs=[outputs/finetune]"
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from gpt1cli import rundir
+from gpt1cli import distributed, rundir
 from gpt1cli.batches import Batch
 from gpt1cli.checkpoint import State
 from gpt1cli.config import InputError, TrainConfig
@@ -60,7 +61,7 @@ def fit(
         raise InputError(f"the run has done {state.step:,} updates already, more than the {plan.steps:,} asked for")
     device = next(model.parameters()).device
     metrics = run / "metrics.jsonl"
-    pending: list[dict[str, Tensor]] = []  # losses and norms that are still on the device
+    pending: list[dict[str, Tensor]] = []  # losses, norms and counts that are still on the device
 
     def validate() -> None:
         found, score = evaluate()
@@ -80,28 +81,37 @@ def fit(
         began = time.perf_counter()
         while state.step < plan.steps:
             model.train()
-            lr, count = learning_rate(state.step), 0
+            lr = learning_rate(state.step)
             sums: dict[str, Tensor] = {}
             for batch in batches(state.step):
                 loss = objective(model, batch.to(device))
+                if not batch.count:  # of several processes this one has no rows: it takes part, and counts nothing
+                    loss = loss.uncounted()
                 loss.total.backward()
                 optimizer.accumulate()
-                count += loss.count
-                for name, value in {"loss": loss.total.detach(), **loss.parts}.items():
-                    sums[name] = sums[name] + value if name in sums else value
-                state.tokens += batch.real_tokens
+                found = {"loss": loss.total.detach(), **loss.parts}
+                found |= {"count": torch.tensor(loss.count), "tokens": torch.tensor(batch.real_tokens)}
+                sums = {name: sums[name] + value if name in sums else value for name, value in found.items()}
+            sums = distributed.summed(sums, device)
+            count, tokens = sums.pop("count"), sums.pop("tokens")
             norm = optimizer.step(lr, count)
-            pending.append({**{name: value / count for name, value in sums.items()}, "gradient_norm": norm})
+            means = {name: value / count for name, value in sums.items()}
+            pending.append({**means, "gradient_norm": norm, "tokens": tokens})
             state.step += 1
 
-            last, stopping = state.step == plan.steps, bool(stopped)  # asked once: a signal may come at any line
+            last = state.step == plan.steps
             log_due = state.step % plan.log_every == 0 or last
+            stopping = bool(stopped)  # asked once: a signal may come at any line
+            if distributed.size() > 1:  # all stop after the same update, where the device is waited for anyway
+                stopping = log_due and distributed.any_of(stopping, device)
             eval_due = state.step % plan.eval_every == 0 or last
             save_due = eval_due or state.step % plan.checkpoint_every == 0 or state.step in plan.keep or stopping
 
             if log_due or save_due:  # the device is waited for, so that the seconds are those of the work
-                state.unreported += _finite(pending, state.step)
+                done = _finite(pending, state.step)
                 pending.clear()
+                state.tokens += sum(int(update.pop("tokens")) for update in done)
+                state.unreported += done
                 state.seconds += time.perf_counter() - began
             if log_due:
                 mean = {n: sum(u[n] for u in state.unreported) / len(state.unreported) for n in state.unreported[0]}
@@ -117,9 +127,10 @@ def fit(
             if save_due:
                 save(state)
             if stopping:
-                progress.say(f"stopped by {signal.Signals(stopped[0]).name} at step {state.step:,}; checkpoint saved")
+                number = stopped[0] if stopped else signal.SIGTERM  # another process was told to stop
+                progress.say(f"stopped by {signal.Signals(number).name} at step {state.step:,}; checkpoint saved")
                 progress.say(f"go on with resume={run}")
-                raise SystemExit(128 + stopped[0])
+                raise SystemExit(128 + number)
             if log_due or save_due:
                 began = time.perf_counter()  # validation and saving are no training
     return state

@@ -26,6 +26,10 @@ class Loss:
     count: int
     parts: dict[str, Tensor] = field(default_factory=dict)
 
+    def uncounted(self) -> Loss:
+        """Zero over nothing, with a gradient of zero."""
+        return Loss(self.total * 0, 0, {name: part * 0 for name, part in self.parts.items()})
+
 
 def language_model_loss(hidden: Tensor, table: Tensor, batch: Batch) -> Tensor:
     """Weighted sum of -log p(target) over a batch's targets. hidden [B,T,D], table [V,D] -> [] (paper, equation 1)."""

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
+from gpt1cli import distributed
 from gpt1cli.config import OptimizerConfig
 
 # --- schedules: step -> factor of the highest learning rate -----------------------------------------------------------
@@ -54,8 +56,9 @@ class Optimizer:
     def __init__(self, model: nn.Module, config: OptimizerConfig, precision: torch.dtype = torch.float32):
         self.config = config
         self.parameters = dict(model.named_parameters())
-        self.masters: dict[str, Tensor] = {**self.parameters}
-        if precision != torch.float32:
+        self.rounds = precision != torch.float32  # whether the model holds copies
+        self.masters = {name: distributed.local(p.detach()) for name, p in self.parameters.items()}
+        if self.rounds:
             self.masters = {name: p.detach().clone().float() for name, p in self.parameters.items()}
             model.to(precision)
         self.sums: dict[str, Tensor] = {}  # gradients of an update that the model does not hold any more
@@ -69,17 +72,19 @@ class Optimizer:
     def accumulate(self) -> None:
         """Take over the gradients of a backward pass in bf16; of several passes in one update the sum is fp32."""
         for name, p in self.parameters.items():
-            if p.grad is None or p.dtype == torch.float32:  # in fp32 they add up where they are
+            if p.grad is None or not self.rounds:  # in fp32 they add up where they are
                 continue
             held = self.sums.get(name)
             self.sums[name] = p.grad if held is None else held.float().add_(p.grad)
             p.grad = None
 
     @torch.no_grad()
-    def step(self, lr: float, count: float) -> Tensor:
+    def step(self, lr: float, count: float | Tensor) -> Tensor:
         """One update from gradients of a loss summed over `count` things; the gradient's norm before clipping, [] ."""
-        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None} | self.sums
-        norm = norm_of(gradients.values()) / count
+        held = {name: distributed.local(p.grad) for name, p in self.parameters.items() if p.grad is not None}
+        gradients = held | self.sums
+        count = count / distributed.size()  # several processes leave the mean of their gradients
+        norm = norm_of(gradients.values(), any(isinstance(p, DTensor) for p in self.parameters.values())) / count
         divisor = count / (self.config.clip_norm / (norm + 1e-6)).clamp(max=1)  # count, and more where it is clipped
         for names in self.groups:
             present = [name for name in names if name in gradients]
@@ -104,13 +109,17 @@ class Optimizer:
             weight_decay=self.config.weight_decay if masters[0].dim() > 1 else 0.0,
             amsgrad=False, maximize=False, fused=True, grad_scale=divisor,
         )  # fmt: skip
-        if rounded := [self.parameters[name].data for name in names if self.parameters[name] is not self.masters[name]]:
-            torch._foreach_copy_(rounded, masters)
+        if self.rounds:
+            torch._foreach_copy_([self.parameters[name].data for name in names], masters)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The masters, whole, by name."""
+        return {name: distributed.gathered(master, self.parameters[name]) for name, master in self.masters.items()}
 
     def state(self) -> dict[str, Tensor]:
-        """Both moments and the update count of every parameter, by name."""
+        """Both moments and the update count of every parameter, whole, by name."""
         return {
-            f"{name}/{key}": value
+            f"{name}/{key}": distributed.gathered(value, self.parameters[name])
             for name, moments in self.moments.items()
             for key, value in zip(("step", "exp_avg", "exp_avg_sq"), moments, strict=True)
         }
@@ -119,8 +128,9 @@ class Optimizer:
     def set_weights(self, weights: dict[str, Tensor]) -> None:
         """Put weights into the masters and the model's rounded copies."""
         for name, master in self.masters.items():
-            master.copy_(weights[name])
-            self.parameters[name].copy_(master)
+            master.copy_(distributed.cut(weights[name], self.parameters[name]))
+            if self.rounds:
+                self.parameters[name].copy_(master)
 
     def restore(self, weights: dict[str, Tensor], state: dict[str, Tensor]) -> None:
         """Put back the weights and the moments, as `state` gave them."""
@@ -128,19 +138,24 @@ class Optimizer:
         for name, master in self.masters.items():
             if f"{name}/step" in state:
                 count, mean, square = (
-                    state[f"{name}/{key}"].to(master.device, copy=True) for key in ("step", "exp_avg", "exp_avg_sq")
+                    distributed.cut(state[f"{name}/{key}"], self.parameters[name]).to(master.device, copy=True)
+                    for key in ("step", "exp_avg", "exp_avg_sq")
                 )
                 self.moments[name] = count, mean, square
 
 
-def norm_of(tensors: Iterable[Tensor]) -> Tensor:
+def norm_of(tensors: Iterable[Tensor], sharded: bool = False) -> Tensor:
     """The Euclidean norm of all elements together, []; summed in fp32, piece by piece, whatever their type.
+
+    With `sharded` each process holds other elements, and all get the norm of the whole.
 
     Pieces stay in cache, and a sum of few terms keeps its digits: torch's norm of 30 million elements at once is off
     by 2e-3 on a CPU.
     """
     tensors = list(tensors)
     if tensors[0].is_cuda:
-        return torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float32)).norm()
-    pieces = (piece.float() for tensor in tensors for piece in tensor.flatten().split(2**16))
-    return torch.stack([torch.dot(piece, piece) for piece in pieces]).sum().sqrt()
+        square = torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float32)).square().sum()
+    else:
+        pieces = (piece.float() for tensor in tensors for piece in tensor.flatten().split(2**16))
+        square = torch.stack([torch.dot(piece, piece) for piece in pieces]).sum()
+    return (distributed.summed({"": square}, square.device)[""] if sharded else square).sqrt().float()

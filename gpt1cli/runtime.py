@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from gpt1cli import distributed
 from gpt1cli.batches import TOKEN_BUDGET
 from gpt1cli.config import InputError, RuntimeConfig
 from gpt1cli.kernels import keep_memory
@@ -35,12 +36,13 @@ class Machine:
     def describe(self) -> dict[str, str | int]:
         """For environment.json."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        return {"device": name, "precision": str(self.precision).removeprefix("torch."), "threads": self.threads}
+        precision = str(self.precision).removeprefix("torch.")
+        return {"device": name, "precision": precision, "threads": self.threads, "devices": distributed.size()}
 
     def __str__(self) -> str:
-        return ", ".join(
-            f"{value} threads" if key == "threads" else str(value) for key, value in self.describe().items()
-        )
+        found = self.describe()
+        together = f"{found['devices']} x " if distributed.size() > 1 else ""
+        return f"{together}{found['device']}, {found['precision']}, {found['threads']} threads"
 
 
 def start(config: RuntimeConfig, seed: int) -> Machine:
@@ -49,7 +51,9 @@ def start(config: RuntimeConfig, seed: int) -> Machine:
     has_cuda = torch.cuda.is_available()
     if config.device == "cuda" and not has_cuda:
         raise InputError("runtime.device=cuda: torch sees no CUDA device here; use runtime.device=cpu or auto")
-    device = torch.device("cuda" if has_cuda and config.device != "cpu" else "cpu")
+    device = torch.device("cpu")
+    if has_cuda and config.device != "cpu":
+        device = torch.device("cuda", torch.cuda.current_device())
     if config.threads:
         torch.set_num_threads(config.threads)
     precision = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(config.precision)

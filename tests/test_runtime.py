@@ -11,7 +11,10 @@ from small import exact
 from gpt1cli import runtime
 from gpt1cli.config import InputError, RuntimeConfig
 
-ASKED = {"device": "cpu", "precision": "auto", "compile": False, "threads": 1, "micro_batch": None, "progress": "none"}
+ASKED = {
+    "device": "cpu", "precision": "auto", "compile": False, "threads": 1, "devices": 1, "shard": False,
+    "micro_batch": None, "progress": "none",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +65,7 @@ def test_rows_fill_the_token_budget_unless_a_micro_batch_is_named():
 
 def test_a_machine_describes_itself():
     machine = start(precision="bf16")
-    assert machine.describe() == {"device": "cpu", "precision": "bfloat16", "threads": 1}
+    assert machine.describe() == {"device": "cpu", "precision": "bfloat16", "threads": 1, "devices": 1}
     assert str(machine) == "cpu, bfloat16, 1 threads"
 
 

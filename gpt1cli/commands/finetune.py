@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt1cli import checkpoint, corpus, rundir, runtime, tasks
+from gpt1cli import checkpoint, corpus, distributed, rundir, runtime, tasks
 from gpt1cli.batches import Epochs
 from gpt1cli.checkpoint import State
 from gpt1cli.config import FinetuneConfig
+from gpt1cli.distributed import Team
 from gpt1cli.evaluation import Split, load_split, loss_of, measured, outputs_of, score_split, warn_absent
 from gpt1cli.fit import Plan, fit, result_of
 from gpt1cli.hub import Need, task_needs, tokenizer_needs, weights_needs
@@ -37,25 +38,28 @@ def needs(config: FinetuneConfig) -> list[Need]:
 
 def run(config: FinetuneConfig, folder: Path) -> None:
     """Examples -> items -> model with a head -> fit -> the best checkpoint scored on every split -> result.json."""
-    if config.resume and rundir.is_finished(folder, config.steps):
+    if config.resume and rundir.is_finished(Path(config.resume), config.steps):
         print(f"{folder} is finished: {folder / 'result.json'}; larger steps= would go on")
         return
     machine = runtime.start(config.runtime, config.seed)
     warnings = rundir.note(folder, **machine.describe())
     reporting = functools.partial(Progress, folder, mode=config.runtime.progress)
 
-    body, vocabulary = starting_point(config, reporting)
-    splits = load_splits(config, vocabulary, reporting)
+    with distributed.first_alone():
+        body, vocabulary = starting_point(config, reporting)
+        splits = load_splits(config, vocabulary, reporting)
     data = {name: split.digest for name, split in splits.items()}
     rundir.note_checksums(folder, tokenizer=vocabulary.identity, **data)
     rundir.reopen(folder)
     task = config.task
     choice = bool(task.choices)
     model = Classifier(body, outputs_of(task), config.head_dropout, choice=choice).to(machine.device)
-    optimizer = Optimizer(model, config.optimizer, machine.precision)
     if machine.compile:
         model.body.compile()
-    state = checkpoint.resume(folder, optimizer) or State()
+    team = Team(model, machine.precision, machine.device, config.runtime.shard)
+    optimizer = Optimizer(model, config.optimizer, team.precision)
+    state = checkpoint.resume(distributed.home(folder), optimizer) or State()
+    distributed.seed_apart(config.seed, state.step)
     rundir.cut_metrics(folder / "metrics.jsonl", state.step if state.step else -1)
 
     micro_batch = config.batch_size if task.loss == "soft_f1" else machine.micro_batch  # F1 is that of a whole batch
@@ -67,7 +71,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
     about = checkpoint.description(config.model, config.tokenizer, vocabulary, body, task=dataclasses.asdict(task))
 
     def outputs(split: Split) -> np.ndarray:
-        return head_outputs(model, split.items, machine.micro_batch, machine.token_budget)
+        return team.read(lambda model: head_outputs(model, split.items, machine.micro_batch, machine.token_budget))
 
     def evaluate() -> tuple[dict[str, float], float]:
         found = measured(task, splits["valid"], outputs(splits["valid"]))
@@ -79,7 +83,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
             progress.say(warning)
         state = fit(
             model=model,
-            objective=fine_tuning(loss_of(task), config.lm_coef if config.aux_lm else 0.0),
+            objective=team.spread(fine_tuning(loss_of(task), config.lm_coef if config.aux_lm else 0.0)),
             batches=epochs,
             optimizer=optimizer,
             learning_rate=lambda step: config.lr * factor(step, steps, warmup),
@@ -90,7 +94,8 @@ def run(config: FinetuneConfig, folder: Path) -> None:
             run=folder,
             progress=progress,
         )
-        optimizer.set_weights(checkpoint.read_tensors(folder / "checkpoints" / "best" / "model.safetensors"))
+        best = distributed.home(folder) / "checkpoints" / "best"
+        optimizer.set_weights(checkpoint.read_tensors(best / "model.safetensors"))
         result = {
             **result_of("finetune", config, state, machine),
             "best_step": state.best_step,

@@ -7,10 +7,11 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from gpt1cli import checkpoint, corpus, documents, rundir, runtime
-from gpt1cli.batches import Batch, windows_batch
+from gpt1cli import checkpoint, corpus, distributed, documents, rundir, runtime
+from gpt1cli.batches import Batch, portion, windows_batch
 from gpt1cli.checkpoint import State
 from gpt1cli.config import InputError, PretrainConfig
+from gpt1cli.distributed import Team
 from gpt1cli.fit import Plan, fit, result_of
 from gpt1cli.hub import Need, corpus_needs, tokenizer_needs, weights_needs
 from gpt1cli.loggers import Progress
@@ -32,43 +33,46 @@ def needs(config: PretrainConfig) -> list[Need]:
 
 def run(config: PretrainConfig, folder: Path) -> None:
     """Text -> shards -> model -> fit -> result.json."""
-    if config.resume and rundir.is_finished(folder, config.steps):
+    if config.resume and rundir.is_finished(Path(config.resume), config.steps):
         print(f"{folder} is finished: {folder / 'result.json'}; larger steps= would go on")
         return
     machine = runtime.start(config.runtime, config.seed)
     warnings = rundir.note(folder, **machine.describe())
     reporting = functools.partial(Progress, folder, mode=config.runtime.progress)
 
-    source = documents.find(config.corpus, config.hub, config.cache)
-    if config.init == "none":
-        vocabulary = corpus.tokenizer_of(config.tokenizer, source, config.hub, config.cache, reporting)
-        model = Transformer(config.model, len(vocabulary))
-    else:
-        model, vocabulary = checkpoint.load(config.init, config.hub, config.cache)
-        model.configure(config.model)
-    shards = corpus.prepare(source, config.corpus.name, vocabulary, config.cache, reporting)
+    with distributed.first_alone():
+        source = documents.find(config.corpus, config.hub, config.cache)
+        if config.init == "none":
+            vocabulary = corpus.tokenizer_of(config.tokenizer, source, config.hub, config.cache, reporting)
+            model = Transformer(config.model, len(vocabulary))
+        else:
+            model, vocabulary = checkpoint.load(config.init, config.hub, config.cache)
+            model.configure(config.model)
+        shards = corpus.prepare(source, config.corpus.name, vocabulary, config.cache, reporting)
     rundir.note_checksums(folder, tokenizer=vocabulary.identity, corpus=source.digest)
     plan = plan_of(config, shards)
     warnings += rundir.note(folder, steps=plan.steps)
     rundir.reopen(folder)
 
     model.to(machine.device)
-    optimizer = Optimizer(model, config.optimizer, machine.precision)
     if machine.compile:
         model.compile()
-    state = checkpoint.resume(folder, optimizer) or State()
+    team = Team(model, machine.precision, machine.device, config.runtime.shard)
+    optimizer = Optimizer(model, config.optimizer, team.precision)
+    state = checkpoint.resume(distributed.home(folder), optimizer) or State()
+    distributed.seed_apart(config.seed, state.step)
     rundir.cut_metrics(folder / "metrics.jsonl", state.step if state.step else -1)
 
     factor, warmup = SCHEDULES[config.schedule.name], warmup_of(config, plan.steps)
     valid = corpus.spread_windows(shards.valid, config.context, config.eval_tokens)
-    size = machine.rows(config.context)
+    size = machine.rows(config.context) * distributed.size()
 
     def batches(step: int) -> Iterator[Batch]:
         windows = corpus.random_windows(shards.train, config.context, config.batch_size, config.seed, step)
-        return (windows_batch(windows[start : start + size]) for start in range(0, len(windows), size))
+        return (portion(windows[start : start + size], windows_batch) for start in range(0, len(windows), size))
 
     def evaluate() -> tuple[dict[str, float], float]:
-        loss = mean_token_loss(model, valid, machine.token_budget)
+        loss = team.read(lambda model: mean_token_loss(model, valid, machine.token_budget))
         return {"loss": loss, "perplexity": math.exp(min(loss, 700))}, -loss
 
     about = checkpoint.description(config.model, config.tokenizer, vocabulary, model)
@@ -79,7 +83,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
             progress.say(warning)
         state = fit(
             model=model,
-            objective=language_modelling,
+            objective=team.spread(language_modelling),
             batches=batches,
             optimizer=optimizer,
             learning_rate=lambda step: config.lr * factor(step, plan.steps, warmup),

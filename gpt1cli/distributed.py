@@ -1,0 +1,304 @@
+"""One run on several devices: a process for each, which all do the same run on their own rows of every update.
+
+Rank 0 writes the run folder; the others leave their record in a scratch folder that vanishes with them. With
+DistributedDataParallel every process holds the whole model; with `runtime.shard` FSDP2 cuts weights, gradients and
+moments up, and gathers a block's weights when it is their turn. A checkpoint holds whole tensors either way, so that
+any number of processes can go on from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import socket
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from gpt1cli.config import InputError, TrainConfig
+
+T = TypeVar("T")
+Run = Callable[[Any, Path], None]  # a command's run(config, folder)
+STOPPED = {128 + signal.SIGINT, 128 + signal.SIGTERM}  # exit statuses of a run that saved its checkpoint first
+GRACE = 60.0  # seconds in which the other ranks end, too, after one of them was stopped
+
+
+# --- who we are -------------------------------------------------------------------------------------------------------
+
+
+def rank() -> int:
+    """The number of this process, 0 where it is alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    """How many processes do this run."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextlib.contextmanager
+def first_alone() -> Iterator[None]:
+    """Rank 0 goes first: what it prepares in the cache, the others find there."""
+    if rank():
+        dist.barrier()
+    yield
+    if dist.is_initialized() and not rank():
+        dist.barrier()
+
+
+def home(folder: Path) -> Path:
+    """The run folder, which is rank 0's. The others come back from here when rank 0 has come, too."""
+    if size() == 1:
+        return folder
+    told: list[Any] = [folder]
+    dist.broadcast_object_list(told)
+    return told[0]
+
+
+def summed(values: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The sums over all processes; one process keeps its values as they are."""
+    if size() == 1:
+        return values
+    stacked = torch.stack([value.to(device, torch.float64) for value in values.values()])
+    dist.all_reduce(stacked)
+    return dict(zip(values, stacked.float(), strict=True))
+
+
+def any_of(flag: bool, device: torch.device) -> bool:
+    """Whether any process says yes."""
+    return bool(summed({"flag": torch.tensor(flag)}, device)["flag"])
+
+
+def seed_apart(seed: int, step: int) -> None:
+    """Ranks above 0 draw dropout masks of their own; rank 0 has the generator that its checkpoint keeps."""
+    if rank():
+        torch.manual_seed(int(np.random.SeedSequence([seed, rank(), step]).generate_state(1, np.uint64)[0] >> 1))
+
+
+# --- a model on several devices ---------------------------------------------------------------------------------------
+
+
+class Whole(nn.Module):
+    """A model behind a single forward: whatever is done with it between gathering and reducing is one function."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable[..., T], *arguments: Any) -> T:
+        return function(self.model, *arguments)
+
+
+class Team:
+    """How a model is shared among the processes. Make it, then the optimizer, then ask for the objective."""
+
+    def __init__(self, model: Any, precision: torch.dtype, device: torch.device, shard: bool):
+        self.model, self.device, self.sharded = model, device, shard and size() > 1
+        self.whole: nn.Module = Whole(model)
+        self.precision = torch.float32 if self.sharded else precision  # of the parameters that the optimizer sees
+        if self.sharded:
+            policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32)
+            mesh = init_device_mesh(device.type, (size(),))
+            for block in getattr(model, "body", model).blocks:
+                fully_shard(block, mesh=mesh, mp_policy=policy)
+            fully_shard(self.whole, mesh=mesh, mp_policy=policy)
+
+    def spread(self, objective: Callable[[Any, Any], T]) -> Callable[[Any, Any], T]:
+        """The objective, such that backward leaves in every process the mean of all processes' gradients."""
+        if size() == 1:
+            return objective
+        if not self.sharded:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            self.whole = DistributedDataParallel(self.whole, device_ids=ids)
+        return lambda _, batch: self.whole(objective, batch)
+
+    def read(self, function: Callable[[Any], T]) -> T:
+        """What a function makes of the model, without gradients; all processes take part."""
+        return self.whole(function) if self.sharded else function(self.model)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(part: Tensor, like: Tensor) -> Tensor:
+    """The whole tensor of which each process holds a part, cut up as `like` is; all processes take part."""
+    if not isinstance(like, DTensor) or part.dim() == 0:
+        return part
+    cut = DTensor.from_local(part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+    return cut.full_tensor()
+
+
+def cut(whole: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a whole tensor, cut up as `like` is."""
+    if not isinstance(like, DTensor) or whole.dim() == 0:
+        return whole
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None).to_local()
+
+
+# --- starting and ending the processes --------------------------------------------------------------------------------
+
+
+class RankFailed(RuntimeError):
+    """One of the processes failed or was killed, and so the run."""
+
+
+def run(function: Run, config: TrainConfig, folder: Path) -> None:
+    """A command's run on runtime.devices processes of this machine, or as the one of several that torchrun has started.
+
+    InputError and SystemExit are passed on from the ranks; RankFailed where one of them failed or was killed.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _joined(function, config, folder)
+    else:
+        _launch(function, config, folder)
+
+
+def _joined(function: Run, config: TrainConfig, folder: Path) -> None:
+    """Run as one rank of those that the environment tells of."""
+    cuda = torch.cuda.is_available() and config.runtime.device != "cpu"
+    if cuda:
+        here, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if here >= there:
+            raise InputError(f"{here + 1} processes on this machine, but {there} CUDA devices: start fewer")
+        torch.cuda.set_device(here)
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        if rank() == 0:
+            function(config, folder)
+        else:
+            silent = dataclasses.replace(config.runtime, progress="none")
+            with tempfile.TemporaryDirectory(prefix="gpt1-") as scratch, contextlib.redirect_stdout(None):
+                function(dataclasses.replace(config, runtime=silent), Path(scratch))
+    finally:
+        dist.destroy_process_group()
+
+
+def _launch(function: Run, config: TrainConfig, folder: Path) -> None:
+    """A process for each rank, here; they end together."""
+    count, context, runtime = config.runtime.devices, get_context("spawn"), config.runtime
+    if runtime.threads is None and runtime.device != "cuda" and not torch.cuda.is_available():
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        config = dataclasses.replace(config, runtime=dataclasses.replace(runtime, threads=max(1, cores // count)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = []
+    for number in range(count):
+        ours, theirs = context.Pipe()
+        place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "MASTER_PORT": port}
+        process = context.Process(target=_rank, args=(place, function, config, folder, theirs))
+        process.start()
+        theirs.close()
+        ranks.append((process, ours))
+    try:
+        with _passing_signals([process.pid for process, _ in ranks]):
+            _wait([process for process, _ in ranks])
+        codes = [process.exitcode for process, _ in ranks]  # None: it did not end by itself
+    finally:
+        for process, _ in ranks:
+            process.kill()
+            process.join()
+    _tell(codes, [found for _, ours in ranks for found in _words(ours)], folder)
+
+
+def _rank(place: Mapping[str, int], function: Run, config: TrainConfig, folder: Path, words: Connection) -> None:
+    """A rank's own process. What went wrong is sent to the first process, which tells it once."""
+    os.setsid()  # Ctrl-C on a terminal reaches the first process alone, which passes it on
+    os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
+    threading.Thread(target=_end_with, args=(words,), daemon=True).start()
+    try:
+        _joined(function, config, folder)
+    except InputError as error:
+        words.send(("input", str(error), ""))
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except Exception as error:
+        about = f"rank {place['RANK']}: {type(error).__name__}: {error}"
+        words.send(("fault", about, traceback.format_exc()))
+        raise SystemExit(1) from None
+
+
+def _end_with(parent: Connection) -> None:
+    """Leave no rank behind when the first process is killed: its end of the pipe is then closed."""
+    with contextlib.suppress(EOFError, OSError):
+        parent.recv()
+    os._exit(1)
+
+
+def _wait(processes: Sequence[Any]) -> None:
+    """Until all have ended, or one of them so that the others cannot go on, or later than GRACE after a stop."""
+    alive, stopped = list(processes), False
+    while alive:
+        ended = wait([process.sentinel for process in alive], timeout=GRACE if stopped else None)
+        alive = [process for process in alive if process.is_alive()]
+        codes = {process.exitcode for process in processes} - {None}
+        if not ended or not codes <= {0, *STOPPED}:
+            break
+        stopped = bool(codes & STOPPED)
+    for process in alive:  # time for what another rank's end did to them
+        process.join(1.0)
+
+
+def _words(rank: Connection) -> Iterator[tuple[str, str, str]]:
+    with contextlib.suppress(EOFError, OSError):  # it ended without a word
+        yield rank.recv()
+
+
+def _tell(codes: Sequence[int | None], words: Sequence[tuple[str, str, str]], folder: Path) -> None:
+    """Raise what the ranks' ends amount to: first a mistake in the input, then a kill, then a fault."""
+    for kind, message, _ in words:
+        if kind == "input":
+            raise InputError(message)
+    for number, code in enumerate(codes):
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name
+            raise RankFailed(
+                f"rank {number} of {len(codes)} was ended by {name}, and the others with it; go on with resume={folder}"
+            )
+    for _, message, trace in words:
+        error = RankFailed(message)
+        error.add_note(trace)
+        raise error
+    for code in codes:
+        if code:
+            raise SystemExit(code)
+
+
+@contextlib.contextmanager
+def _passing_signals(pids: Sequence[int | None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM go on to the ranks, which save a checkpoint and end."""
+
+    def forward(number: int, _: object) -> None:
+        for pid in pids:
+            if pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
