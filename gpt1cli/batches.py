@@ -212,13 +212,13 @@ class Epochs:
         """Updates in one epoch."""
         return -(-len(self.items) // self.batch_size)
 
-    def __call__(self, step: int) -> list[Batch]:
+    def __call__(self, step: int, halvings: int = 0) -> list[Batch]:
         epoch, position = divmod(step, self.updates)
         order = _shuffled(len(self.items), self.seed, epoch)
         chosen = [self.items[i] for i in order[position * self.batch_size : (position + 1) * self.batch_size]]
         together = distributed.size()
-        micro_batch = self.micro_batch and self.micro_batch * together
-        groups = by_length(chosen, micro_batch, self.token_budget * together)
+        micro_batch = self.micro_batch and max(1, self.micro_batch >> halvings) * together
+        groups = by_length(chosen, micro_batch, (self.token_budget >> halvings) * together)
         return [portion([chosen[i] for i in group], items_batch) for group in groups]
 
 

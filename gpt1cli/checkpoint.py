@@ -41,6 +41,7 @@ class State:
     step: int = 0  # updates done
     seconds: float = 0.0  # of training, over all sessions
     tokens: int = 0  # trained on
+    halvings: int = 0  # of the micro-batch, because memory ran out
     best_step: int | None = None
     best_score: float | None = None
     best_metrics: dict[str, float] = dataclasses.field(default_factory=dict)

@@ -41,7 +41,7 @@ class Plan:
 def fit(
     model: M,
     objective: Callable[[M, Batch], Loss],
-    batches: Callable[[int], Iterable[Batch]],
+    batches: Callable[[int, int], Iterable[Batch]],
     optimizer: Optimizer,
     learning_rate: Callable[[int], float],
     evaluate: Callable[[], tuple[dict[str, float], float]],
@@ -53,6 +53,7 @@ def fit(
 ) -> State:
     """Train until plan.steps updates are done; the state at the end.
 
+    `batches(step, halvings)` gives the micro-batches of an update, halved as often as memory has run out so far.
     `evaluate` gives the validation metrics and the score that the best checkpoint maximises; `save` writes a
     checkpoint. FloatingPointError when a loss is no longer finite; SystemExit(128 + signal) after Ctrl-C or SIGTERM,
     checkpoint saved. InputError where more updates are done than planned: a resumed run does not go back.
@@ -82,16 +83,13 @@ def fit(
         while state.step < plan.steps:
             model.train()
             lr = learning_rate(state.step)
-            sums: dict[str, Tensor] = {}
-            for batch in batches(state.step):
-                loss = objective(model, batch.to(device))
-                if not batch.count:  # of several processes this one has no rows: it takes part, and counts nothing
-                    loss = loss.uncounted()
-                loss.total.backward()
-                optimizer.accumulate()
-                found = {"loss": loss.total.detach(), **loss.parts}
-                found |= {"count": torch.tensor(loss.count), "tokens": torch.tensor(batch.real_tokens)}
-                sums = {name: sums[name] + value if name in sums else value for name, value in found.items()}
+            try:
+                sums = _gradients(model, objective, batches(state.step, state.halvings), optimizer, device)
+            except _OutOfMemory as short:
+                optimizer.forget()
+                state.halvings += 1
+                progress.say(short.told())
+                continue
             sums = distributed.summed(sums, device)
             count, tokens = sums.pop("count"), sums.pop("tokens")
             norm = optimizer.step(lr, count)
@@ -134,6 +132,49 @@ def fit(
             if log_due or save_due:
                 began = time.perf_counter()  # validation and saving are no training
     return state
+
+
+def _gradients(
+    model: M,
+    objective: Callable[[M, Batch], Loss],
+    batches: Iterable[Batch],
+    optimizer: Optimizer,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """Bring the gradients of an update's micro-batches into the optimizer; losses, parts and counts, summed."""
+    sums: dict[str, Tensor] = {}
+    for batch in batches:
+        try:
+            loss = objective(model, batch.to(device))
+            if not batch.count:  # of several processes this one has no rows: it takes part, and counts nothing
+                loss = loss.uncounted()
+            loss.total.backward()
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise _OutOfMemory(*batch.tokens.shape) from None
+            raise
+        optimizer.accumulate()
+        found = {"loss": loss.total.detach(), **loss.parts}
+        found |= {"count": torch.tensor(loss.count), "tokens": torch.tensor(batch.real_tokens)}
+        sums = {name: sums[name] + value if name in sums else value for name, value in found.items()}
+    return sums
+
+
+class _OutOfMemory(Exception):
+    """Memory ran out on a micro-batch of so many rows of so many tokens."""
+
+    def __init__(self, rows: int, tokens: int):
+        super().__init__(rows, tokens)
+        self.rows, self.tokens = rows, tokens
+
+    def told(self) -> str:
+        """What is done about it; InputError where nothing can be done here."""
+        what = f"memory ran out on {self.rows:,} x {self.tokens:,} tokens"
+        if self.rows == 1:
+            raise InputError(f"{what}: runtime.precision=bf16, a smaller model or shorter sequences need less") from None
+        if distributed.size() > 1:  # the others wait for this one's gradients
+            raise InputError(f"{what}; name runtime.micro_batch={self.rows // 2}") from None
+        return f"{what}: from here on half as much is computed at a time, which changes nothing of what is learned"
 
 
 def result_of(command: str, config: TrainConfig, state: State, machine: Machine) -> dict[str, Any]:

@@ -78,6 +78,12 @@ class Optimizer:
             self.sums[name] = p.grad if held is None else held.float().add_(p.grad)
             p.grad = None
 
+    def forget(self) -> None:
+        """Drop the gradients of an update that was not finished."""
+        self.sums.clear()
+        for p in self.parameters.values():
+            p.grad = None
+
     @torch.no_grad()
     def step(self, lr: float, count: float | Tensor) -> Tensor:
         """One update from gradients of a loss summed over `count` things; the gradient's norm before clipping, [] ."""

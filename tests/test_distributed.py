@@ -157,8 +157,9 @@ def started(folder: Path, *words: str) -> subprocess.Popen:
 
 def ranks(process: subprocess.Popen) -> list[int]:
     """The ranks' process numbers, in order."""
-    found = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid=,args="], capture_output=True, text=True)
-    return sorted(int(line.split()[0]) for line in found.stdout.splitlines() if "spawn_main" in line)
+    command = ["ps", "--ppid", str(process.pid), "-o", "pid=", "-o", "args="]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return sorted(int(line.split()[0]) for line in found if "spawn_main" in line)
 
 
 @pytest.mark.slow

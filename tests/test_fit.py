@@ -6,12 +6,14 @@ import dataclasses
 import functools
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from small import NO_DROPOUT
 
 from gpt1cli import checkpoint, rundir, tokenizer
 from gpt1cli.batches import windows_batch
@@ -46,9 +48,9 @@ def train(
     state = checkpoint.resume(folder, optimizer) or State()
     rundir.cut_metrics(folder / "metrics.jsonl", state.step if state.step else -1)
 
-    def batches(step):
+    def batches(step, halvings):
         windows = random_windows(TOKENS, 16, 4, 0, step)
-        return [windows_batch(part) for part in np.array_split(windows, split)]
+        return [windows_batch(part) for part in np.array_split(windows, min(4, split << halvings))]
 
     write = functools.partial(
         checkpoint.save, folder, optimizer=optimizer, description={}, vocabulary=VOCABULARY, keep=(3,)
@@ -272,3 +274,47 @@ def test_checkpoints_hold_no_code(tmp_path):
         "vocab.json",
         "merges.txt",
     }
+
+
+class Short:
+    """Pretraining on a device that holds so many rows; and every size that was tried."""
+
+    def __init__(self, rows: int, error: Exception) -> None:
+        self.rows, self.error, self.tried = rows, error, []
+
+    def __call__(self, model, batch) -> Loss:
+        self.tried.append(len(batch.tokens))
+        if len(batch.tokens) > self.rows:
+            raise self.error
+        return language_modelling(model, batch)
+
+
+SHORT = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you")]
+
+
+@pytest.mark.parametrize("error", SHORT)
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_when_memory_runs_out_half_is_computed_at_a_time_with_the_same_result(tmp_path, monkeypatch, precision, error):
+    monkeypatch.setattr(sys.modules[__name__], "SMALL", dataclasses.replace(SMALL, **NO_DROPOUT))
+    wanted, _ = train(tmp_path / "wanted", precision, split=4)
+    short = Short(1, error)
+    found, state = train(tmp_path / "found", precision, objective=short, split=1)
+    assert short.tried[:6] == [4, 2, 1, 1, 1, 1] and set(short.tried[6:]) == {1}
+    assert same(weights(found), weights(wanted)) and state.halvings == 2
+    told = (tmp_path / "found" / "run.log").read_text()
+    assert told.count("memory ran out on 4 x 16 tokens") == told.count("memory ran out on 2 x 16 tokens") == 1
+
+
+def test_a_resumed_run_remembers_how_much_memory_held(tmp_path):
+    short = Short(2, SHORT[0])
+    train(tmp_path, objective=short, split=1, steps=5)
+    tried = len(short.tried)
+    train(tmp_path, objective=short, split=1, steps=8)
+    assert short.tried[tried:] == [2, 2] * 3
+
+
+def test_what_does_not_fit_at_all_is_told(tmp_path):
+    with pytest.raises(InputError, match=r"memory ran out on 1 x 16 tokens: runtime\.precision=bf16, a smaller model"):
+        train(tmp_path, objective=Short(0, SHORT[0]), split=1)
+    with pytest.raises(RuntimeError, match="something else"):
+        train(tmp_path / "other", objective=Short(0, RuntimeError("something else")), split=1)

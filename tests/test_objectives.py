@@ -295,7 +295,7 @@ class Silent:
 def our_curve(
     model: nn.Module,
     objective: Callable[[nn.Module, Batch], Loss],
-    batches: Callable[[int], list[Batch]],
+    batches: Callable[[int, int], list[Batch]],
     factor: Callable[[int], float],
     folder: Path,
 ) -> list[float]:
@@ -351,7 +351,7 @@ def test_the_golden_curve_of_pretraining(peer, tmp_path):
         rows = torch.tensor(windows(8, step))
         return F.cross_entropy(peer(rows[:, :-1]).logits.flatten(0, 1), rows[:, 1:].flatten())
 
-    def batches(step: int) -> list[Batch]:
+    def batches(step: int, halvings: int) -> list[Batch]:
         return [windows_batch(windows(8, step)[part]) for part in (slice(0, 3), slice(3, 6), slice(6, 8))]
 
     theirs = their_curve(peer, loss_of, factors)

@@ -65,9 +65,9 @@ def run(config: PretrainConfig, folder: Path) -> None:
 
     factor, warmup = SCHEDULES[config.schedule.name], warmup_of(config, plan.steps)
     valid = corpus.spread_windows(shards.valid, config.context, config.eval_tokens)
-    size = machine.rows(config.context) * distributed.size()
 
-    def batches(step: int) -> Iterator[Batch]:
+    def batches(step: int, halvings: int) -> Iterator[Batch]:
+        size = max(1, machine.rows(config.context) >> halvings) * distributed.size()
         windows = corpus.random_windows(shards.train, config.context, config.batch_size, config.seed, step)
         return (portion(windows[start : start + size], windows_batch) for start in range(0, len(windows), size))
 
