@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -75,6 +76,7 @@ class Batch:
     document: Tensor | None = None  # [B,T] int64; None: one document a row
     branch: Tensor | None = None  # [B,T] int64; None: no branches
     lengths: tuple[int, ...] | None = None  # tokens of each row that are no padding; None: all
+    scored: Tensor | None = None  # [S] int64: which of the flattened targets weigh something; None: all
     ends: Tensor | None = None  # [N,K] int64: where the `_classify_` of item n's sequence k lies in the flattened rows
     labels: Tensor | None = None  # [N] int64 classes, or float32 scores
 
@@ -84,12 +86,19 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        moved: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=True)
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """The same batch in memory that a GPU copies from while it computes."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        changed: dict[str, Any] = {
+            field.name: change(value)
             for field in dataclasses.fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
-        return dataclasses.replace(self, **moved)
+        return dataclasses.replace(self, **changed)
 
 
 def windows_batch(windows: np.ndarray) -> Batch:
@@ -156,18 +165,20 @@ def items_batch(items: Sequence[Item]) -> Batch:
             line[: len(array)] = array
         return torch.from_numpy(laid)  # [B,T]
 
+    weights = padded([row.weights for row in rows], np.float32)
     ends = [i * T + end for i, row in enumerate(rows) for end in row.ends]
     labels = [item.label for item in items]
     return Batch(
         tokens=padded([row.tokens for row in rows], np.int64),
         targets=padded([row.targets for row in rows], np.int64),
-        weights=padded([row.weights for row in rows], np.float32),
+        weights=weights,
         count=len(items),
         real_tokens=sum(len(row.tokens) for row in rows),
         positions=padded([row.positions for row in rows], np.int64) if branched else None,
         document=padded([row.branch * 0 for row in rows], np.int64, fill=1) if branched else None,  # padding: its own
         branch=padded([row.branch for row in rows], np.int64) if branched else None,
         lengths=tuple(len(row.tokens) for row in rows),
+        scored=weights.flatten().nonzero().squeeze(1),
         ends=torch.tensor(ends).view(len(items), -1),
         labels=None if None in labels else torch.tensor(labels),
     )
@@ -225,3 +236,24 @@ class Epochs:
 @functools.lru_cache(maxsize=2)
 def _shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+Source = Callable[[int, int], Iterable[Batch]]
+
+
+def ahead(batches: Source, steps: int) -> Source:
+    """The same batches, those of the next update prepared on another thread, in pinned memory, while a GPU computes."""
+    pool = ThreadPoolExecutor(1)
+    waiting: dict[tuple[int, int], Future[list[Batch]]] = {}
+
+    def prepared(step: int, halvings: int) -> list[Batch]:
+        return [batch.pinned() for batch in batches(step, halvings)]
+
+    def next_ones(step: int, halvings: int) -> list[Batch]:
+        found = waiting.pop((step, halvings), None) or pool.submit(prepared, step, halvings)
+        waiting.clear()
+        if step + 1 < steps:
+            waiting[step + 1, halvings] = pool.submit(prepared, step + 1, halvings)
+        return found.result()
+
+    return next_ones

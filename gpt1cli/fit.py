@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt1cli import distributed, rundir
-from gpt1cli.batches import Batch
+from gpt1cli.batches import Batch, ahead
 from gpt1cli.checkpoint import State
 from gpt1cli.config import InputError, TrainConfig
 from gpt1cli.loggers import Progress
@@ -61,6 +61,7 @@ def fit(
     if state.step > plan.steps:
         raise InputError(f"the run has done {state.step:,} updates already, more than the {plan.steps:,} asked for")
     device = next(model.parameters()).device
+    batches = ahead(batches, plan.steps) if device.type == "cuda" else batches
     metrics = run / "metrics.jsonl"
     pending: list[dict[str, Tensor]] = []  # losses, norms and counts that are still on the device
 
@@ -171,7 +172,7 @@ class _OutOfMemory(Exception):
         """What is done about it; InputError where nothing can be done here."""
         what = f"memory ran out on {self.rows:,} x {self.tokens:,} tokens"
         if self.rows == 1:
-            raise InputError(f"{what}: runtime.precision=bf16, a smaller model or shorter sequences need less") from None
+            raise InputError(f"{what}: runtime.precision=bf16, a smaller model, shorter sequences need less") from None
         if distributed.size() > 1:  # the others wait for this one's gradients
             raise InputError(f"{what}; name runtime.micro_batch={self.rows // 2}") from None
         return f"{what}: from here on half as much is computed at a time, which changes nothing of what is learned"

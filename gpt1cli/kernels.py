@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_ROWS = 1024  # rows whose logits exist at one time: 1024 x 40,478 in bf16 are 83 MB
+CHUNK_ROWS = {"cpu": 1024, "cuda": 8192}  # rows whose logits exist at one time: 1024 x 40,478 in bf16 are 83 MB
 VOCABULARY_TILE = 256  # entries whose fp32 exponentials exist at one time on a CPU: 256 x 1024 are 1 MB
 QUERIES = 128  # queries whose attention weights exist at one time on a CPU
 FEW_ROWS = 16  # a product with so many rows or fewer takes as long as reading the weights
@@ -308,9 +308,10 @@ def cross_entropy(hidden: Tensor, table: Tensor, targets: Tensor, weights: Tenso
 
 def log_probabilities(hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
     """log softmax(hidden table')[target] of every row, in fp32, chunk by chunk, without gradients. -> [N]"""
+    chunk = CHUNK_ROWS[hidden.device.type]
     found = [
         _exponentials(h, table, t)[2]
-        for h, t in zip(hidden.split(CHUNK_ROWS), targets.split(CHUNK_ROWS), strict=True)
+        for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)
         if len(h)
     ]
     return torch.cat(found) if found else hidden.new_zeros(0, dtype=torch.float32)
@@ -345,8 +346,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         d_hidden = torch.empty_like(hidden)
         d_table: Tensor | None = None  # as soon as there is a second chunk a sum in fp32
-        for start in range(0, len(hidden), CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
+        chunk = CHUNK_ROWS[hidden.device.type]
+        for start in range(0, len(hidden), chunk):
+            rows = slice(start, start + chunk)
             h, t, w = hidden[rows], targets[rows], weights[rows].float()
             errors, sums, log_p = _exponentials(h, table, t)
             loss -= (log_p * w).sum()

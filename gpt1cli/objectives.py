@@ -33,12 +33,10 @@ class Loss:
 
 def language_model_loss(hidden: Tensor, table: Tensor, batch: Batch) -> Tensor:
     """Weighted sum of -log p(target) over a batch's targets. hidden [B,T,D], table [V,D] -> [] (paper, equation 1)."""
-    weights = batch.weights.flatten()
-    scored = weights.nonzero().squeeze(1)
-    states = hidden.flatten(0, 1)
-    if len(scored) < len(weights):  # padding has no target: its logits are never computed
-        states = states.index_select(0, scored)
-    return cross_entropy(states, table, batch.targets.flatten()[scored], weights[scored])
+    states, targets, weights = hidden.flatten(0, 1), batch.targets.flatten(), batch.weights.flatten()
+    if batch.scored is not None:  # padding has no target: its logits are never computed
+        states, targets, weights = (x.index_select(0, batch.scored) for x in (states, targets, weights))
+    return cross_entropy(states, table, targets, weights)
 
 
 def language_modelling(model: Transformer, batch: Batch) -> Loss:

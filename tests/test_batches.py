@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from small import item, tokens_of
 
-from gpt1cli.batches import Batch, Epochs, Item, by_length, items_batch, windows_batch
+from gpt1cli.batches import Batch, Epochs, Item, ahead, by_length, items_batch, windows_batch
 
 
 def test_windows_predict_the_next_token():
@@ -178,3 +179,35 @@ def test_a_batch_follows_from_seed_and_step_alone():
 def test_the_split_does_not_change_which_examples_are_in_an_update():
     for step in range(10):
         assert set(seen(epochs(micro_batch=1)(step))) == set(seen(epochs(micro_batch=None)(step)))
+
+
+# --- ahead of time ----------------------------------------------------------------------------------------------------
+
+
+def test_the_next_update_is_prepared_while_this_one_is_computed(monkeypatch):
+    monkeypatch.setattr(Batch, "pinned", lambda batch: batch)  # there may be no GPU to pin memory for
+    asked, prepared = [], threading.Semaphore(0)
+
+    def batches(step: int, halvings: int) -> list[Batch]:
+        asked.append((step, halvings, threading.current_thread() is threading.main_thread()))
+        prepared.release()
+        return [windows_batch(np.full((1, 3), step))]
+
+    source = ahead(batches, steps=4)
+    assert source(0, 0)[0].tokens.tolist() == [[0, 0]]
+    prepared.acquire(), prepared.acquire()
+    assert asked == [(0, 0, False), (1, 0, False)]  # before anyone wanted update 1
+    assert source(1, 0)[0].tokens.tolist() == [[1, 1]]
+    prepared.acquire()
+    assert source(1, 1)[0].tokens.tolist() == [[1, 1]]  # memory ran out: the same update again, otherwise cut
+    assert source(2, 1)[0].tokens.tolist() == [[2, 2]]
+    assert source(3, 1)[0].tokens.tolist() == [[3, 3]]
+    assert sorted({entry[:2] for entry in asked}) == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (3, 1)]
+
+
+def test_what_a_thread_stumbles_over_is_raised_where_it_is_wanted():
+    def batches(step: int, halvings: int) -> list[Batch]:
+        raise ValueError("no such window")
+
+    with pytest.raises(ValueError, match="no such window"):
+        ahead(batches, steps=4)(0, 0)

@@ -294,7 +294,7 @@ def value_and_gradients(function, hidden: Tensor, table: Tensor, targets: Tensor
 @pytest.mark.parametrize("N", [1, 7, 8, 9, 16, 21])
 @pytest.mark.parametrize("wanted_by", [cross_entropy_plain, by_torch])
 def test_cross_entropy_in_chunks_equals_the_whole(monkeypatch, N, wanted_by):
-    monkeypatch.setattr(kernels, "CHUNK_ROWS", 8)
+    monkeypatch.setitem(kernels.CHUNK_ROWS, "cpu", 8)
     inputs = scored(N)
     for found, wanted in zip(
         value_and_gradients(cross_entropy, *inputs), value_and_gradients(wanted_by, *inputs), strict=True
@@ -304,7 +304,7 @@ def test_cross_entropy_in_chunks_equals_the_whole(monkeypatch, N, wanted_by):
 
 @pytest.mark.parametrize("N", [1, 8, 21])
 def test_cross_entropy_and_log_probabilities_without_gradients(monkeypatch, N):
-    monkeypatch.setattr(kernels, "CHUNK_ROWS", 8)
+    monkeypatch.setitem(kernels.CHUNK_ROWS, "cpu", 8)
     hidden, table, targets, weights = scored(N)
     with torch.no_grad():
         loss, found = cross_entropy(hidden, table, targets, weights), log_probabilities(hidden, table, targets)
@@ -361,7 +361,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_no_more_logits_than_a_chunk_exist_at_a_time(monkeypatch):
-    monkeypatch.setattr(kernels, "CHUNK_ROWS", 8)
+    monkeypatch.setitem(kernels.CHUNK_ROWS, "cpu", 8)
     N, V, D = 50, 40, 4
     inputs = scored(N, V, D)
 
