@@ -39,6 +39,11 @@ def keep_memory() -> None:
         libc.mallopt(m_top_pad, 256 * 2**20)
 
 
+def _by_torch(x: Tensor) -> bool:
+    """Whether torch's own operations are the fast ones: on a GPU, and where torch.compile makes one graph of them."""
+    return x.is_cuda or torch.compiler.is_compiling()
+
+
 # --- rows without their padding ---------------------------------------------------------------------------------------
 
 
@@ -82,7 +87,7 @@ def alike(lengths: Sequence[int]) -> Iterator[slice]:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x weight' + bias. x [M,K], weight [N,K], bias [N] -> [M,N]"""
-    if x.is_cuda or x.dtype != torch.bfloat16:
+    if _by_torch(x) or x.dtype != torch.bfloat16:
         return F.linear(x, weight, bias)
     if len(x) <= FEW_ROWS and not torch.is_grad_enabled():
         # oneDNN would lay out the weights anew, which are most of what is read: a token at a time takes 0.6 of the time
@@ -133,7 +138,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
     """Zero each element with probability p and scale the rest by 1/(1-p); p = 0 returns x itself."""
     if p == 0:
         return x
-    return F.dropout(x, p) if x.is_cuda else _WordDropout.apply(x, p)
+    return F.dropout(x, p) if _by_torch(x) else _WordDropout.apply(x, p)
 
 
 def _signs(shape: torch.Size, p: float) -> Tensor:
@@ -189,7 +194,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, p: float)
 
     Queries are the last T of the S tokens, and no rule lets a token see a later one.
     """
-    if q.is_cuda or (q.dtype == torch.float32 and p == 0):
+    if _by_torch(q) or (q.dtype == torch.float32 and p == 0):
         causal = visible is None and q.shape[2] > 1
         return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=p, is_causal=causal)
     B, H, T, C = q.shape

@@ -153,15 +153,6 @@ def test_dropout_follows_the_seed_and_never_repeats_a_mask():
     assert not torch.equal(first, second)
 
 
-@pytest.mark.slow
-def test_compiled_dropout_keeps_its_rate_its_gradient_and_draws_anew():
-    compiled, x = torch.compile(dropout), torch.ones(100_000, 4, requires_grad=True)
-    y, again = compiled(x, 0.1), compiled(x, 0.1)
-    y.sum().backward()
-    assert (y == 0).double().mean(0).tolist() == pytest.approx([0.1] * 4, abs=0.005)
-    assert torch.equal(x.grad, y) and not torch.equal(y, again)
-
-
 # --- attention --------------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch._dynamo
 from small import NO_DROPOUT, SHAPE, exact, model_config, peer_config, stir
 from torch import Tensor
 from transformers import OpenAIGPTLMHeadModel
@@ -264,6 +265,25 @@ def test_what_is_padding_changes_no_real_token_and_no_gradient(model, monkeypatc
         assert told is None or not hidden[~real].any()
     for found, wanted in zip(*seen, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@torch._dynamo.config.patch(error_on_recompile=True)
+def test_a_compiled_model_is_one_graph_is_compiled_once_and_computes_the_same():
+    torch.manual_seed(0)
+    config = model_config(**SHAPE, **NO_DROPOUT)
+    model, compiled = Transformer(config, VOCABULARY).train(), Transformer(config, VOCABULARY).train()
+    compiled.load_state_dict(model.state_dict())
+    compiled.compile(fullgraph=True)  # a graph break is an error
+    for _ in range(3):
+        row, seen = tokens(3, 20), []
+        for one in (model, compiled):
+            one.zero_grad()
+            hidden = one(row, lengths=[20, 5, 1])
+            hidden[:, 0].sum().backward()
+            seen.append([hidden[:, 0].detach(), *(p.grad for p in one.parameters())])
+        for found, wanted in zip(*seen, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_forward_and_backward_repeat_bit_for_bit():
