@@ -2,107 +2,46 @@
 
     documents  ->  parts of bounded size  ->  ids, on all cores  ->  train.bin and valid.bin  ->  windows
 
-Memory stays bounded however large the corpus: the first 16 MB, then at most 4 jobs a worker (256 k characters,
-some 60 MB while spaCy holds one), and the borders of the documents (8 bytes each). Training a tokenizer also holds one
-count for each distinct word. The shards are memory-mapped.
+Memory stays bounded however large the corpus (workers.py); at the end the borders of the documents are held, 8 bytes
+each. Training a tokenizer also holds one count for each distinct word. The shards are memory-mapped.
 
 A prepared corpus is cached under a key of its content and the tokenizer's identity, and appears whole, by one rename.
+Until then it grows in a folder aside, whose files are as long as its done.json says, or longer: a preparation that was
+interrupted cuts them to that length and goes on.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import fcntl
 import hashlib
 import itertools
 import json
 import os
+import platform
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
-from multiprocessing import get_context
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
-from gpt1cli import demo_world, documents, hub, text, tokenizer
+from gpt1cli import demo_world, documents, hub, rundir, text, tokenizer
 from gpt1cli.config import InputError, TokenizerConfig
-from gpt1cli.documents import Part, Source, demo, parts
+from gpt1cli.documents import Source, demo, parts
 from gpt1cli.loggers import Progress
 from gpt1cli.tokenizer import Tokenizer
+from gpt1cli.workers import on_all_cores
 
 FORMAT = 1
-FEW_JOBS = 64  # 16 MB: no more than one process tokenises while others would still be starting
 VALID_EVERY = 20  # every 20th document is for validation: 5%
 VALID_SHARE = 0.05  # of the tokens at the end, where there are fewer documents than that
+SAVE_EVERY = 10.0  # seconds: the work that an interruption may cost
 
 Reporting = Callable[..., Progress]  # Progress with its folder and mode filled in: takes total, unit, description
-R = TypeVar("R")
-
-
-# --- work on all cores ------------------------------------------------------------------------------------------------
-
-
-Work = Callable[[Tokenizer | None, str], R]
-
-
-def _on_all_cores(work: Work[R], having: Path | None, stream: Iterator[Part]) -> Iterator[tuple[Part, R]]:
-    """(part, work(tokenizer, text)) in order; a short corpus is done here, a longer one by worker processes."""
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = _jobs(stream)
-    few = list(itertools.islice(jobs, FEW_JOBS))
-    if len(few) < FEW_JOBS or workers == 1:  # starting processes would cost more than it saves
-        loaded = tokenizer.load(having) if having else None
-        for job in itertools.chain(few, jobs):
-            yield from ((part, work(loaded, part.text)) for part in job)
-        return
-    waiting: collections.deque[tuple[list[Part], Future[list[R]]]] = collections.deque()
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(having,)) as pool:
-        for job in itertools.chain(few, jobs):
-            waiting.append((job, pool.submit(_in_worker, work, [part.text for part in job])))
-            if len(waiting) >= 4 * workers:
-                done, future = waiting.popleft()
-                yield from zip(done, future.result(), strict=True)
-        for done, future in waiting:
-            yield from zip(done, future.result(), strict=True)
-
-
-def _jobs(stream: Iterator[Part]) -> Iterator[list[Part]]:
-    """Short parts together: about documents.PART characters are handed to a worker at a time."""
-    job: list[Part] = []
-    characters = 0
-    for part in stream:
-        job.append(part)
-        characters += len(part.text)
-        if characters >= documents.PART:
-            yield job
-            job, characters = [], 0
-    if job:
-        yield job
-
-
-_loaded: Tokenizer | None = None  # of a worker process
-
-
-def _start_worker(having: Path | None) -> None:
-    global _loaded
-    _loaded = tokenizer.load(having) if having else None
-
-
-def _in_worker(work: Work[R], texts: list[str]) -> list[R]:
-    return [work(_loaded, part) for part in texts]
-
-
-def _encode(loaded: Tokenizer | None, part: str) -> np.ndarray:
-    assert loaded is not None
-    return loaded.encode_array(part)
-
-
-def _count_words(_: Tokenizer | None, part: str) -> collections.Counter[str]:
-    return text.count_words(part)
-
 
 # --- the tokenizer of a run -------------------------------------------------------------------------------------------
 
@@ -127,9 +66,10 @@ def tokenizer_of(
     if not folder.exists():
         counts: collections.Counter[str] = collections.Counter()
         with reporting(total=corpus.characters, unit="characters", description="counting words") as progress:
-            for part, counted in _on_all_cores(_count_words, None, parts(corpus.documents())):
-                counts.update(counted)
-                progress.update(progress.step + len(part.text))
+            with contextlib.closing(on_all_cores(_count_words, None, parts(corpus.documents()))) as all_counted:
+                for part, counted in all_counted:
+                    counts.update(counted)
+                    progress.update(progress.step + len(part.text))
             trained = tokenizer.train(counts, config.merges)
             progress.say(
                 f"tokenizer: {len(trained):,} entries, {len(trained.merges):,} of {config.merges:,} merges asked for"
@@ -137,6 +77,10 @@ def tokenizer_of(
         with appearing(folder) as aside:
             trained.save(aside)
     return tokenizer.load(folder)
+
+
+def _count_words(_: Tokenizer | None, part: str) -> collections.Counter[str]:
+    return text.count_words(part)
 
 
 def _key(*parts_of_it: Any) -> str:
@@ -151,16 +95,20 @@ def appearing(folder: Path) -> Iterator[Path]:
     aside.mkdir(parents=True)
     try:
         yield aside
-        for file in aside.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        try:
-            aside.rename(folder)
-        except OSError:
-            if not folder.exists():  # else another process has prepared the same, which is as good
-                raise
+        _put(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put(aside: Path, folder: Path) -> None:
+    for file in aside.iterdir():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    try:
+        aside.rename(folder)
+    except OSError:
+        if not folder.exists():  # else another process has prepared the same, which is as good
+            raise
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------
@@ -180,10 +128,10 @@ def prepare(source: Source, name: str, vocabulary: Tokenizer, cache: str, report
     """Token shards of a corpus, from the cache or made now. InputError for an empty corpus."""
     folder = Path(cache) / "corpora" / f"{name}-{_key(FORMAT, source.digest, vocabulary.identity)}"
     if not folder.exists():
-        with appearing(folder) as aside:
-            vocabulary.save(aside)
-            with reporting(total=source.characters, unit="characters", description="tokenising") as progress:
-                _write(aside, source, vocabulary, progress)
+        with _alone(folder, reporting) as aside:
+            if not folder.exists():  # else the process that was waited for has prepared it
+                _prepare(aside, source, vocabulary, reporting)
+                _put(aside, folder)
     meta = json.loads((folder / "meta.json").read_text())
     sizes = {split: meta[f"{split}_tokens"] for split in ("train", "valid")}
     train, valid = (
@@ -193,53 +141,176 @@ def prepare(source: Source, name: str, vocabulary: Tokenizer, cache: str, report
     return Shards(folder, train, valid, meta["documents"])
 
 
-def _write(folder: Path, source: Source, vocabulary: Tokenizer, progress: Progress) -> None:
+@contextlib.contextmanager
+def _alone(folder: Path, reporting: Reporting) -> Iterator[Path]:
+    """The folder aside of a folder, for this process alone; another one that works there is waited for."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder.with_name(f".{folder.name}.lock")
+    try:
+        handle = _lock(path, reporting)
+    except OSError:  # no locks on this file system: an aside of our own, from which nobody goes on
+        path.unlink(missing_ok=True)
+        aside = folder.with_name(f".{folder.name}-{platform.node()}-{os.getpid()}")
+        try:
+            yield aside
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        return
+    with handle:
+        try:
+            yield folder.with_name(f".{folder.name}")
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _lock(path: Path, reporting: Reporting) -> TextIO:
+    """The file, locked until it is closed; OSError where the file system has no locks."""
+    while True:
+        handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (open as long as the work lasts)
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            handle.seek(0)
+            with reporting(total=1) as progress:
+                progress.say(f"waiting for {handle.read().strip() or 'another process'}, which prepares this corpus")
+            fcntl.lockf(handle, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            # NOTE: who held the lock has removed its file; a lock on what has no name any more keeps nobody out.
+            if os.path.samestat(os.fstat(handle.fileno()), path.stat()):
+                handle.truncate(0)
+                handle.write(f"process {os.getpid()} on {platform.node()}\n")
+                handle.flush()
+                return handle
+        handle.close()
+
+
+# --- shards in the making: all that grows with the corpus is in files, all else in done.json -------------------------
+
+
+@dataclass
+class _Done:
+    """How far a preparation has come: the parts of the stream that are in the files, and what these then hold."""
+
+    cut: int  # documents.PART, by which the stream was cut into parts
+    parts: int = 0
+    documents: int = 0
+    characters: int = 0
+    tokens: dict[str, int] = field(default_factory=lambda: {"train": 0, "valid": 0})
+    begin: int = 0  # tokens of its split before the document that is being written
+
+    def sizes(self, dtype: np.dtype) -> dict[str, int]:
+        """The files and their bytes: the tokens of a split, and before how many of them each document begins."""
+        valid = self.documents // VALID_EVERY
+        begins = {"train": self.documents - valid, "valid": valid}
+        sizes = {f"{split}.bin": count * dtype.itemsize for split, count in self.tokens.items()}
+        return sizes | {f"{split}.begins": count * 8 for split, count in begins.items()}
+
+
+def _prepare(aside: Path, source: Source, vocabulary: Tokenizer, reporting: Reporting) -> None:
+    """Fill the folder aside, from where an earlier process left it. At any moment it may be killed."""
     dtype = np.dtype(np.uint16 if len(vocabulary) <= 2**16 else np.uint32)
+    if not (aside / "meta.json").exists():
+        try:
+            vocabulary.save(aside)
+            done = _write(aside, source, vocabulary, dtype, reporting)
+            _complete(aside, done, vocabulary, dtype)
+        except InputError:
+            shutil.rmtree(aside)  # once mended it is another corpus
+            raise
+    # From here on only what can be done twice: what meta.json tells is true, and nothing else is left.
+    os.truncate(aside / "train.bin", json.loads((aside / "meta.json").read_text())["train_tokens"] * dtype.itemsize)
+    for file in [aside / "done.json", *aside.glob("*.begins"), *aside.glob(".*")]:
+        file.unlink(missing_ok=True)
+
+
+def _write(folder: Path, source: Source, vocabulary: Tokenizer, dtype: np.dtype, reporting: Reporting) -> _Done:
+    """Tokenise what is not in the files yet."""
     newline = np.array([len(vocabulary) - 1], dtype)
-    tokens, ends = {"train": 0, "valid": 0}, {"train": [0], "valid": [0]}  # ends: where each document ends, after a 0
-    documents = 0
-    with open(folder / "train.bin", "wb") as train, open(folder / "valid.bin", "wb") as valid:
-        files = {"train": train, "valid": valid}
-        for part, ids in _on_all_cores(_encode, folder, parts(source.documents())):
-            documents += part.first
-            split = "valid" if documents % VALID_EVERY == 0 else "train"
+    done = _take_up(folder, dtype)
+    stream = itertools.islice(parts(source.documents()), done.parts, None)
+    with contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context(open(folder / name, "ab")) for name in done.sizes(dtype)}
+        progress = stack.enter_context(
+            reporting(total=source.characters, start=done.characters, unit="characters", description="tokenising")
+        )
+        if done.parts:
+            progress.say(f"going on where it was interrupted, after {done.documents:,} documents")
+        saved = time.monotonic()
+        for part, ids in stack.enter_context(contextlib.closing(on_all_cores(_encode, folder, stream))):
+            done.parts += 1
+            done.documents += part.first
+            done.characters += len(part.text)
+            split = "valid" if done.documents % VALID_EVERY == 0 else "train"
             if part.first:
-                ends[split].append(tokens[split])
-            opened = tokens[split] > ends[split][-2]  # blank lines before the first word of a document are no token
+                done.begin = done.tokens[split]
+                files[f"{split}.begins"].write(np.int64(done.begin).tobytes())
+            opened = done.tokens[split] > done.begin  # blank lines before the first word of a document are no token
             for piece in [newline, ids] if part.newline and len(ids) and opened else [ids]:
-                piece.astype(dtype).tofile(files[split])
-                tokens[split] += len(piece)
-            ends[split][-1] = tokens[split]
-            progress.update(progress.step + len(part.text))
+                files[f"{split}.bin"].write(piece.astype(dtype).tobytes())
+                done.tokens[split] += len(piece)
+            progress.update(done.characters)
+            if time.monotonic() - saved >= SAVE_EVERY:
+                _save(folder, done, files)
+                saved = time.monotonic()
+        _save(folder, done, files)
+    return done
+
+
+def _encode(loaded: Tokenizer | None, part: str) -> np.ndarray:
+    assert loaded is not None
+    return loaded.encode_array(part)
+
+
+def _save(folder: Path, done: _Done, files: Mapping[str, BinaryIO]) -> None:
+    for file in files.values():  # before done.json: it must never tell of more than there is
+        file.flush()
+        os.fsync(file.fileno())
+    rundir.write_json(folder / "done.json", asdict(done))
+
+
+def _take_up(folder: Path, dtype: np.dtype) -> _Done:
+    """What an earlier process has done, its files cut to just that; nothing where they do not hold as much."""
+    done = fresh = _Done(documents.PART)
+    with contextlib.suppress(InputError, TypeError):  # none there, or one of another version
+        done = _Done(**rundir.read_json(folder / "done.json"))
+    held = {file.name: file.stat().st_size for file in folder.iterdir()}
+    if done.cut != fresh.cut or any(held.get(name, 0) < size for name, size in done.sizes(dtype).items()):
+        done = fresh
+    for name, size in done.sizes(dtype).items():
+        with open(folder / name, "ab") as file:
+            file.truncate(size)
+    return done
+
+
+def _complete(folder: Path, done: _Done, vocabulary: Tokenizer, dtype: np.dtype) -> None:
+    """The borders of the documents, validation tokens where there are few documents, and last of all meta.json."""
+    tokens = dict(done.tokens)
     if not tokens["train"]:
         raise InputError("the corpus is empty: no text in it gave a token")
-    if documents < VALID_EVERY:
-        tokens = _split_off_end(folder, tokens["train"], dtype)
-        kept = tokens["train"]
-        ends["valid"] = [0, *(end - kept for end in ends["train"] if end > kept)]
-        ends["train"] = [*(end for end in ends["train"] if end < kept), kept]
+    begins = {split: np.fromfile(folder / f"{split}.begins", np.int64) for split in tokens}
+    ends = {split: np.append(begins[split], tokens[split]) for split in tokens}  # where each document ends, after a 0
+    if done.documents < VALID_EVERY:  # the last 5% of the tokens are for validation
+        kept = tokens["train"] - int(tokens["train"] * VALID_SHARE)
+        tokens = {"train": kept, "valid": tokens["train"] - kept}
+        with open(folder / "train.bin", "rb") as train, open(folder / "valid.bin", "wb") as valid:
+            train.seek(kept * dtype.itemsize)
+            shutil.copyfileobj(train, valid)
+            valid.flush()
+            os.fsync(valid.fileno())
+        whole = ends["train"]
+        ends = {"train": np.append(whole[whole < kept], kept), "valid": np.append(0, whole[whole > kept] - kept)}
     for split in ends:
-        np.save(folder / f"{split}-documents.npy", np.array(ends[split], dtype=np.int64))
+        np.save(folder / f"{split}-documents.npy", ends[split])
     meta = {
         "format": FORMAT,
         "dtype": dtype.name,
         "train_tokens": tokens["train"],
         "valid_tokens": tokens["valid"],
-        "documents": documents,
-        "characters": progress.step,
+        "documents": done.documents,
+        "characters": done.characters,
         "tokenizer": vocabulary.identity,
     }
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1))
-
-
-def _split_off_end(folder: Path, total: int, dtype: np.dtype) -> dict[str, int]:
-    """Few documents: the last 5% of the tokens are for validation."""
-    kept = total - int(total * VALID_SHARE)
-    with open(folder / "train.bin", "rb") as train, open(folder / "valid.bin", "wb") as valid:
-        train.seek(kept * dtype.itemsize)
-        shutil.copyfileobj(train, valid)
-    os.truncate(folder / "train.bin", kept * dtype.itemsize)
-    return {"train": kept, "valid": total - kept}
+    rundir.write_text(folder / "meta.json", json.dumps(meta, indent=1))
 
 
 # --- windows ----------------------------------------------------------------------------------------------------------

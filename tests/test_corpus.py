@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import json
+import multiprocessing
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from gpt1cli import corpus, documents, tokenizer
+from gpt1cli import corpus, documents, tokenizer, workers
 from gpt1cli.config import CorpusConfig, InputError, TokenizerConfig
 from gpt1cli.loggers import Progress
 
@@ -92,7 +98,7 @@ def test_worker_processes_give_the_same_shards(tmp_path, vocabulary, monkeypatch
     monkeypatch.setattr(documents, "PART", 200)
     path = tmp_path / "one.txt"
     path.write_text("the quick brown fox jumps over the lazy dog .\n" * 100)
-    monkeypatch.setattr(corpus, "FEW_JOBS", 2)
+    monkeypatch.setattr(workers, "FEW", 400)
     many = shards_of(path, vocabulary, tmp_path / "many")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     alone = shards_of(path, vocabulary, tmp_path / "alone")
@@ -117,6 +123,229 @@ def test_a_failed_preparation_leaves_nothing(tmp_path, vocabulary):
     with pytest.raises(InputError, match="empty"):
         shards_of(path, vocabulary, tmp_path / "cache")
     assert not list((tmp_path / "cache" / "corpora").iterdir())
+
+
+# --- interrupted, and going on ----------------------------------------------------------------------------------------
+
+BOOK = "the quick brown fox\njumps over\n\n the lazy dog . " * 12
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(params=["a few documents", "many documents"])
+def library(request, tmp_path, monkeypatch) -> Path:
+    """Texts of several parts each, in one process, with how far it came saved after every part."""
+    monkeypatch.setattr(documents, "PART", 60)
+    monkeypatch.setattr(corpus, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    folder = tmp_path / "library"
+    folder.mkdir()
+    (folder / "book.txt").write_text(BOOK)
+    for i in range(21 if request.param == "many documents" else 2):
+        (folder / f"{i:02}.txt").write_text("one two three\n" * (i % 3))
+    return folder
+
+
+def files_of(cache: Path) -> dict[str, bytes]:
+    """All that is in the one prepared corpus of a cache, which has nothing else in it (but the lock of one killed)."""
+    (folder,) = (path for path in (cache / "corpora").iterdir() if path.suffix != ".lock")
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def prepared(library: Path, vocabulary, cache: Path) -> dict[str, bytes]:
+    shards_of(library, vocabulary, cache)
+    return files_of(cache)
+
+
+def counted(monkeypatch, owner, names: str, at: int = 0, act=lambda: None) -> list[str]:
+    """The calls of some functions as they come, and what happens instead of the call number `at`."""
+    calls: list[str] = []
+
+    def instead(name, function, *arguments, **settings):
+        calls.append(name)
+        if len(calls) == at:
+            act()
+        return function(*arguments, **settings)
+
+    for name in names.split():
+        monkeypatch.setattr(owner, name, functools.partial(instead, name, getattr(owner, name)))
+    return calls
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+STEPS = "fsync rename truncate unlink"  # what the state of the files on disk depends on
+
+
+def killed(library: Path, vocabulary, cache: Path, at: int) -> bool:
+    """A process that prepares, killed before the step number `at`; False: it has ended well before that."""
+
+    def run() -> None:
+        with pytest.MonkeyPatch.context() as patched:
+            counted(patched, os, STEPS, at, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            shards_of(library, vocabulary, cache)
+
+    process = FORK.Process(target=run)
+    process.start()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
+
+
+@pytest.mark.parametrize("stride", [13, pytest.param(3, marks=pytest.mark.slow)])
+def test_killed_anywhere_it_goes_on_to_the_same_bytes(library, tmp_path, vocabulary, stride):
+    whole = prepared(library, vocabulary, tmp_path / "whole")
+    shards = "train-documents.npy train.bin valid-documents.npy valid.bin"
+    assert sorted(whole) == f"merges.txt meta.json {shards} vocab.json".split()
+    at = 1
+    while killed(library, vocabulary, tmp_path / str(at), at):
+        assert prepared(library, vocabulary, tmp_path / str(at)) == whole, f"killed before step {at}"
+        at += stride
+    assert at > 70  # 7 steps to save after a part, and there are more than 10
+
+
+def test_killed_again_and_again_it_goes_on_to_the_same_bytes(library, tmp_path, vocabulary):
+    whole = prepared(library, vocabulary, tmp_path / "whole")
+    kills = 0
+    while killed(library, vocabulary, tmp_path / "often", 25):
+        kills += 1
+        assert kills < 99, "it comes no further"
+    assert kills > 2 and files_of(tmp_path / "often") == whole
+
+
+@pytest.mark.parametrize(("before", "left"), [("_encode", 3), ("_complete", 0), ("_put", 0)])
+def test_what_was_tokenised_is_not_tokenised_again(
+    library, tmp_path, vocabulary, monkeypatch, capsys, before: str, left: int
+):
+    with monkeypatch.context() as patched:
+        calls = counted(patched, corpus, "_encode")
+        whole = prepared(library, vocabulary, tmp_path / "whole")
+    parts = len(calls)
+    with monkeypatch.context() as patched:
+        counted(patched, corpus, before, at=parts - left + 1 if left else 1, act=interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            shards_of(library, vocabulary, tmp_path / "cache")
+    calls = counted(monkeypatch, corpus, "_encode")
+    source = documents.find(text_corpus(library), None, str(tmp_path))
+    corpus.prepare(source, "text", vocabulary, str(tmp_path / "cache"), functools.partial(Progress, None, mode="plain"))
+    assert len(calls) == left and files_of(tmp_path / "cache") == whole
+    assert ("going on where it was interrupted, after " in capsys.readouterr().out) == (before != "_put")
+
+
+@pytest.mark.parametrize("harm", ["lost", "torn", "recut", "foreign"])
+def test_what_cannot_be_gone_on_with_is_begun_anew(library, tmp_path, vocabulary, monkeypatch, harm):
+    whole = prepared(library, vocabulary, tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        counted(patched, corpus, "_encode", at=6, act=interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            shards_of(library, vocabulary, tmp_path / "cache")
+    (aside,) = (tmp_path / "cache" / "corpora").iterdir()
+    if harm == "lost":
+        (aside / "train.begins").unlink()
+    elif harm == "torn":
+        os.truncate(aside / "train.bin", (aside / "train.bin").stat().st_size - 1)
+    elif harm == "recut":
+        monkeypatch.setattr(documents, "PART", 50)
+    else:
+        (aside / "done.json").write_text('{"of": "another version"}')
+    assert prepared(library, vocabulary, tmp_path / "cache") == whole
+
+
+def test_who_comes_second_waits_for_the_first(library, tmp_path, vocabulary, monkeypatch, capfd):
+    whole = prepared(library, vocabulary, tmp_path / "whole")
+    at_work, go_on, tokenised = FORK.Event(), FORK.Event(), FORK.Value("i", 0)
+
+    def encode(*arguments, original=corpus._encode):
+        tokenised.value += 1
+        at_work.set()
+        assert go_on.wait(60)
+        return original(*arguments)
+
+    monkeypatch.setattr(corpus, "_encode", encode)
+    source = documents.find(text_corpus(library), None, str(tmp_path))
+    reporting = functools.partial(Progress, None, mode="plain")
+    prepare = functools.partial(corpus.prepare, source, "text", vocabulary, str(tmp_path / "cache"), reporting)
+    first, second, third = (FORK.Process(target=prepare) for _ in range(3))
+    first.start()
+    assert at_work.wait(60)
+    second.start()
+    third.start()
+    told = ""
+    while told.count(f"waiting for process {first.pid} on ") < 2:
+        assert first.is_alive() and second.is_alive() and third.is_alive()
+        time.sleep(0.01)
+        told += capfd.readouterr().out
+    go_on.set()
+    for process in (first, second, third):
+        process.join()
+        assert process.exitcode == 0
+    assert files_of(tmp_path / "cache") == whole
+    assert tokenised.value == len(list(documents.parts(source.documents())))
+
+
+def test_a_lock_on_a_file_that_was_removed_is_no_lock(tmp_path, monkeypatch):
+    path = tmp_path / "lock"
+    counted(monkeypatch, fcntl, "lockf", at=1, act=path.unlink)  # by who held it until now
+    with corpus._lock(path, QUIET) as handle:
+        assert os.path.samestat(os.fstat(handle.fileno()), path.stat())
+
+
+def test_without_locks_each_works_for_itself(library, tmp_path, vocabulary, monkeypatch):
+    def none(*_):
+        raise OSError("no locks")
+
+    whole = prepared(library, vocabulary, tmp_path / "whole")
+    other = FORK.Process(target=shards_of, args=(library, vocabulary, tmp_path / "cache"))
+    monkeypatch.setattr("fcntl.lockf", none)
+    counted(monkeypatch, corpus, "_encode", at=6, act=lambda: [other.start(), other.join()])
+    assert prepared(library, vocabulary, tmp_path / "cache") == whole
+    assert other.exitcode == 0
+
+
+BESIDE = """
+import sys
+from pathlib import Path
+from gpt1cli import corpus, documents, tokenizer, workers
+from test_corpus import shards_of
+
+if __name__ == "__main__":
+    documents.PART, workers.FEW, corpus.SAVE_EVERY = 2000, 4000, 0.0
+    shards_of(Path(sys.argv[1]), tokenizer.load(Path(sys.argv[2])), Path(sys.argv[3]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_their_parent(tmp_path, vocabulary, number):
+    path, cache, script = tmp_path / "long.txt", tmp_path / "cache", tmp_path / "beside.py"
+    path.write_text("".join(f"the quick brown fox {i} jumps over the lazy dog .\n" for i in range(40_000)))
+    vocabulary.save(tmp_path / "vocabulary")
+    script.write_text(BESIDE)
+    paths = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    parent = subprocess.Popen(
+        [sys.executable, script, path, tmp_path / "vocabulary", cache],
+        env={**os.environ, **paths}, start_new_session=True, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not list(cache.glob("corpora/.*/done.json")):
+        assert parent.poll() is None
+        time.sleep(0.01)
+    os.killpg(parent.pid, number) if number == signal.SIGINT else parent.kill()
+    said = parent.communicate(timeout=60)[1]  # NOTE: ends when the last process that holds stderr has ended
+    assert said.count("Traceback") == (number == signal.SIGINT)  # the parent's own: no worker has one
+    assert shards_of(path, vocabulary, cache).train.tolist() == shards_of(path, vocabulary, tmp_path).train.tolist()
+
+
+def test_a_worker_loads_no_torch():
+    """Nor does spaCy in it, which would where it found it; and what comes later finds torch as ever."""
+    code = (
+        "import sys; from gpt1cli import corpus, text; text.words('a b'); assert 'spacy' in sys.modules;"
+        "assert 'torch' not in sys.modules; import torch; torch.ones(1)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- kinds of files ---------------------------------------------------------------------------------------------------
 
 
 def test_jsonl_and_parquet_rows_are_documents(tmp_path):
