@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full lint clean
+.PHONY: help setup demo test test-full gpu-check lint clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ test: $(INSTALLED) ## run the tests (GPT1_TEST_HUB=DIR: those on real data too)
 
 test-full: $(INSTALLED) ## run the slow tests too
 	$(BIN)/pytest -q -n auto --dist loadfile -m "not network"
+
+gpu-check: $(INSTALLED) ## on a machine with CUDA: the tests marked gpu, then the benchmarks there, as one table
+	$(BIN)/pytest -q -m gpu
+	$(BIN)/gpt1 bench what=[pretrain,finetune,choice,generate] rounds=3 runtime.device=cuda
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check gpt1cli tests

@@ -50,7 +50,7 @@ def test_the_ratio_is_that_of_rounds_side_by_side():
 @pytest.fixture
 def contest() -> Contest:
     contenders = [Contender(name, COMMAND) for name in ("gpt1", "peer", "bare products")]
-    return Contest("pretrain", "tokens", contenders, {"peer": 1.5}, flops=100.0)
+    return Contest("pretrain", "tokens", contenders, {"peer": 1.5}, 100.0, 0.55, {"peer": 0.65})
 
 
 def test_what_is_told_of_a_contest_by_hand(contest):
@@ -61,8 +61,8 @@ def test_what_is_told_of_a_contest_by_hand(contest):
     assert (peer["ratio"], peer["floor"], peer["share_of_ceiling"]) == (2.0, 1.5, 0.3429)
     assert (bare["ratio"], bare["share_of_ceiling"]) == (None, None)
     assert rows_of(contest, measured) == [
-        ["gpt1", "70 tokens", "60 - 80", "", "", "69%", "2.00 GB"],
-        ["peer", "35 tokens", "30 - 40", "2.00 x", "1.5 x", "34%", "1.00 GB"],
+        ["gpt1", "70 tokens", "60 - 80", "", "", "69% (floor 55%)", "2.00 GB"],
+        ["peer", "35 tokens", "30 - 40", "2.00 x", "1.5 x", "34%", "1.00 GB (gpt1: 2.00 of it, limit 0.65)"],
         ["bare products", "10k FLOP", "10k - 10k", "", "", "", "0.50 GB"],
     ]
 

@@ -86,6 +86,9 @@ def facts_of(contest: Contest, measured: Sequence[Measured]) -> list[dict[str, A
             "ratio": None if one is ours or is_ceiling(contest, one) else round(ratio(ours, one), 3),
             "floor": contest.floors.get(one.name),
             "share_of_ceiling": share(contest, one, measured),
+            "share_floor": contest.share_floor if one is ours else None,
+            "memory_ratio": None if one is ours else round(ours.peak_memory_bytes / one.peak_memory_bytes, 3),
+            "memory_limit": contest.memory_limits.get(one.name),
         }
         for one in measured
     ]
@@ -100,7 +103,12 @@ def rows_of(contest: Contest, measured: Sequence[Measured]) -> list[list[str]]:
         times = "" if fact["ratio"] is None else f"{fact['ratio']:.2f} x"
         floor = "" if fact["floor"] is None else f"{fact['floor']:.3g} x"
         part = "" if fact["share_of_ceiling"] is None else f"{fact['share_of_ceiling']:.0%}"
-        rows.append([one.name, f"{short(one.rate)} {unit}", span, times, floor, part, memory(one)])
+        if fact["share_floor"]:
+            part += f" (floor {fact['share_floor']:.0%})"
+        held = f"{one.peak_memory_bytes / 2**30:.2f} GB"
+        if fact["memory_limit"]:
+            held += f" (gpt1: {fact['memory_ratio']:.2f} of it, limit {fact['memory_limit']:.2f})"
+        rows.append([one.name, f"{short(one.rate)} {unit}", span, times, floor, part, held])
     return rows
 
 
@@ -114,8 +122,3 @@ def share(contest: Contest, one: Measured, measured: Sequence[Measured]) -> floa
     if contest.flops is None or is_ceiling(contest, one):
         return None
     return round(contest.flops / ratio(measured[-1], one), 4)
-
-
-def memory(one: Measured) -> str:
-    """Gigabytes."""
-    return f"{one.peak_memory_bytes / 2**30:.2f} GB"
