@@ -49,14 +49,20 @@ class Item:
         return cls(sequences[0][:kept], tuple(sequence[kept:] for sequence in sequences), label)
 
     @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row it takes: one, with the sequences as branches, where they share a prefix."""
+        tails = [len(tail) for tail in self.tails]
+        return [len(self.prefix) + sum(tails)] if len(self.prefix) else tails
+
+    @property
     def width(self) -> int:
         """Tokens of its row, or of the longest of its rows."""
-        return len(self.prefix) + sum(map(len, self.tails)) if len(self.prefix) else max(map(len, self.tails))
+        return max(self.lengths)
 
     @property
     def height(self) -> int:
-        """Rows it takes: one, with the sequences as branches, where they share a prefix."""
-        return 1 if len(self.prefix) else len(self.tails)
+        """Rows it takes."""
+        return len(self.lengths)
 
     def apart(self) -> Item:
         """The same sequences without sharing: the plain form, which computes the prefix once for each."""

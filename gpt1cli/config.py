@@ -298,6 +298,26 @@ class RunConfig:
             yield "runtime.devices and runtime.shard are for training: leave them out"
 
 
+@dataclass(frozen=True)
+class PlanConfig:
+    """What a dry run plans for besides this machine and this text."""
+
+    tokens: Annotated[
+        float | None,
+        Key("training tokens of a corpus that is not at hand: no text is read, not even to tokenise", at_least=1),
+    ]
+    tflops: Annotated[
+        float | None,
+        Key("10^12 operations a second that one described device sustains on this model: sustained, not peak", above=0),
+    ]
+    memory_gb: Annotated[float | None, Key("memory of one described device, a GPU, in 10^9 bytes", above=0)]
+    devices: Annotated[int | None, Key("described devices that share each update (null: 1)", at_least=1)]
+
+    def problems(self) -> Iterator[str]:
+        if self.devices is not None and self.tflops is None and self.memory_gb is None:
+            yield f"devices={self.devices} says how many, but not of what: name plan.tflops or plan.memory_gb too"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(RunConfig):
     """What both kinds of training take."""
@@ -314,12 +334,24 @@ class TrainConfig(RunConfig):
     batch_size: Annotated[int, Key("sequences (examples) in one update", at_least=1)]
     lr: Annotated[float, Key("highest learning rate", above=0)]
     log_every: Annotated[int, Key("updates between two lines of training metrics", at_least=1)]
+    dry_run: Annotated[bool, Key("train nothing: tell parameters, FLOPs, memory, and from two updates the hours")]
+    plan: PlanConfig
 
     def problems(self) -> Iterator[str]:
         if (self.epochs is None) == (self.steps is None):
             yield "exactly one of epochs and steps is needed: set the other to null"
         if self.runtime.devices > self.batch_size:
             yield f"runtime.devices={self.runtime.devices} share the {self.batch_size} sequences of batch_size: too few"
+        given = {key: value for key, value in dataclasses.asdict(self.plan).items() if value is not None}
+        if given and not self.dry_run:
+            named = " ".join(f"plan.{key}={shown(value)}" for key, value in given.items())
+            yield f"{named}: a plan is what a dry run makes; name dry_run=true too, or set it to null"
+        if self.dry_run and self.resume:
+            yield f"dry_run=true trains nothing that could go on: leave it out, or resume={shown(self.resume)}"
+        if self.dry_run and (self.runtime.devices > 1 or self.runtime.shard):
+            yield "dry_run=true times one device: leave runtime.devices and shard out; plan.devices= plans for several"
+        if self.plan.devices is not None and self.plan.devices > self.batch_size:
+            yield f"plan.devices={self.plan.devices} exceeds batch_size={self.batch_size}: some would be idle"
 
 
 # --- the commands -----------------------------------------------------------------------------------------------------
@@ -387,6 +419,8 @@ class FinetuneConfig(TrainConfig):
             yield f"transfer_layers={self.transfer_layers} exceeds model.n_layer={self.model.n_layer}"
         if self.init == "none" and self.transfer_layers != "all":
             yield "transfer_layers needs an init to transfer from"
+        if self.plan.tokens is not None:
+            yield f"plan.tokens={shown(self.plan.tokens)} is for pretraining: a task's own examples are counted"
         if not self.pretrained and self.transfer_layers != "all":
             yield f"transfer_layers={self.transfer_layers} transfers weights, but pretrained=false leaves all fresh"
         if not {"train", "valid"} <= set(self.task.splits):

@@ -28,7 +28,10 @@ EXAMPLES = {
     "pretrain": (
         ("model=tiny corpus=demo steps=200", "a first run, on any machine"),
         ("model=mini corpus=text corpus.path=books/ tokenizer=bpe tokenizer.merges=8000", "your own text"),
-        ("resume=outputs/pretrain/demo/20260131-120000-000000 steps=400", "go on where a run stopped, or further"),
+        (
+            "dry_run=true plan.tokens=1.1e9 plan.tflops=400 plan.memory_gb=141 plan.devices=8",
+            "the hours of the paper's run",
+        ),
     ),
     "finetune": (
         ("task=rte", "the paper's recipe on the published weights"),

@@ -362,6 +362,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             scale = (w / sums)[:, None]
             d_hidden[rows] = _product(errors.T, table) * scale
             part = errors @ (h * scale).to(h.dtype)
+            del errors  # before the next chunk's
             d_table = part if d_table is None else d_table.float().add_(part)
         d_table = torch.zeros_like(table) if d_table is None else d_table.to(table.dtype)
         ctx.save_for_backward(d_hidden, d_table)

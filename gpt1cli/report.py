@@ -15,7 +15,7 @@ from gpt1cli import rundir
 from gpt1cli.config import InputError
 
 # Keys that tell one run from another of the same kind without making it another experiment.
-NO_VARIANT = {"seed", "name", "out", "cache", "hub", "resume", "config", "init"}
+NO_VARIANT = {"seed", "name", "out", "cache", "hub", "resume", "config", "init", "dry_run"}
 NO_VARIANT_GROUPS = ("runtime.", "ablation.")  # what an ablation does shows in the keys that it sets
 
 
@@ -89,7 +89,7 @@ def find_runs(patterns: Iterable[str]) -> list[Finished]:
     runs = []
     for folder in sorted(found):
         result = rundir.read_json(folder / "result.json")
-        if result.get("command") in KINDS:
+        if result.get("command") in KINDS and not result.get("dry_run"):  # which trained nothing
             runs.append(Finished(folder, rundir.read_config(folder / "config.yaml"), result))
     if not runs:
         raise InputError(f"runs={patterns}: no finished run of gpt1 {', '.join(KINDS)} there (result.json says it is)")

@@ -12,7 +12,6 @@ import torch
 
 from gpt1cli.benchmarks import BENCHMARKS
 from gpt1cli.benchmarks.contest import Contender, Contest, Measured, Setting, hold, ratio
-from gpt1cli.benchmarks.training import flops_per_token, model_config
 from gpt1cli.cli import main
 from gpt1cli.commands.bench import contests_of, facts_of, rows_of
 
@@ -65,11 +64,6 @@ def test_what_is_told_of_a_contest_by_hand(contest):
         ["peer", "35 tokens", "30 - 40", "2.00 x", "1.5 x", "34%", "1.00 GB (gpt1: 2.00 of it, limit 0.65)"],
         ["bare products", "10k FLOP", "10k - 10k", "", "", "", "0.50 GB"],
     ]
-
-
-def test_operations_of_a_token_by_hand():
-    """Base: 84,934,656 weights in the blocks' matrices, 31,087,104 in the table; 12 layers attend to 512 tokens."""
-    assert flops_per_token(model_config("base", 0.1), 512) == 6 * (84_934_656 + 31_087_104) + 12 * 12 * 768 * 512
 
 
 def all_contests() -> Iterator[Contest]:

@@ -198,6 +198,77 @@ def test_a_sweep_and_its_report(world, capsys):
     assert f"accuracy (test) {sum(scores) / 2:.3f}" in next(row for row in rows if "pretrained=True" in row)
 
 
+def test_a_dry_run_of_pretraining_plans_and_trains_nothing(world, capsys):
+    described = ("plan.tflops=1e-6", "plan.memory_gb=1", "plan.devices=2")
+    assert main(pretrain(world, "dry", "epochs=2", "dry_run=true", *described)) == 0
+    told, found = capsys.readouterr().out, {path.name for path in (world / "dry").iterdir()}
+    assert "device-hours" in told and "a dry run: nothing was trained" in told
+    assert {"plan.json", "result.json", "config.yaml"} <= found and not {"checkpoints", "metrics.jsonl"} & found
+    result = json.loads((world / "dry" / "result.json").read_text())
+    assert (result["status"], result["command"], result["dry_run"]) == ("finished", "pretrain", True)
+
+    plan = json.loads((world / "dry" / "plan.json").read_text())
+    assert plan["parameters"]["all"] == sum(tensor.numel() for tensor in weights(world / "run").values())
+    assert main(pretrain(world, "to-compare", "epochs=2")) == 0
+    trained = json.loads((world / "to-compare" / "result.json").read_text())
+    assert (plan["updates"], plan["tokens"]) == (trained["steps"], trained["tokens"])
+    here, there = plan["here"], plan["described"]
+    assert here["hours"] == pytest.approx(here["seconds_per_update"] * plan["updates"] / 3600)
+    assert here["peak_memory_bytes"] > here["gradients_and_activations_bytes"] >= 0
+    assert there["hours"] == pytest.approx(plan["flops"] / 2e6 / 3600)
+    assert (there["micro_batch"], there["fits"], there["largest_micro_batch"]) == (2, True, 2)
+
+
+def test_a_plan_for_a_number_of_tokens_reads_no_text(world, monkeypatch):
+    monkeypatch.setattr("gpt1cli.documents.find", lambda *_: pytest.fail("the corpus was looked for"))
+    (world / "nothing").mkdir()
+    words = ("dry_run=true", "plan.tokens=1e6", "epochs=3")
+    run = ["pretrain", *SMALL, f"hub={world / 'nothing'}", f"hydra.run.dir={world / 'imagined'}", *words]
+    assert main(run) == 0
+    plan = json.loads((world / "imagined" / "plan.json").read_text())
+    assert plan["updates"] == 3 * (10**6 // (4 * 32)) and plan["parameters"]["tokens"] == 40_478 * 16
+
+
+def test_a_dry_run_of_fine_tuning_counts_its_examples(world):
+    assert main(finetune(world, "dry-tuned", "epochs=2", "dry_run=true")) == 0
+    assert main(finetune(world, "tuned-to-compare", "epochs=2")) == 0
+    found = {path.name for path in (world / "dry-tuned").iterdir()}
+    assert {"plan.json", "result.json"} <= found and not {"checkpoints", "metrics.jsonl", "predictions"} & found
+    plan = json.loads((world / "dry-tuned" / "plan.json").read_text())
+    trained = json.loads((world / "tuned-to-compare" / "result.json").read_text())
+    assert (plan["updates"], plan["tokens"]) == (trained["steps"], trained["tokens"])
+    tensors = weights(world / "tuned-to-compare")
+    assert plan["parameters"]["all"] == sum(tensor.numel() for tensor in tensors.values())
+    assert plan["described"] is None
+
+
+def test_dry_runs_are_no_results(world, capsys):
+    assert main(pretrain(world, "dry-alone", "steps=2", "dry_run=true")) == 0
+    assert main(["report", f"runs=[{world / 'dry-alone'}]", f"hydra.run.dir={world / 'no-report'}"]) == 2
+    assert "no finished run" in capsys.readouterr().err
+    assert main(["pretrain", f"resume={world / 'dry-alone'}"]) == 2
+    assert "dry_run=true trains nothing that could go on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("plan.tflops=100",), "plan.tflops=100.0: a plan is what a dry run makes; name dry_run=true too"),
+        (("dry_run=true", "plan.devices=4"), "plan.devices=4 says how many, but not of what: name plan.tflops"),
+        (("dry_run=true", "plan.tflops=1", "plan.devices=5"), "plan.devices=5 exceeds batch_size=4"),
+        (("dry_run=true", "plan.tokens=0"), "plan.tokens=0 is refused: it must be at least 1"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(world, capsys, words, told):
+    assert main(pretrain(world, "senseless", "steps=2", *words)) == 2
+    assert told in capsys.readouterr().err and not (world / "senseless").exists()
+
+
+def test_fine_tuning_takes_no_number_of_tokens(world, capsys):
+    assert main(finetune(world, "senseless", "dry_run=true", "plan.tokens=1e6")) == 2
+    assert "plan.tokens=1000000.0 is for pretraining" in capsys.readouterr().err
+
+
 def test_a_loss_that_explodes_ends_with_status_1(world, capsys):
     assert main(pretrain(world, "exploding", "steps=50", "lr=1e30", "warmup_steps=0", "log_every=1")) == 1
     error = capsys.readouterr().err

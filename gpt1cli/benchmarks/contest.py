@@ -44,7 +44,7 @@ class Contest:
     floors: Mapping[str, float] = field(default_factory=dict)  # contender -> how many times as fast ours should be
     flops: float | None = None  # floating point operations of a unit; the last contender then counts those it does
     share_floor: float | None = None  # the least part of the last contender's rate that ours should reach
-    memory_limits: Mapping[str, float] = field(default_factory=dict)  # contender -> how much of its memory ours may take
+    memory_limits: Mapping[str, float] = field(default_factory=dict)  # contender -> at most so much of its memory
 
 
 @dataclass(frozen=True)

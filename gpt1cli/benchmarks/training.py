@@ -22,6 +22,7 @@ from gpt1cli.models.heads import Classifier
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.objectives import TASK_LOSSES, fine_tuning, language_modelling
 from gpt1cli.optim import Optimizer
+from gpt1cli.planning import flops_per_token
 from gpt1cli.scoring import head_outputs
 
 V = 40_478  # the published vocabulary
@@ -42,7 +43,7 @@ def pretrain(setting: Setting) -> Iterable[Contest]:
         floors = FLOORS[setting.device, model] if dropout else {}
         limits = {"transformers fp32": 0.65} if dropout and (setting.device, model) == ("cpu", "base") else {}
         share = SHARES.get((setting.device, model, dropout))
-        flops = flops_per_token(model_config(model, dropout), context)
+        flops = flops_per_token(model_config(model, dropout), V, context)
         yield Contest(name, "tokens", contenders, floors, flops, share, limits)
 
 
@@ -283,13 +284,6 @@ def their_choice(
 
 
 # --- the ceiling ------------------------------------------------------------------------------------------------------
-
-
-def flops_per_token(config: ModelConfig, context: int) -> float:
-    """Floating point operations of training on a token: 6 a weight, 12 a layer, channel and token of the context."""
-    block = 4 * config.d_model**2 + 2 * config.d_model * config.d_ff
-    weights = config.n_layer * block + V * config.d_model
-    return 6 * weights + 12 * config.n_layer * config.d_model * context
 
 
 def products(device: str, size: int = 2048) -> Job:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from gpt1cli import checkpoint, corpus, distributed, rundir, runtime, tasks
-from gpt1cli.batches import Epochs
+from gpt1cli import checkpoint, corpus, distributed, planning, rehearsal, rundir, runtime, tasks
+from gpt1cli.batches import Batch, Epochs
 from gpt1cli.checkpoint import State
 from gpt1cli.config import FinetuneConfig
 from gpt1cli.distributed import Team
@@ -65,6 +66,12 @@ def run(config: FinetuneConfig, folder: Path) -> None:
     micro_batch = config.batch_size if task.loss == "soft_f1" else machine.micro_batch  # F1 is that of a whole batch
     epochs = Epochs(splits["train"].items, config.batch_size, config.seed, micro_batch, machine.token_budget)
     steps = config.steps or max(1, round((config.epochs or 0) * epochs.updates))
+    objective = fine_tuning(loss_of(task), config.lm_coef if config.aux_lm else 0.0)
+    if config.dry_run:
+        machine = dataclasses.replace(machine, micro_batch=micro_batch)
+        work, updates = work_of(config, model, epochs, steps), rehearsed(epochs)
+        rehearsal.dry_run("finetune", config, folder, work, machine, model, objective, updates, optimizer)
+        return
     warnings += rundir.note(folder, steps=steps)
     plan = Plan(steps, config.log_every, eval_every=epochs.updates, checkpoint_every=epochs.updates)
     factor, warmup = SCHEDULES[config.schedule.name], config.warmup_fraction * steps
@@ -83,7 +90,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
             progress.say(warning)
         state = fit(
             model=model,
-            objective=team.spread(fine_tuning(loss_of(task), config.lm_coef if config.aux_lm else 0.0)),
+            objective=team.spread(objective),
             batches=epochs,
             optimizer=optimizer,
             learning_rate=lambda step: config.lr * factor(step, steps, warmup),
@@ -134,6 +141,31 @@ def starting_point(config: FinetuneConfig, reporting: corpus.Reporting) -> tuple
     if body.tokens.num_embeddings == len(vocabulary):
         body.append_rows(3)
     return body, vocabulary
+
+
+def work_of(config: FinetuneConfig, model: Classifier, epochs: Epochs, steps: int) -> planning.Work:
+    """What there is to do: rows as long as the examples, so that most tokens stand in rows above the mean length."""
+    lengths = np.array([length for item in epochs.items for length in item.lengths])
+    longest = max(epochs.items, key=lambda item: item.width * item.height)
+    return planning.Work(
+        model=config.model,
+        vocabulary=model.body.tokens.num_embeddings,
+        outputs=model.head.out_features,
+        logits=config.aux_lm and config.lm_coef > 0,
+        updates=steps,
+        tokens=float(lengths.sum() * steps / epochs.updates),
+        context=float((lengths**2).sum() / lengths.sum()),
+        batch_size=min(config.batch_size, len(epochs.items)),
+        longest=longest.width,
+        height=longest.height,
+    )
+
+
+def rehearsed(epochs: Epochs) -> Iterator[list[Batch]]:
+    """Updates for a dry run: the largest that could come, which needs the most memory, and then the first ones."""
+    largest = sorted(epochs.items, key=lambda item: item.width * item.height)[-epochs.batch_size :]
+    yield dataclasses.replace(epochs, items=largest)(0)
+    yield from map(epochs, range(rehearsal.UPDATES - 1))
 
 
 def origin_of(config: FinetuneConfig) -> str:

@@ -7,7 +7,9 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from gpt1cli import checkpoint, corpus, distributed, documents, rundir, runtime
+import numpy as np
+
+from gpt1cli import checkpoint, corpus, distributed, documents, planning, rehearsal, rundir, runtime
 from gpt1cli.batches import Batch, portion, windows_batch
 from gpt1cli.checkpoint import State
 from gpt1cli.config import InputError, PretrainConfig
@@ -19,7 +21,9 @@ from gpt1cli.models.transformer import Transformer
 from gpt1cli.objectives import language_modelling
 from gpt1cli.optim import SCHEDULES, Optimizer
 from gpt1cli.report import write_run_report
+from gpt1cli.runtime import Machine
 from gpt1cli.scoring import mean_token_loss
+from gpt1cli.tokenizer import Tokenizer
 
 PLATEAU = 0.05  # nats below the unigram loss: post-norm blocks stay there when the rate is high for the warm-up
 
@@ -27,6 +31,8 @@ PLATEAU = 0.05  # nats below the unigram loss: post-norm blocks stay there when 
 def needs(config: PretrainConfig) -> list[Need]:
     """What must be at hand before the run starts."""
     if config.resume and rundir.is_finished(Path(config.resume), config.steps):
+        return []
+    if config.plan.tokens is not None:
         return []
     return corpus_needs(config.corpus) + tokenizer_needs(config.tokenizer) + weights_needs(config.init)
 
@@ -36,18 +42,16 @@ def run(config: PretrainConfig, folder: Path) -> None:
     if config.resume and rundir.is_finished(Path(config.resume), config.steps):
         print(f"{folder} is finished: {folder / 'result.json'}; larger steps= would go on")
         return
+    if config.dry_run:
+        rehearse(config, folder)
+        return
     machine = runtime.start(config.runtime, config.seed)
     warnings = rundir.note(folder, **machine.describe())
     reporting = functools.partial(Progress, folder, mode=config.runtime.progress)
 
     with distributed.first_alone():
         source = documents.find(config.corpus, config.hub, config.cache)
-        if config.init == "none":
-            vocabulary = corpus.tokenizer_of(config.tokenizer, source, config.hub, config.cache, reporting)
-            model = Transformer(config.model, len(vocabulary))
-        else:
-            model, vocabulary = checkpoint.load(config.init, config.hub, config.cache)
-            model.configure(config.model)
+        model, vocabulary = starting_point(config, source, reporting)
         shards = corpus.prepare(source, config.corpus.name, vocabulary, config.cache, reporting)
     rundir.note_checksums(folder, tokenizer=vocabulary.identity, corpus=source.digest)
     plan = plan_of(config, shards)
@@ -66,11 +70,6 @@ def run(config: PretrainConfig, folder: Path) -> None:
     factor, warmup = SCHEDULES[config.schedule.name], warmup_of(config, plan.steps)
     valid = corpus.spread_windows(shards.valid, config.context, config.eval_tokens)
 
-    def batches(step: int, halvings: int) -> Iterator[Batch]:
-        size = max(1, machine.rows(config.context) >> halvings) * distributed.size()
-        windows = corpus.random_windows(shards.train, config.context, config.batch_size, config.seed, step)
-        return (portion(windows[start : start + size], windows_batch) for start in range(0, len(windows), size))
-
     def evaluate() -> tuple[dict[str, float], float]:
         loss = team.read(lambda model: mean_token_loss(model, valid, machine.token_budget))
         return {"loss": loss, "perplexity": math.exp(min(loss, 700))}, -loss
@@ -84,7 +83,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
         state = fit(
             model=model,
             objective=team.spread(language_modelling),
-            batches=batches,
+            batches=functools.partial(batches, config, machine, shards.train),
             optimizer=optimizer,
             learning_rate=lambda step: config.lr * factor(step, plan.steps, warmup),
             evaluate=evaluate,
@@ -115,21 +114,79 @@ def run(config: PretrainConfig, folder: Path) -> None:
         progress.say(f"finished: validation perplexity {last['perplexity']:.2f}; {folder}")
 
 
-def plan_of(config: PretrainConfig, shards: corpus.Shards) -> Plan:
-    """Updates = epochs x floor(tokens / (batch x context)), and what happens how often.
+def starting_point(
+    config: PretrainConfig, source: documents.Source, reporting: corpus.Reporting
+) -> tuple[Transformer, Tokenizer]:
+    """The model and its tokenizer: fresh weights, or init's."""
+    if config.init == "none":
+        vocabulary = corpus.tokenizer_of(config.tokenizer, source, config.hub, config.cache, reporting)
+        return Transformer(config.model, len(vocabulary)), vocabulary
+    model, vocabulary = checkpoint.load(config.init, config.hub, config.cache)
+    model.configure(config.model)
+    return model, vocabulary
 
-    InputError where the corpus does not fill one window, or something is to happen after the last update.
-    """
+
+def batches(
+    config: PretrainConfig, machine: Machine, tokens: np.ndarray, step: int, halvings: int = 0
+) -> Iterator[Batch]:
+    """The micro-batches of an update: windows at random places, a function of (seed, step), shared by all processes."""
+    windows = corpus.random_windows(tokens, config.context, config.batch_size, config.seed, step)
+    size = max(1, machine.rows(config.context) >> halvings) * distributed.size()
+    return (portion(windows[start : start + size], windows_batch) for start in range(0, len(windows), size))
+
+
+def rehearse(config: PretrainConfig, folder: Path) -> None:
+    """dry_run=true: text -> shards -> model -> plan and two updates; with plan.tokens random tokens are the text."""
+    machine = runtime.start(config.runtime, config.seed)
+    rundir.note(folder, **machine.describe())
+    if config.plan.tokens is None:
+        reporting = functools.partial(Progress, folder, mode=config.runtime.progress)
+        source = documents.find(config.corpus, config.hub, config.cache)
+        model, vocabulary = starting_point(config, source, reporting)
+        shards = corpus.prepare(source, config.corpus.name, vocabulary, config.cache, reporting)
+        tokens, updates = shards.train, plan_of(config, shards).steps
+    else:
+        model = Transformer(config.model, planning.vocabulary_of(config.tokenizer))
+        entries = model.tokens.num_embeddings
+        tokens = np.random.default_rng(config.seed).integers(0, entries, config.batch_size * (config.context + 1))
+        updates = updates_of(config, config.plan.tokens)
+    model.to(machine.device)
+    optimizer = Optimizer(model, config.optimizer, machine.precision)
+    if machine.compile:
+        model.compile()
+    work = planning.Work(
+        model=config.model,
+        vocabulary=model.tokens.num_embeddings,
+        outputs=0,
+        logits=True,
+        updates=updates,
+        tokens=updates * config.batch_size * config.context,
+        context=config.context,
+        batch_size=config.batch_size,
+        longest=config.context,
+    )
+    rehearsed = (batches(config, machine, tokens, step) for step in range(rehearsal.UPDATES))
+    rehearsal.dry_run("pretrain", config, folder, work, machine, model, language_modelling, rehearsed, optimizer)
+
+
+def updates_of(config: PretrainConfig, tokens: float) -> int:
+    """Updates = epochs x floor(tokens / (batch x context)). InputError where something is to happen after the last."""
+    per_epoch = max(1, int(tokens // (config.batch_size * config.context)))
+    steps = config.steps or max(1, int((config.epochs or 0) * per_epoch))
+    if late := list(config.too_late(steps)):
+        raise InputError("\n".join(late))
+    return steps
+
+
+def plan_of(config: PretrainConfig, shards: corpus.Shards) -> Plan:
+    """The number of updates, and what happens how often. InputError where the corpus does not fill one window."""
     for split, tokens in (("train", shards.train), ("valid", shards.valid)):
         if len(tokens) <= config.context:
             raise InputError(
                 f"corpus {config.corpus.name} is too small: {len(tokens):,} {split} tokens do not fill one window of"
                 f" context={config.context} tokens and the one to predict; use more text or a smaller context="
             )
-    per_epoch = max(1, len(shards.train) // (config.batch_size * config.context))
-    steps = config.steps or max(1, int((config.epochs or 0) * per_epoch))
-    if late := list(config.too_late(steps)):
-        raise InputError("\n".join(late))
+    steps = updates_of(config, len(shards.train))
     eval_every = config.eval_every or max(1, steps // 10)
     return Plan(
         steps=steps,
