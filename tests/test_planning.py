@@ -110,7 +110,7 @@ def test_weights_gradients_and_moments_have_the_bytes_of_the_real_tensors(precis
         assert halves["gradients"] == sum(tensor.nbytes for tensor in held)
     optimizer.step(1e-3, rows * context)
 
-    masters = {id(t): t.nbytes for t in [*optimizer.masters.values(), *optimizer.parameters.values()]}
+    masters = {t.data_ptr(): t.nbytes for t in [*optimizer.masters.values(), *optimizer.parameters.values()]}
     assert whole["weights"] == halves["weights"] == sum(masters.values())
     assert whole["optimizer"] == sum(m.nbytes + s.nbytes for _, m, s in optimizer.moments.values())
 
