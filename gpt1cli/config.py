@@ -497,7 +497,7 @@ class BenchConfig(RunConfig):
     """gpt1 bench: our speed beside a peer's, measured in turn on this machine."""
 
     what: Annotated[
-        list[Literal["startup", "tokenize", "pretrain", "finetune", "choice", "score", "generate"]],
+        list[Literal["startup", "tokenize", "pretrain", "finetune", "choice", "score", "generate", "scale"]],
         Key("the jobs to measure"),
     ]
     peer: Annotated[Literal["transformers", "none"], Key("whom to measure beside us")]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shlex
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -207,21 +208,36 @@ def write_run_report(folder: Path, result: Mapping[str, Any]) -> None:
 
 def plot_losses(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Training and validation loss against the updates."""
+    with _plot(path, "updates", "loss (nats)") as axes:
+        for split, style in (("train", "-"), ("valid", "o-")):
+            # what fine-tuning minimises also holds the language-model loss; the validation loss is the task's alone
+            points = [(line["step"], line.get("task_loss", line["loss"])) for line in metrics if line["split"] == split]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, label=split, markersize=3, linewidth=1)
+        axes.legend()
+
+
+def plot_sizes(label: str, sizes: Sequence[float], unit: str, rates: Sequence[float], path: Path) -> None:
+    """A rate against a size that grows by factors."""
+    with _plot(path, label, unit) as axes:
+        axes.plot(sizes, rates, "o-", markersize=4, linewidth=1)
+        axes.set_xscale("log")
+        axes.set_ylim(bottom=0)
+
+
+@contextlib.contextmanager
+def _plot(path: Path, x: str, y: str) -> Iterator[Any]:
+    """Axes to draw into, written as a picture when that is done."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    for split, style in (("train", "-"), ("valid", "o-")):
-        # what fine-tuning minimises also holds the language-model loss; the validation loss is that of the task alone
-        points = [(line["step"], line.get("task_loss", line["loss"])) for line in metrics if line["split"] == split]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=split, markersize=3, linewidth=1)
-    axes.set_xlabel("updates")
-    axes.set_ylabel("loss (nats)")
+    yield axes
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
     axes.grid(alpha=0.3)
-    axes.legend()
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

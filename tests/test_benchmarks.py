@@ -49,7 +49,7 @@ def test_the_ratio_is_that_of_rounds_side_by_side():
 @pytest.fixture
 def contest() -> Contest:
     contenders = [Contender(name, COMMAND) for name in ("gpt1", "peer", "bare products")]
-    return Contest("pretrain", "tokens", contenders, {"peer": 1.5}, 100.0, 0.55, {"peer": 0.65})
+    return Contest("pretrain", "tokens", contenders, {"peer": 1.5}, 100.0, 0.55, memory_limits={"peer": 0.65})
 
 
 def test_what_is_told_of_a_contest_by_hand(contest):
@@ -81,6 +81,28 @@ def test_every_contender_is_a_function_that_takes_its_options_and_every_floor_is
         for contender in contest.contenders:
             module, _, function = contender.make.partition(":")
             inspect.signature(getattr(importlib.import_module(module), function)).bind(**contender.options)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "units"),
+    [
+        ("on_corpus", {"tokens": 10**6}, 10 * 32 * 64),
+        ("on_examples", {"examples": 100}, 10 * 32 * 16),
+        ("on_context", {"context": 128}, 10 * 4096),
+    ],
+)
+def test_every_job_of_growing_work_can_be_done(make, options, units):
+    from gpt1cli.benchmarks import scaling
+
+    assert getattr(scaling, make)(device="cpu", **options)() == units
+
+
+def test_attention_s_share_of_the_operations_by_hand():
+    """Tiny: 2 blocks of 12 x 128^2 weights and a table of 1,000 x 128; 2,048 tokens are attended to."""
+    from gpt1cli.benchmarks.scaling import share
+
+    weights, attention = 6 * (2 * 12 * 128**2 + 1_000 * 128), 12 * 2 * 128 * 2048
+    assert share(2048) == f" (attention {attention / (weights + attention):.0%} of the operations)"
 
 
 TRAINING, SPEAKING = "gpt1cli.benchmarks.training:", "gpt1cli.benchmarks.speaking:"

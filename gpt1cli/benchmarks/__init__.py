@@ -10,4 +10,5 @@ BENCHMARKS: dict[str, str] = {  # bench what=
     "choice": "gpt1cli.benchmarks.training:choice",
     "score": "gpt1cli.benchmarks.speaking:score",
     "generate": "gpt1cli.benchmarks.speaking:generate",
+    "scale": "gpt1cli.benchmarks.scaling:scale",
 }

@@ -44,6 +44,7 @@ class Contest:
     floors: Mapping[str, float] = field(default_factory=dict)  # contender -> how many times as fast ours should be
     flops: float | None = None  # floating point operations of a unit; the last contender then counts those it does
     share_floor: float | None = None  # the least part of the last contender's rate that ours should reach
+    axis: tuple[str, Sequence[float]] | None = None  # for a plot: what the contenders differ in, and how much
     memory_limits: Mapping[str, float] = field(default_factory=dict)  # contender -> at most so much of its memory
 
 
@@ -64,6 +65,7 @@ class Measured:
     name: str
     rates: Sequence[float]  # units a second, of each round
     peak_memory_bytes: int
+    start_seconds: float = 0.0  # from the start of its process until the job was ready
 
     @property
     def rate(self) -> float:
@@ -94,8 +96,8 @@ def hold(contest: Contest, rounds: int, threads: int | None, warm_up: int = 1) -
         for process in processes:
             process.end()
     return [
-        Measured(contender.name, found, peak)
-        for contender, found, peak in zip(contest.contenders, rates, peaks, strict=True)
+        Measured(process.contender.name, found, peak, process.start_seconds)
+        for process, found, peak in zip(processes, rates, peaks, strict=True)
     ]
 
 
@@ -104,6 +106,7 @@ class _Process:
 
     def __init__(self, contender: Contender) -> None:
         self.contender = contender
+        self.start_seconds = 0.0
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process runs)
         self.process = subprocess.Popen(
             [sys.executable, "-m", __name__],
@@ -116,7 +119,9 @@ class _Process:
     def start(self, threads: int | None) -> None:
         """Have the job made."""
         about = {"make": self.contender.make, "options": dict(self.contender.options)}
+        began = time.perf_counter()
         self.ask(json.dumps({**about, "tuned": self.contender.tuned, "threads": threads}))
+        self.start_seconds = time.perf_counter() - began
 
     def ask(self, line: str) -> dict[str, Any]:
         assert self.process.stdin and self.process.stdout

@@ -44,7 +44,7 @@ def pretrain(setting: Setting) -> Iterable[Contest]:
         limits = {"transformers fp32": 0.65} if dropout and (setting.device, model) == ("cpu", "base") else {}
         share = SHARES.get((setting.device, model, dropout))
         flops = flops_per_token(model_config(model, dropout), V, context)
-        yield Contest(name, "tokens", contenders, floors, flops, share, limits)
+        yield Contest(name, "tokens", contenders, floors, flops, share, memory_limits=limits)
 
 
 SIZES = {  # device -> model, sequences, tokens in each, dropout
@@ -122,7 +122,7 @@ def our_pretraining(device: str, model: str, batch: int, context: int, dropout: 
 
     def job() -> float:
         windows = draw.integers(0, V, (batch, context + 1))
-        _update(body, optimizer, language_modelling, [windows_batch(windows)], device)
+        update(body, optimizer, language_modelling, [windows_batch(windows)], device)
         return batch * context
 
     return job
@@ -137,7 +137,7 @@ def our_fine_tuning(device: str, model: str, batch: int) -> Job:
         items = [Item.of([row], int(draw.integers(2))) for row in pairs(draw, batch)]
         groups = by_length(items, None, TOKEN_BUDGET[device])
         batches = [items_batch([items[i] for i in group]) for group in groups]
-        _update(classifier, optimizer, fine_tuning(TASK_LOSSES["cross_entropy"], 0.5), batches, device)
+        update(classifier, optimizer, fine_tuning(TASK_LOSSES["cross_entropy"], 0.5), batches, device)
         return batch
 
     return job
@@ -157,7 +157,7 @@ def our_choice(
         items = [item.apart() for item in items] if apart else items
         if train:
             batches = [items_batch(items)]
-            _update(classifier, optimizer, fine_tuning(TASK_LOSSES["cross_entropy"], 0.5), batches, device)
+            update(classifier, optimizer, fine_tuning(TASK_LOSSES["cross_entropy"], 0.5), batches, device)
         else:
             head_outputs(classifier, items, None, TOKEN_BUDGET[device])
         return questions
@@ -165,7 +165,8 @@ def our_choice(
     return job
 
 
-def _update(model: Any, optimizer: Optimizer, objective: Any, batches: Sequence[Batch], device: str) -> None:
+def update(model: Any, optimizer: Optimizer, objective: Any, batches: Sequence[Batch], device: str) -> None:
+    """One update of ours, as the training loop does it."""
     count = 0
     for batch in batches:
         loss = objective(model, batch.to(torch.device(device)))

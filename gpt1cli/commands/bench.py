@@ -18,7 +18,7 @@ from gpt1cli.benchmarks.contest import Contest, Measured, Setting, hold, ratio
 from gpt1cli.config import BenchConfig, InputError
 from gpt1cli.hub import Need
 from gpt1cli.loggers import Progress, short
-from gpt1cli.report import Table
+from gpt1cli.report import Table, plot_sizes
 
 HEADER = ("contender", "a second", "range", "gpt1 is", "floor", "of the ceiling", "peak memory")
 
@@ -45,6 +45,10 @@ def run(config: BenchConfig, folder: Path) -> None:
             facts.append({"name": contest.name, "unit": contest.unit, "contenders": facts_of(contest, measured)})
             tables.append(Table(contest.name, HEADER, rows_of(contest, measured)))
             rundir.write_json(folder / "bench.json", {"machine": about, "rounds": config.rounds, "contests": facts})
+            if contest.axis:
+                label, sizes = contest.axis
+                path = folder / "plots" / f"{contest.name.replace(', ', '-')}.png"
+                plot_sizes(label, sizes, f"{contest.unit} a second", [one.rate for one in measured], path)
             progress.update(number)
     for table in tables:
         table.show()
@@ -83,6 +87,7 @@ def facts_of(contest: Contest, measured: Sequence[Measured]) -> list[dict[str, A
             "rates": [float(f"{rate:.6g}") for rate in one.rates],
             "median": float(f"{one.rate:.6g}"),
             "peak_memory_bytes": one.peak_memory_bytes,
+            "start_seconds": round(one.start_seconds, 3),
             "ratio": None if one is ours or is_ceiling(contest, one) else round(ratio(ours, one), 3),
             "floor": contest.floors.get(one.name),
             "share_of_ceiling": share(contest, one, measured),
