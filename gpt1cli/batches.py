@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from gpt1cli import distributed
+from gpt1cli.config import InputError
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}  # tokens computed at a time, where runtime.micro_batch does not say
 
@@ -215,7 +216,8 @@ def portion(rows: R, laid: Callable[[R], Batch]) -> Batch:
 class Epochs:
     """Labelled items in a fresh order each epoch; the call gives the micro-batches of one update.
 
-    The last batch of an epoch may be smaller: no example is lost (the released code drops it).
+    The last batch of an epoch may be smaller: no example is lost (the released code drops it). With `whole` an update
+    is one micro-batch, for a loss that is no sum over examples; InputError where memory ran out on it.
     """
 
     items: Sequence[Item]
@@ -223,6 +225,7 @@ class Epochs:
     seed: int
     micro_batch: int | None
     token_budget: int
+    whole: bool = False
 
     @property
     def updates(self) -> int:
@@ -233,6 +236,10 @@ class Epochs:
         epoch, position = divmod(step, self.updates)
         order = _shuffled(len(self.items), self.seed, epoch)
         chosen = [self.items[i] for i in order[position * self.batch_size : (position + 1) * self.batch_size]]
+        if self.whole and halvings:
+            raise InputError("the loss is that of a whole batch, which cannot be halved: name a smaller batch_size=")
+        if self.whole:
+            return [items_batch(chosen)]
         together = distributed.size()
         micro_batch = self.micro_batch and max(1, self.micro_batch >> halvings) * together
         groups = by_length(chosen, micro_batch, (self.token_budget >> halvings) * together)

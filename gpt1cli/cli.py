@@ -138,9 +138,14 @@ def _run(line: CommandLine, command: str, words: list[str]) -> None:
     composer = Composer(command, _source(line))
     sweep = "--multirun" in line.flags or "hydra.mode=MULTIRUN" in line.overrides
     asked = "--cfg" in line.flags or "--info" in line.flags
-    if _of_several() and (sweep or not issubclass(config.COMMANDS[command], config.TrainConfig)):
-        raise InputError("torchrun starts one training on many devices: no sweep, and no other command")
-    overrides = composer.check(line.overrides, sweep, whole=not asked)
+    given = list(line.overrides)
+    if several := _by_torchrun():
+        if sweep or not issubclass(config.COMMANDS[command], config.TrainConfig):
+            raise InputError("torchrun starts one training on many devices: no sweep, and no other command")
+        if any(word.partition("=")[0].lstrip("+") == "runtime.devices" for word in given):
+            raise InputError(f"torchrun has started {several} processes: leave runtime.devices out")
+        given.append(f"runtime.devices={several}")
+    overrides = composer.check(given, sweep, whole=not asked)
     if asked:
         _ask_hydra(line, overrides)
     elif sweep:
@@ -156,7 +161,7 @@ def _single(composer: Composer, overrides: list[str], words: list[str]) -> None:
 
     composed = compose(composer, overrides)
     module = _checked(composer.command, composed)
-    if _of_several() and os.environ.get("RANK") != "0":
+    if _by_torchrun() and os.environ.get("RANK") != "0":
         _start(module, composed.config, composed.folder)  # the folder is rank 0's
         return
     failures: list[Exception] = []
@@ -229,15 +234,17 @@ def _checked(command: str, composed: Composed) -> ModuleType:
 
 def _start(module: ModuleType, run: config.RunConfig, folder: Path) -> None:
     """Run the command, in this process or as one of several."""
-    if _of_several() or run.runtime.devices > 1:
-        importlib.import_module("gpt1cli.distributed").run(module.run, run, folder)
-    else:
+    if run.runtime.devices == 1:
         module.run(run, folder)
+        return
+    distributed = importlib.import_module("gpt1cli.distributed")
+    (distributed.join if _by_torchrun() else distributed.launch)(module.run, run, folder)
 
 
-def _of_several() -> bool:
-    """Whether torchrun has started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+def _by_torchrun() -> int:
+    """As one of how many processes torchrun has started this one; 0 where it has not, or not several."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    return count if count > 1 else 0
 
 
 def _execute(module: ModuleType, command: str, composed: Composed, folder: Path, words: list[str]) -> None:

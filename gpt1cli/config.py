@@ -274,7 +274,7 @@ class RuntimeConfig:
     precision: Annotated[Literal["auto", "fp32", "bf16"], Key("arithmetic (auto: bf16 where the hardware has it)")]
     compile: Annotated[bool, Key("compile the model that is trained, with torch.compile")]
     threads: Annotated[int | None, Key("CPU threads of a process (null: torch's choice)", at_least=1)]
-    devices: Annotated[int, Key("processes on this machine that share each update of training", at_least=1)]
+    devices: Annotated[int, Key("processes on this machine that share each update (torchrun sets it)", at_least=1)]
     shard: Annotated[bool, Key("cut weights, gradients and moments up among the processes (FSDP)")]
     micro_batch: Annotated[
         int | None, Key("sequences computed at a time (null: as many as fit a token budget)", at_least=1)
@@ -340,6 +340,8 @@ class TrainConfig(RunConfig):
     def problems(self) -> Iterator[str]:
         if (self.epochs is None) == (self.steps is None):
             yield "exactly one of epochs and steps is needed: set the other to null"
+        if self.runtime.shard and self.runtime.devices == 1:
+            yield "runtime.shard=true cuts up among several processes: name runtime.devices= too, or leave shard out"
         if self.runtime.devices > self.batch_size:
             yield f"runtime.devices={self.runtime.devices} share the {self.batch_size} sequences of batch_size: too few"
         given = {key: value for key, value in dataclasses.asdict(self.plan).items() if value is not None}

@@ -160,20 +160,9 @@ class RankFailed(RuntimeError):
     """One of the processes failed or was killed, and so the run."""
 
 
-def run(function: Run, config: TrainConfig, folder: Path) -> None:
-    """A command's run on runtime.devices processes of this machine, or as the one of several that torchrun has started.
-
-    InputError and SystemExit are passed on from the ranks; RankFailed where one of them failed or was killed.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        _joined(function, config, folder)
-    else:
-        _launch(function, config, folder)
-
-
-def _joined(function: Run, config: TrainConfig, folder: Path) -> None:
-    """Run as one rank of those that the environment tells of."""
-    cuda = torch.cuda.is_available() and config.runtime.device != "cpu"
+def join(function: Run, config: TrainConfig, folder: Path) -> None:
+    """A command's run as one rank of those that the environment tells of: torchrun's, or ours."""
+    cuda = _on_cuda(config)
     if cuda:
         here, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if here >= there:
@@ -191,10 +180,17 @@ def _joined(function: Run, config: TrainConfig, folder: Path) -> None:
         dist.destroy_process_group()
 
 
-def _launch(function: Run, config: TrainConfig, folder: Path) -> None:
-    """A process for each rank, here; they end together."""
+def _on_cuda(config: TrainConfig) -> bool:
+    return torch.cuda.is_available() and config.runtime.device != "cpu"
+
+
+def launch(function: Run, config: TrainConfig, folder: Path) -> None:
+    """A command's run on runtime.devices processes of this machine, which end together.
+
+    InputError and SystemExit are passed on from the ranks; RankFailed where one of them failed or was killed.
+    """
     count, context, runtime = config.runtime.devices, get_context("spawn"), config.runtime
-    if runtime.threads is None and runtime.device != "cuda" and not torch.cuda.is_available():
+    if runtime.threads is None and not _on_cuda(config):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         config = dataclasses.replace(config, runtime=dataclasses.replace(runtime, threads=max(1, cores // count)))
     with socket.socket() as free:
@@ -225,7 +221,7 @@ def _rank(place: Mapping[str, int], function: Run, config: TrainConfig, folder: 
     os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
     threading.Thread(target=_end_with, args=(words,), daemon=True).start()
     try:
-        _joined(function, config, folder)
+        join(function, config, folder)
     except InputError as error:
         words.send(("input", str(error), ""))
         raise SystemExit(2) from None

@@ -85,8 +85,8 @@ def fit(
             model.train()
             lr = learning_rate(state.step)
             try:
-                sums = _gradients(model, objective, batches(state.step, state.halvings), optimizer, device)
-            except _OutOfMemory as short:
+                sums = gradients(model, objective, batches(state.step, state.halvings), optimizer, device)
+            except OutOfMemory as short:
                 optimizer.forget()
                 state.halvings += 1
                 progress.say(short.told())
@@ -135,14 +135,17 @@ def fit(
     return state
 
 
-def _gradients(
+def gradients(
     model: M,
     objective: Callable[[M, Batch], Loss],
     batches: Iterable[Batch],
     optimizer: Optimizer,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Bring the gradients of an update's micro-batches into the optimizer; losses, parts and counts, summed."""
+    """Bring the gradients of an update's micro-batches into the optimizer; losses, parts and counts, summed.
+
+    OutOfMemory where a micro-batch does not fit.
+    """
     sums: dict[str, Tensor] = {}
     for batch in batches:
         try:
@@ -152,7 +155,7 @@ def _gradients(
             loss.total.backward()
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-                raise _OutOfMemory(*batch.tokens.shape) from None
+                raise OutOfMemory(*batch.tokens.shape) from None
             raise
         optimizer.accumulate()
         found = {"loss": loss.total.detach(), **loss.parts}
@@ -161,7 +164,7 @@ def _gradients(
     return sums
 
 
-class _OutOfMemory(Exception):
+class OutOfMemory(Exception):
     """Memory ran out on a micro-batch of so many rows of so many tokens."""
 
     def __init__(self, rows: int, tokens: int):
@@ -175,7 +178,7 @@ class _OutOfMemory(Exception):
             raise InputError(f"{what}: runtime.precision=bf16, a smaller model, shorter sequences need less") from None
         if distributed.size() > 1:  # the others wait for this one's gradients
             raise InputError(f"{what}; name runtime.micro_batch={self.rows // 2}") from None
-        return f"{what}: from here on half as much is computed at a time, which changes nothing of what is learned"
+        return f"{what}: going on with half as much at a time, which changes dropout's masks and nothing else"
 
 
 def result_of(command: str, config: TrainConfig, state: State, machine: Machine) -> dict[str, Any]:

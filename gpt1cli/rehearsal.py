@@ -20,6 +20,7 @@ from torch import nn
 from gpt1cli import rundir
 from gpt1cli.batches import Batch
 from gpt1cli.config import InputError, TrainConfig
+from gpt1cli.fit import OutOfMemory, gradients
 from gpt1cli.loggers import Progress, short
 from gpt1cli.objectives import Loss
 from gpt1cli.optim import Optimizer
@@ -93,19 +94,14 @@ def rehearse(
         for count, batches in enumerate(updates):
             if count == 1:
                 began, tokens = time.perf_counter(), 0
-            targets = 0
-            for batch in batches:
-                loss = objective(model, batch.to(device))
-                loss.total.backward()
-                optimizer.accumulate()
-                targets += loss.count
-                tokens += batch.real_tokens
+            sums = gradients(model, objective, batches, optimizer, device)
+            tokens += int(sums["tokens"])
             if count == 0:
                 pass_bytes = peak_memory_bytes(device) - before
-            optimizer.step(0.0, targets)
+            optimizer.step(0.0, sums["count"])
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-    except torch.OutOfMemoryError as error:
+    except (OutOfMemory, torch.OutOfMemoryError) as error:
         raise InputError(
             f"an update does not fit into the memory of {device}: name a smaller runtime.micro_batch="
         ) from error
@@ -142,7 +138,6 @@ def machine_here(work: Work, machine: Machine) -> dict[str, Any]:
     micro_batch = work.micro_batch(machine)
     return {
         **machine.describe(),
-        "devices": 1,
         "micro_batch": micro_batch,
         "memory_bytes": work.memory(machine, micro_batch),
     }

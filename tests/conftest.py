@@ -8,7 +8,10 @@ import os
 # and threads that wait for each other on a busy machine take longer than the work itself.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
+
 import pytest
+from small import exact
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +20,10 @@ def test_hub() -> str:
     if not os.environ.get("GPT1_TEST_HUB"):
         pytest.skip("needs real data sets: set GPT1_TEST_HUB to a folder laid out like the Hugging Face hub")
     return os.environ["GPT1_TEST_HUB"]
+
+
+@pytest.fixture(scope="module")
+def exact_arithmetic() -> Iterator[None]:
+    """fp32 products in fp32, for a module of tests."""
+    with exact():
+        yield

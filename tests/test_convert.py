@@ -8,14 +8,13 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from small import SHAPE, exact, model_config, peer_config, stir
+from small import SHAPE, model_config, peer_config, stir
 from torch import Tensor
 from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
@@ -34,10 +33,7 @@ V = 37
 CONFIG = peer_config(V, layer_norm_epsilon=1e-4, attn_pdrop=0.3, embd_pdrop=0.4, resid_pdrop=0.5)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def exact_arithmetic() -> Iterator[None]:
-    with exact():
-        yield
+pytestmark = pytest.mark.usefixtures("exact_arithmetic")
 
 
 @pytest.fixture(scope="module")

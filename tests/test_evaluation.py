@@ -124,6 +124,13 @@ def test_soft_f1_is_minimised_over_whole_batches(cache, hub, tmp_path, capsys, m
     assert main(["finetune", *SMALL, *words, "runtime.micro_batch=2", f"hydra.run.dir={tmp_path / 'no'}"]) == 2
     assert "task.loss=soft_f1 is that of a whole batch: runtime.micro_batch=2 would split it" in capsys.readouterr().err
 
+    def short(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("gpt1cli.commands.finetune.fine_tuning", lambda *_: short)
+    assert main(["finetune", *SMALL, *words, f"hydra.run.dir={tmp_path / 'short'}"]) == 2
+    assert "a whole batch, which cannot be halved: name a smaller batch_size=" in capsys.readouterr().err
+
 
 # --- evaluate ---------------------------------------------------------------------------------------------------------
 

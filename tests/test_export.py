@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small import exact
 from torch import Tensor
 from transformers import OpenAIGPTDoubleHeadsModel, OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
 
@@ -31,10 +30,7 @@ QUIET = ("runtime.threads=1", "runtime.progress=none")
 CONFIG, WEIGHTS = "checkpoints/best/config.json", "checkpoints/best/model.safetensors"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def exact_arithmetic() -> Iterator[None]:
-    with exact():
-        yield
+pytestmark = pytest.mark.usefixtures("exact_arithmetic")
 
 
 @pytest.fixture(scope="module")

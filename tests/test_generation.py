@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from small import SHAPE, exact, model_config, peer_config, stir
+from small import SHAPE, model_config, peer_config, stir
 from torch import Tensor
 from transformers import OpenAIGPTLMHeadModel, TemperatureLogitsWarper
 from transformers import TopKLogitsWarper as TopK
@@ -19,10 +17,7 @@ from gpt1cli.models.transformer import Transformer
 V, N = 61, SHAPE["n_positions"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def exact_arithmetic() -> Iterator[None]:
-    with exact():
-        yield
+pytestmark = pytest.mark.usefixtures("exact_arithmetic")
 
 
 @pytest.fixture(scope="module")

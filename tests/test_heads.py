@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from small import NO_DROPOUT, SHAPE, exact, item, model_config, stir, tokens_of
+from small import NO_DROPOUT, SHAPE, item, model_config, stir, tokens_of
 
 from gpt1cli.batches import Item, items_batch
 from gpt1cli.models.heads import Classifier
@@ -16,10 +14,7 @@ LABELS, D = 3, SHAPE["d_model"]
 ROWS = [item([30, 1, 2, 3, 4, 5, 32], 0), item([30, 6, 32], 2), item([30, 7, 8, 32], 1)]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def exact_arithmetic() -> Iterator[None]:
-    with exact():
-        yield
+pytestmark = pytest.mark.usefixtures("exact_arithmetic")
 
 
 @pytest.fixture

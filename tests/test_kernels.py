@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
-from small import exact
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,11 +23,7 @@ from gpt1cli.kernels import (
     log_probabilities,
 )
 
-
-@pytest.fixture(autouse=True, scope="module")
-def exact_arithmetic() -> Iterator[None]:
-    with exact():
-        yield
+pytestmark = pytest.mark.usefixtures("exact_arithmetic")
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import f1_score
-from small import NO_DROPOUT, SHAPE, exact, item, model_config, optimizer_config, peer_config, stir, tokens_of
+from small import NO_DROPOUT, SHAPE, item, model_config, optimizer_config, peer_config, stir, tokens_of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import OpenAIGPTLMHeadModel
@@ -30,10 +30,7 @@ CLASSES = TASK_LOSSES["cross_entropy"]
 V, LABELS = 37, 3  # 34 words and three special rows: 34 `_start_`, 36 `_classify_`
 
 
-@pytest.fixture(autouse=True, scope="module")
-def exact_arithmetic() -> Iterator[None]:
-    with exact():
-        yield
+pytestmark = pytest.mark.usefixtures("exact_arithmetic")
 
 
 @pytest.fixture

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from small import exact, optimizer_config
+from small import optimizer_config
 from torch import Tensor, nn
 
 from gpt1cli.optim import SCHEDULES, Optimizer, constant, cosine, linear
 
-
-@pytest.fixture(autouse=True, scope="module")
-def exact_arithmetic() -> Iterator[None]:
-    with exact():
-        yield
+pytestmark = pytest.mark.usefixtures("exact_arithmetic")
 
 
 # --- schedules --------------------------------------------------------------------------------------------------------

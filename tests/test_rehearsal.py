@@ -54,11 +54,14 @@ def test_a_rehearsal_times_all_updates_but_the_first_and_learns_nothing(monkeypa
     assert told["tflops"] == pytest.approx(40 * 752_760_000 / 1e12, rel=1e-3)
 
 
-def test_too_little_memory_is_told_with_a_way_out():
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_too_little_memory_is_told_with_a_way_out(error):
     model = Transformer(model_config(**SHAPE), V)
 
     def objective(model: Transformer, batch: Batch) -> Loss:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     with pytest.raises(InputError, match=r"does not fit into the memory of cpu: name a smaller runtime.micro_batch="):
         rehearse(model, objective, [[windows(1, 20)]], Optimizer(model, optimizer_config()))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
-from small import SHAPE, exact, item, model_config, peer_config, stir, tokens_of
+from small import SHAPE, item, model_config, peer_config, stir, tokens_of
 from transformers import OpenAIGPTLMHeadModel
 
 from gpt1cli.convert import from_published
@@ -24,10 +22,7 @@ V, T = 37, 12
 WINDOWS = np.random.default_rng(0).integers(0, V, (7, T + 1)).astype(np.uint16)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def exact_arithmetic() -> Iterator[None]:
-    with exact():
-        yield
+pytestmark = pytest.mark.usefixtures("exact_arithmetic")
 
 
 @pytest.fixture

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
 
 import pytest
 import torch
 import torch._dynamo
-from small import NO_DROPOUT, SHAPE, exact, model_config, peer_config, stir
+from small import NO_DROPOUT, SHAPE, model_config, peer_config, stir
 from torch import Tensor
 from transformers import OpenAIGPTLMHeadModel
 
@@ -20,10 +19,7 @@ from gpt1cli.models.transformer import Past, Transformer, visibility
 VOCABULARY = 61
 
 
-@pytest.fixture(autouse=True, scope="module")
-def exact_arithmetic() -> Iterator[None]:
-    with exact():
-        yield
+pytestmark = pytest.mark.usefixtures("exact_arithmetic")
 
 
 @pytest.fixture
@@ -56,6 +52,7 @@ def test_every_tensor_is_registered_once_and_the_output_table_is_the_input_table
     assert len(addresses) == len(names) == 2 + 2 * 12
     hidden = torch.randn(3, 5, SHAPE["d_model"])
     torch.testing.assert_close(model.logits(hidden), torch.einsum("btd,vd->btv", hidden, model.tokens.weight))
+    torch.testing.assert_close(model.logits(hidden[0, 0]), model.tokens.weight @ hidden[0, 0])
     model.logits(hidden).sum().backward()
     assert model.tokens.weight.grad.any()
 

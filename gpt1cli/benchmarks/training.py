@@ -18,6 +18,7 @@ from gpt1cli import options
 from gpt1cli.batches import TOKEN_BUDGET, Batch, Item, by_length, items_batch, windows_batch
 from gpt1cli.benchmarks.contest import Contender, Contest, Job, Setting
 from gpt1cli.config import ModelConfig, OptimizerConfig, build
+from gpt1cli.fit import gradients
 from gpt1cli.models.heads import Classifier
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.objectives import TASK_LOSSES, fine_tuning, language_modelling
@@ -167,13 +168,8 @@ def our_choice(
 
 def update(model: Any, optimizer: Optimizer, objective: Any, batches: Sequence[Batch], device: str) -> None:
     """One update of ours, as the training loop does it."""
-    count = 0
-    for batch in batches:
-        loss = objective(model, batch.to(torch.device(device)))
-        loss.total.backward()
-        optimizer.accumulate()
-        count += loss.count
-    optimizer.step(1e-4, count)
+    sums = gradients(model, objective, batches, optimizer, torch.device(device))
+    optimizer.step(1e-4, sums["count"])
 
 
 def pairs(draw: np.random.Generator, count: int) -> list[list[int]]:

@@ -63,12 +63,13 @@ def run(config: FinetuneConfig, folder: Path) -> None:
     distributed.seed_apart(config.seed, state.step)
     rundir.cut_metrics(folder / "metrics.jsonl", state.step if state.step else -1)
 
-    micro_batch = config.batch_size if task.loss == "soft_f1" else machine.micro_batch  # F1 is that of a whole batch
-    epochs = Epochs(splits["train"].items, config.batch_size, config.seed, micro_batch, machine.token_budget)
+    whole = task.loss == "soft_f1"  # F1 is that of a whole batch
+    at_once = machine.micro_batch, machine.token_budget
+    epochs = Epochs(splits["train"].items, config.batch_size, config.seed, *at_once, whole=whole)
     steps = config.steps or max(1, round((config.epochs or 0) * epochs.updates))
     objective = fine_tuning(loss_of(task), config.lm_coef if config.aux_lm else 0.0)
     if config.dry_run:
-        machine = dataclasses.replace(machine, micro_batch=micro_batch)
+        machine = dataclasses.replace(machine, micro_batch=config.batch_size if whole else machine.micro_batch)
         work, updates = work_of(config, model, epochs, steps), rehearsed(epochs)
         rehearsal.dry_run("finetune", config, folder, work, machine, model, objective, updates, optimizer)
         return

@@ -164,7 +164,7 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: hidden [..., D] -> [..., V]. The output table is the input table."""
-        return linear(hidden.flatten(0, -2), self.tokens.weight).unflatten(0, hidden.shape[:-1])
+        return linear(hidden.reshape(-1, hidden.shape[-1]), self.tokens.weight).view(*hidden.shape[:-1], -1)
 
     def configure(self, config: ModelConfig) -> None:
         """Take the dropout rates of another configuration of the same shape."""
