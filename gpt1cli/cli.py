@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING
 
-from gpt1cli import __version__, config, help, options, rundir
+from gpt1cli import __version__, config, help, options, overview, rundir
 from gpt1cli.argv import ALIASES, FLAGS, CommandLine, sort
 from gpt1cli.config import InputError, shown
 
@@ -73,7 +73,7 @@ def _dispatch(words: list[str]) -> None:
     if "--version" in line.flags:
         print(f"gpt1 {__version__}")
     elif "--help" in line.flags or not words:
-        print(help.page(line.command) if line.command else help.overview(), end="")
+        print(help.page(line.command) if line.command else overview.page(), end="")
     elif "--hydra-help" in line.flags:
         _ask_hydra(line, [])
     elif line.command is None:
@@ -226,8 +226,7 @@ class SweepJob:
 
 def _checked(command: str, composed: Composed) -> ModuleType:
     """The command's module, once all that the run needs is at hand."""
-    commands, hub = (importlib.import_module(f"gpt1cli.{name}") for name in ("commands", "hub"))
-    module = importlib.import_module(commands.COMMANDS[command])
+    hub, module = (importlib.import_module(f"gpt1cli.{name}") for name in ("hub", f"commands.{command}"))
     hub.require(module.needs(composed.config), composed.config.hub, composed.config.cache)
     return module
 

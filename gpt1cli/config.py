@@ -361,7 +361,7 @@ class TrainConfig(RunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig(RunConfig):
-    """gpt1 prepare: raw text -> token shards in the cache."""
+    """What gpt1 prepare takes."""
 
     corpus: CorpusConfig
     tokenizer: TokenizerConfig
@@ -369,7 +369,7 @@ class PrepareConfig(RunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainConfig):
-    """gpt1 pretrain: a language model on raw text (paper, sections 3.1 and 4.1)."""
+    """What gpt1 pretrain takes."""
 
     corpus: CorpusConfig
     context: Annotated[int, Key("tokens in one sequence", at_least=2)]
@@ -400,7 +400,7 @@ class PretrainConfig(TrainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainConfig):
-    """gpt1 finetune: a labelled task on top of a pretrained model (paper, sections 3.2, 3.3 and 4.1)."""
+    """What gpt1 finetune takes."""
 
     task: TaskConfig
     ablation: AblationConfig
@@ -437,7 +437,7 @@ class FinetuneConfig(TrainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(RunConfig):
-    """gpt1 evaluate: a fine-tuned run scored on a split, or on a task with the same labels."""
+    """What gpt1 evaluate takes."""
 
     run: Annotated[str, Key("folder of a fine-tuned run, or one of its checkpoints", filled=True)]
     task: TaskConfig
@@ -452,7 +452,7 @@ class EvaluateConfig(RunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(RunConfig):
-    """gpt1 export: a run's model as a folder that transformers loads."""
+    """What gpt1 export takes."""
 
     run: Annotated[str, Key("run folder, or one of its checkpoints", filled=True)]
     out: Annotated[str, Key("folder to write; it may not exist yet, or be empty", filled=True)]
@@ -472,14 +472,14 @@ class SpeakConfig(RunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(SpeakConfig):
-    """gpt1 score: how likely a language model finds each line of a file, token by token."""
+    """What gpt1 score takes."""
 
     input: Annotated[str, Key("text file, a text a line; - for stdin", filled=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(SpeakConfig):
-    """gpt1 generate: text that a language model goes on with."""
+    """What gpt1 generate takes."""
 
     prompt: Annotated[str, Key("the text to go on from", filled=True)]
     tokens: Annotated[int, Key("tokens to write", at_least=1)]
@@ -496,7 +496,7 @@ class GenerateConfig(SpeakConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig(RunConfig):
-    """gpt1 bench: our speed beside a peer's, measured in turn on this machine."""
+    """What gpt1 bench takes."""
 
     what: Annotated[
         list[Literal["startup", "tokenize", "pretrain", "finetune", "choice", "score", "generate", "scale"]],
@@ -514,14 +514,14 @@ class BenchConfig(RunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig(RunConfig):
-    """gpt1 doctor: what is at hand here, and the remedy for what is not."""
+    """What gpt1 doctor takes."""
 
     what: Annotated[Literal["tasks"], Key("tasks: data sets of tasks and corpora")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig(RunConfig):
-    """gpt1 report: finished runs laid out as tables."""
+    """What gpt1 report takes."""
 
     runs: Annotated[list[str], Key("run folders, folders that hold runs, or globs")]
 

@@ -1,4 +1,4 @@
-"""What `gpt1 --help` and `gpt1 COMMAND --help` say, read from conf/*.yaml and the dataclasses; imports nothing heavy.
+"""What `gpt1 COMMAND --help` says, read from conf/*.yaml and the dataclasses; imports nothing heavy.
 
 The yaml files of conf/ say which groups and defaults a command has, the dataclasses say what a key means.
 """
@@ -16,108 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from gpt1cli import config, options
-
-WIDTH = 100
-
-EXAMPLES = {
-    "prepare": (
-        ("corpus=demo", "the built-in demo world, no network"),
-        ("corpus=text corpus.path=books/ tokenizer=bpe tokenizer.merges=8000", "your files, merges trained on them"),
-        ("corpus=wikitext hub=DIR", "from a folder laid out like the Hugging Face hub"),
-    ),
-    "pretrain": (
-        ("model=tiny corpus=demo steps=200", "a first run, on any machine"),
-        ("model=mini corpus=text corpus.path=books/ tokenizer=bpe tokenizer.merges=8000", "your own text"),
-        (
-            "dry_run=true plan.tokens=1.1e9 plan.tflops=400 plan.memory_gb=141 plan.devices=8",
-            "the hours of the paper's run",
-        ),
-    ),
-    "finetune": (
-        ("task=rte", "the paper's recipe on the published weights"),
-        ("task=sst2 init=outputs/pretrain/text/RUN limit.train=2000 steps=300", "on weights pretrained here"),
-        ("-m task=cola,rte ablation=full,no_pretrain seed=0,1,2", "a sweep of twelve runs"),
-    ),
-    "evaluate": (
-        ("run=outputs/finetune/mnli/RUN", "every split of the run's own task"),
-        ("run=outputs/finetune/mnli/RUN task=snli split=test", "a task with the same labels"),
-        ("run=outputs/finetune/mnli/RUN task=ax", "predictions where there are no labels"),
-    ),
-    "export": (
-        ("run=outputs/pretrain/text/RUN out=my-gpt1", "a language model"),
-        ("run=outputs/finetune/sst2/RUN out=my-sst2", "a classifier"),
-        ("run=outputs/pretrain/text/RUN/checkpoints/1000 out=early", "one checkpoint of a run"),
-    ),
-    "score": (
-        ("init=outputs/pretrain/text/RUN input=lines.txt", "every line of a file"),
-        ("init=openai input=-", "lines from stdin, the published weights"),
-        ("init=outputs/pretrain/text/RUN/checkpoints/1000 input=lines.txt", "an early checkpoint"),
-    ),
-    "generate": (
-        ('init=outputs/pretrain/text/RUN prompt="once upon a time"', "a hundred tokens, printed as they come"),
-        ('init=openai prompt="the sea" temperature=0.8 top_p=0.9', "less of what is unlikely"),
-        ('init=openai prompt="the sea" samples=4 tokens=30 top_k=40', "four continuations"),
-    ),
-    "bench": (
-        ("peer=transformers", "everything, beside transformers: some twenty minutes on two cores"),
-        ("what=[tokenize,generate] input=book.txt hub=DIR", "two jobs, on a text of your own"),
-        ("what=[pretrain] peer=none rounds=3", "our own speed"),
-    ),
-    "doctor": (
-        ("what=tasks", "which tasks and corpora are at hand"),
-        ("what=tasks hub=DIR", "in a folder laid out like the Hugging Face hub"),
-        ("what=tasks cache=DIR", "in another cache"),
-    ),
-    "report": (
-        ("runs=[outputs/finetune]", "every finished run below a folder"),
-        ("runs=[outputs/pretrain/demo/RUN,outputs/finetune/rte/RUN]", "two runs"),
-        ("runs=[outputs/multirun/finetune/*] name=ablations", "the runs of all sweeps"),
-    ),
-}
-
-FLAGS = (
-    ("-m, --multirun", "a run for every combination of comma-separated values, as in seed=0,1,2"),
-    ("--cfg job", "print what Hydra composes, and run nothing (hydra, all: its own settings too)"),
-    ("--info", "print where it comes from"),
-    ("--config-dir DIR", "a folder of your own with further options, as in DIR/task/mine.yaml"),
-    ("--config-name, --config-path", "another main file, another folder instead of conf/"),
-    ("--shell-completion", 'for bash: eval "$(gpt1 --shell-completion install=bash)"'),
-    ("--hydra-help, --version", "more of Hydra's flags; the version of gpt1"),
-)
-
+from gpt1cli.commands import COMMANDS
+from gpt1cli.overview import EXAMPLES, FLAGS, WIDTH
 
 # --- pages ------------------------------------------------------------------------------------------------------------
-
-
-def overview() -> str:
-    """The page of `gpt1 --help`."""
-    commands = [(name, _meaning(cls)) for name, cls in config.COMMANDS.items()]
-    return "\n".join(
-        [
-            "gpt1: generative pre-training and its transfer, one command per experiment",
-            "",
-            "usage: gpt1 COMMAND [GROUP=OPTION ...] [KEY=VALUE ...] [-m]",
-            "       gpt1 COMMAND --help",
-            "",
-            "commands",
-            *_table(commands),
-            "",
-            "examples",
-            *(f"  gpt1 {name} {words}" for name, examples in EXAMPLES.items() for words, _ in examples[:1]),
-            "",
-            "flags",
-            *_table(FLAGS),
-            "",
-        ]
-    )
 
 
 def page(command: str) -> str:
     """The page of `gpt1 COMMAND --help`: groups and their options, keys with meaning and default, examples."""
     cls = config.COMMANDS[command]
     groups, values = options.defaults(command)
-    lines = [f"gpt1 {command}: {_meaning(cls)}", "", f"usage: gpt1 {command} [GROUP=OPTION ...] [KEY=VALUE ...] [-m]"]
-    lines += ["", "examples", *_examples(command)]
+    lines = [f"gpt1 {command}: {COMMANDS[command]}", ""]
+    lines += [f"usage: gpt1 {command} [GROUP=OPTION ...] [KEY=VALUE ...] [-m]", "", "examples", *_examples(command)]
     for group, option in groups.items():
         default = f"default {option}" if option else "default: that of the run" if "run" in values else "needed"
         lines += ["", f"{group}=OPTION ({default})"]
@@ -128,12 +38,7 @@ def page(command: str) -> str:
             lines += ["", f"keys of {group} (defaults: those of {group}={option})" if option else f"keys of {group}"]
             own = options.values(group, option) if option else None
             lines += _table(_keys(config.GROUPS[group], f"{group}.", own, {}))
-    return "\n".join([*lines, "", "flags", *_table(FLAGS), ""])
-
-
-def _meaning(cls: type) -> str:
-    """The first sentence of a command's docstring, without the command."""
-    return (cls.__doc__ or "").split("\n")[0].partition(": ")[2].rstrip(".")
+    return "\n".join([*lines, "", "flags", *_table(FLAGS.items()), ""])
 
 
 def _examples(command: str) -> Iterator[str]:

@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 
-from gpt1cli import __version__, cli, config, help, options, rundir
+from gpt1cli import __version__, cli, config, options, overview, rundir
 from gpt1cli.argv import sort
+from gpt1cli.commands import COMMANDS
 from gpt1cli.config import InputError
+from gpt1cli.overview import EXAMPLES
 
 REPORT = ["report", "runs=[somewhere]"]  # the command that composes fastest
 
@@ -29,11 +31,9 @@ def commands(tmp_path, monkeypatch):
     fakes = SimpleNamespace(seen=seen, needs=lambda _: [], require=lambda needs, hub, cache: None)
     fakes.run = lambda built, folder: seen.append((built, folder))
     module = SimpleNamespace(needs=lambda built: fakes.needs(built), run=lambda built, folder: fakes.run(built, folder))
-    names = {name: f"gpt1cli.commands.{name}" for name in config.COMMANDS}
-    monkeypatch.setitem(sys.modules, "gpt1cli.commands", SimpleNamespace(COMMANDS=names))
     monkeypatch.setitem(sys.modules, "gpt1cli.hub", SimpleNamespace(require=lambda *asked: fakes.require(*asked)))
-    for name in names.values():
-        monkeypatch.setitem(sys.modules, name, module)
+    for name in config.COMMANDS:
+        monkeypatch.setitem(sys.modules, f"gpt1cli.commands.{name}", module)
     for variable in ("GPT1_HUB", "GPT1_CACHE", "HYDRA_FULL_ERROR"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("PYTHONPATH", str(Path(cli.__file__).parents[1]))
@@ -101,6 +101,21 @@ def test_a_wrong_command_line_is_exit_2_with_a_short_message(capsys, words, told
 # --- help -------------------------------------------------------------------------------------------------------------
 
 
+def test_the_first_page_comes_before_anything_is_loaded():
+    code = (
+        "import sys\n"
+        "from gpt1cli.__main__ import main\n"
+        "sys.argv = ['gpt1', '--help']\n"
+        "before = set(sys.modules)\n"
+        "assert main() == 0\n"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    page, _, loaded = done.stdout.rstrip("\n").rpartition("\n")
+    assert loaded == "gpt1cli.commands gpt1cli.overview"
+    assert f"{page}\n" == overview.page() and max(map(len, page.splitlines())) <= 100
+
+
 def test_help_and_version_are_quick_and_import_nothing_heavy():
     code = (
         "import sys, io, contextlib\n"
@@ -115,8 +130,9 @@ def test_help_and_version_are_quick_and_import_nothing_heavy():
 
 def test_the_pages_name_every_command_group_option_and_key(capsys):
     assert cli.main([]) == cli.main(["--help"]) == 0
-    overview = capsys.readouterr().out
-    assert all(f"  {command} " in overview for command in config.COMMANDS)
+    first = capsys.readouterr().out
+    assert first == overview.page() * 2 and COMMANDS.keys() == config.COMMANDS.keys()
+    assert all(f"\n  {command} " in first for command in config.COMMANDS)
     for command, cls in config.COMMANDS.items():
         assert cli.main([command, "lr=nonsense", "-h"]) == 0
         page = capsys.readouterr().out
@@ -133,7 +149,7 @@ def test_the_pages_name_every_command_group_option_and_key(capsys):
     assert capsys.readouterr().out == f"gpt1 {__version__}\n"
 
 
-@pytest.mark.parametrize(("command", "words"), [(c, w) for c, examples in help.EXAMPLES.items() for w, _ in examples])
+@pytest.mark.parametrize(("command", "words"), [(c, w) for c, examples in EXAMPLES.items() for w, _ in examples])
 def test_every_example_of_the_help_is_a_sound_command_line(command, words):
     from gpt1cli.composer import Composer
 
@@ -142,7 +158,7 @@ def test_every_example_of_the_help_is_a_sound_command_line(command, words):
 
 
 def test_a_reader_that_goes_away_is_no_fault():
-    for words in ("finetune --help", "pretrain --cfg job"):
+    for words in ("--help", "finetune --help", "pretrain --cfg job"):
         line = f"{sys.executable} -u -m gpt1cli {words} | true; exit ${{PIPESTATUS[0]}}"
         done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")

@@ -81,4 +81,4 @@ def test_the_wheel_carries_conf_and_the_command(tmp_path: Path):
     assert "gpt1cli/conf/model/base.yaml" in options
     assert options <= names and "gpt1cli/config.py" in names
     assert not [name for name in names if name.startswith(("conf/", "tests/"))]
-    assert "gpt1 = gpt1cli.cli:main" in entry_points
+    assert "gpt1 = gpt1cli.__main__:main" in entry_points

@@ -1,14 +1,14 @@
 """One file per command: the whole story of that run on one screen. Imported by name, when the command is chosen."""
 
-COMMANDS: dict[str, str] = {
-    "prepare": "gpt1cli.commands.prepare",
-    "pretrain": "gpt1cli.commands.pretrain",
-    "finetune": "gpt1cli.commands.finetune",
-    "evaluate": "gpt1cli.commands.evaluate",
-    "export": "gpt1cli.commands.export",
-    "score": "gpt1cli.commands.score",
-    "generate": "gpt1cli.commands.generate",
-    "bench": "gpt1cli.commands.bench",
-    "doctor": "gpt1cli.commands.doctor",
-    "report": "gpt1cli.commands.report",
+COMMANDS: dict[str, str] = {  # gpt1cli.commands.<name> -> what it is about
+    "prepare": "raw text -> token shards in the cache",
+    "pretrain": "a language model on raw text (paper, sections 3.1 and 4.1)",
+    "finetune": "a labelled task on top of a pretrained model (paper, sections 3.2, 3.3 and 4.1)",
+    "evaluate": "a fine-tuned run scored on a split, or on a task with the same labels",
+    "export": "a run's model as a folder that transformers loads",
+    "score": "how likely a language model finds each line of a file, token by token",
+    "generate": "text that a language model goes on with",
+    "bench": "our speed beside a peer's, measured in turn on this machine",
+    "doctor": "what is at hand here, and the remedy for what is not",
+    "report": "finished runs laid out as tables",
 }

@@ -1,0 +1,99 @@
+"""What `gpt1 --help` says. Imports next to nothing: the page is there before Python has loaded what a run needs."""
+
+from gpt1cli.commands import COMMANDS
+
+WIDTH = 100
+
+EXAMPLES = {
+    "prepare": (
+        ("corpus=demo", "the built-in demo world, no network"),
+        ("corpus=text corpus.path=books/ tokenizer=bpe tokenizer.merges=8000", "your files, merges trained on them"),
+        ("corpus=wikitext hub=DIR", "from a folder laid out like the Hugging Face hub"),
+    ),
+    "pretrain": (
+        ("model=tiny corpus=demo steps=200", "a first run, on any machine"),
+        ("model=mini corpus=text corpus.path=books/ tokenizer=bpe tokenizer.merges=8000", "your own text"),
+        (
+            "dry_run=true plan.tokens=1.1e9 plan.tflops=400 plan.memory_gb=141 plan.devices=8",
+            "the hours of the paper's run",
+        ),
+    ),
+    "finetune": (
+        ("task=rte", "the paper's recipe on the published weights"),
+        ("task=sst2 init=outputs/pretrain/text/RUN limit.train=2000 steps=300", "on weights pretrained here"),
+        ("-m task=cola,rte ablation=full,no_pretrain seed=0,1,2", "a sweep of twelve runs"),
+    ),
+    "evaluate": (
+        ("run=outputs/finetune/mnli/RUN", "every split of the run's own task"),
+        ("run=outputs/finetune/mnli/RUN task=snli split=test", "a task with the same labels"),
+        ("run=outputs/finetune/mnli/RUN task=ax", "predictions where there are no labels"),
+    ),
+    "export": (
+        ("run=outputs/pretrain/text/RUN out=my-gpt1", "a language model"),
+        ("run=outputs/finetune/sst2/RUN out=my-sst2", "a classifier"),
+        ("run=outputs/pretrain/text/RUN/checkpoints/1000 out=early", "one checkpoint of a run"),
+    ),
+    "score": (
+        ("init=outputs/pretrain/text/RUN input=lines.txt", "every line of a file"),
+        ("init=openai input=-", "lines from stdin, the published weights"),
+        ("init=outputs/pretrain/text/RUN/checkpoints/1000 input=lines.txt", "an early checkpoint"),
+    ),
+    "generate": (
+        ('init=outputs/pretrain/text/RUN prompt="once upon a time"', "a hundred tokens, printed as they come"),
+        ('init=openai prompt="the sea" temperature=0.8 top_p=0.9', "less of what is unlikely"),
+        ('init=openai prompt="the sea" samples=4 tokens=30 top_k=40', "four continuations"),
+    ),
+    "bench": (
+        ("peer=transformers", "everything, beside transformers: some twenty minutes on two cores"),
+        ("what=[tokenize,generate] input=book.txt hub=DIR", "two jobs, on a text of your own"),
+        ("what=[pretrain] peer=none rounds=3", "our own speed"),
+    ),
+    "doctor": (
+        ("what=tasks", "which tasks and corpora are at hand"),
+        ("what=tasks hub=DIR", "in a folder laid out like the Hugging Face hub"),
+        ("what=tasks cache=DIR", "in another cache"),
+    ),
+    "report": (
+        ("runs=[outputs/finetune]", "every finished run below a folder"),
+        ("runs=[outputs/pretrain/demo/RUN,outputs/finetune/rte/RUN]", "two runs"),
+        ("runs=[outputs/multirun/finetune/*] name=ablations", "the runs of all sweeps"),
+    ),
+}
+
+FLAGS = {
+    "-m, --multirun": "a run for every combination of values, as in seed=0,1,2",
+    "--cfg job": "print what Hydra composes, run nothing (hydra, all: its own too)",
+    "--info": "print where it comes from",
+    "--config-dir DIR": "a folder of your own with further options, as in DIR/task/mine.yaml",
+    "--config-name, --config-path": "another main file, another folder instead of conf/",
+    "--shell-completion": 'for bash: eval "$(gpt1 --shell-completion install=bash)"',
+    "--hydra-help, --version": "more of Hydra's flags; the version of gpt1",
+}
+
+
+def page() -> str:
+    """The page of `gpt1 --help`."""
+    return "\n".join(
+        [
+            "gpt1: generative pre-training and its transfer, one command per experiment",
+            "",
+            "usage: gpt1 COMMAND [GROUP=OPTION ...] [KEY=VALUE ...] [-m]",
+            "       gpt1 COMMAND --help",
+            "",
+            "commands",
+            *_table(COMMANDS),
+            "",
+            "examples",
+            *(f"  gpt1 {name} {words}" for name, examples in EXAMPLES.items() for words, _ in examples[:1]),
+            "",
+            "flags",
+            *_table(FLAGS),
+            "",
+        ]
+    )
+
+
+def _table(rows: dict[str, str]) -> list[str]:
+    """Two aligned columns."""
+    left = max(map(len, rows))
+    return [f"  {name:{left}}  {meaning}" for name, meaning in rows.items()]
