@@ -79,8 +79,8 @@ def tokenizer_of(
     return tokenizer.load(folder)
 
 
-def _count_words(_: Tokenizer | None, part: str) -> collections.Counter[str]:
-    return text.count_words(part)
+def _count_words(_: Tokenizer | None, parts: list[str]) -> list[collections.Counter[str]]:
+    return [text.count_words(part) for part in parts]
 
 
 def _key(*parts_of_it: Any) -> str:
@@ -256,9 +256,9 @@ def _write(folder: Path, source: Source, vocabulary: Tokenizer, dtype: np.dtype,
     return done
 
 
-def _encode(loaded: Tokenizer | None, part: str) -> np.ndarray:
+def _encode(loaded: Tokenizer | None, parts: list[str]) -> list[np.ndarray]:
     assert loaded is not None
-    return loaded.encode_array(part)
+    return loaded.encode_arrays(parts)
 
 
 def _save(folder: Path, done: _Done, files: Mapping[str, BinaryIO]) -> None:

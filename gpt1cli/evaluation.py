@@ -6,6 +6,7 @@ Shared by every command that scores a fine-tuned model. N items, O outputs of th
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from gpt1cli.loggers import Progress
 from gpt1cli.objectives import TASK_LOSSES, TaskLoss, ordinal
 from gpt1cli.tasks.layouts import LAYOUTS, Example, special
 from gpt1cli.tokenizer import Tokenizer
+
+TOGETHER = 1024  # examples whose texts go to the tokenizer at a time
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,14 @@ def load_split(
     limit = getattr(config.limit, name.partition("_")[0])  # of valid_mismatched: that of valid
     examples = tasks.limit(loaded.examples, limit, config.seed if name == "train" else 0)
     arrange, items, cuts = LAYOUTS[config.task.layout], [], 0
-    for example in examples:
-        ids = vocabulary.encode_batch([*example.texts, *example.choices])
-        n = len(example.texts)
-        laid = arrange(ids[:n], ids[n:], special(len(vocabulary)), n_positions)
-        items.append(Item.of(laid.rows, example.label, laid.shared))
-        cuts += laid.cut
+    for start in range(0, len(examples), TOGETHER):
+        some = examples[start : start + TOGETHER]
+        ids = iter(vocabulary.encode_batch(text for each in some for text in (*each.texts, *each.choices)))
+        for example in some:
+            texts, choices = (list(itertools.islice(ids, len(given))) for given in (example.texts, example.choices))
+            laid = arrange(texts, choices, special(len(vocabulary)), n_positions)
+            items.append(Item.of(laid.rows, example.label, laid.shared))
+            cuts += laid.cut
     return Split(examples, items, cuts, loaded.dropped)
 
 

@@ -7,7 +7,7 @@ Source: "Improving Language Understanding by Generative Pre-Training", section 4
 
 `words` does just that, slowly. The second half of this file finds the same words twenty times as fast and more: ftfy
 is asked only where it could act (`repaired`), and what stands between two blanks, a chunk, is cut once, however often
-it comes (`chunks`, `parts`, `part_words`). Why that is exact is said at each step, and the tests compare the two ways.
+it comes (`parts`, `part_words`; lookup.py). Why that is exact is said at each step, and the tests compare the two ways.
 
 ftfy and spaCy are imported when the first text arrives: a run whose data is prepared waits for neither.
 """
@@ -19,7 +19,7 @@ import importlib.metadata
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
@@ -114,12 +114,17 @@ def versions() -> dict[str, str]:
 # --- the same words, fast ---------------------------------------------------------------------------------------------
 
 PORTION = 1 << 13
-"""Characters worked on at a time, then on to the end of the line: as much as stays in a processor's cache."""
+"""Characters that are repaired at a time, then on to the end of the line: a line that ftfy might mend holds few up."""
+
+LOOKED_UP = 1 << 16
+"""Characters that are looked up at a time: with all that is made of them, as much as stays in a processor's cache."""
+
+BREAK, END = "\n", "\x01"
+"""The end of a line and, which no repaired text holds, that of a text."""
 
 CHUNKS = 1 << 18
 CHUNK_SYMBOLS = 64
-"""At most 262,144 chunks of at most 64 symbols are remembered, those that came first: with their ids about 35 MB where
-text is English (200 MB if all were of the longest), with their words about 60 MB."""
+"""At most 262,144 chunks of at most 64 symbols are remembered, those that came first."""
 
 # What ftfy leaves alone, but for quotes and line breaks: ASCII without its control characters and without entities, and
 # beside it the characters of any one set, of which no sequence is to ftfy a sign of mojibake.
@@ -145,6 +150,21 @@ def _repaired_lines(portion: str, entities: str | bool) -> Iterator[str]:
     for line in _whole_lines(portion, 0):
         yield _uncurled(line) if _harmless(line) else ftfy.fix_text(line, unescape_html=entities)
         entities = entities and "<" not in line and "auto"
+
+
+def joined(texts: Iterable[str]) -> Iterator[bytes]:
+    """The texts, repaired, each with END in a line of its own behind it; whole lines in portions, as UTF-8."""
+    portions: list[str] = []
+    characters = 0
+    for text in texts:
+        for portion in chain(repaired(text), [f"{BREAK}{END}{BREAK}"]):
+            portions.append(portion)
+            characters += len(portion)
+            if characters >= LOOKED_UP:
+                yield "".join(portions).encode()
+                portions, characters = [], 0
+    if portions:
+        yield "".join(portions).encode()
 
 
 def _whole_lines(text: str, characters: int) -> Iterator[str]:

@@ -29,6 +29,7 @@ import numpy as np
 
 from gpt1cli import text as rules
 from gpt1cli.config import InputError
+from gpt1cli.lookup import Lookup
 
 UNKNOWN = "<unk>"
 END_OF_WORD = "</w>"
@@ -66,12 +67,14 @@ class Tokenizer:
             raise InputError("\n".join(problems))
         self._bpe = models.BPE(self.vocabulary, self.merges, unk_token=UNKNOWN, end_of_word_suffix=END_OF_WORD)
         self._entries = [*self.vocabulary, *SPECIAL]
-        self._dtype = np.dtype(np.uint16 if len(self._entries) < 1 << 16 else np.uint32)
-        # No id is as large: it holds the place of a line break until `encode_array` has seen what stands around it.
+        self._dtype = np.dtype(np.uint16 if len(self._entries) < (1 << 16) - 1 else np.uint32)
+        # No ids are as large: they hold the places of a line break, until it is known what stands around it, and of the
+        # end of a text.
         self._break = (1 << 8 * self._dtype.itemsize) - 1
-        self._break_bytes = b"\xff" * self._dtype.itemsize
+        self._end = self._break - 1
         self._newline = self._bpe.tokenize("\n")[0].id
-        self._chunks = rules.Remembered(self._chunk_ids)
+        self._parts = rules.Remembered(self._part_ids)
+        self._lookup = Lookup(self._chunk_ids, self._line_ids, self._dtype)
         self._remembered_word_ids = lru_cache(WORDS)(self._word_ids)
 
     def __len__(self) -> int:
@@ -90,19 +93,21 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text. No special token is added, and none can be typed as text."""
-        return self.encode_array(text).tolist()
+        return self.encode_arrays([text])[0].tolist()
 
-    def encode_array(self, text: str) -> np.ndarray:
-        """The ids of a text as an array [ids] of uint16, of uint32 where the vocabulary is too large for that."""
-        ids = np.frombuffer(bytearray().join(map(self._portion_ids, rules.repaired(text))), self._dtype)
-        solid = ids != self._break
-        if solid.all():
-            return ids
-        kept = solid.copy()
+    def encode_arrays(self, texts: Iterable[str]) -> list[np.ndarray]:
+        """The ids of each text as an array [ids] of uint16, of uint32 where the vocabulary is too large for that."""
+        ids = np.concatenate([np.empty(0, self._dtype), *map(self._lookup, rules.joined(texts))])
+        solid = ids < self._end
+        kept = ids != self._break
         kept[1:] |= solid[:-1]  # of breaks in a row the first, but none at the start
-        ids = ids[kept][: None if solid[-1] else -1]
+        ids = ids[kept]
         ids[ids == self._break] = self._newline
-        return ids
+        found, begin = [], 0
+        for end in np.flatnonzero(ids == self._end).tolist():
+            found.append(ids[begin : max(begin, end - 1)])  # before the end stands the break of the text's last line
+            begin = end + 1
+        return found
 
     def encode_plain(self, text: str) -> list[int]:
         """The same ids by the rules one after the other, slowly: what the tests and the benchmark compare with."""
@@ -110,7 +115,7 @@ class Tokenizer:
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """The ids of each text, in order."""
-        return [self.encode(text) for text in texts]
+        return [ids.tolist() for ids in self.encode_arrays(texts)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Readable text: lower case, words apart by one blank, line breaks as such; V, V+1, V+2 are the special rows.
@@ -141,22 +146,17 @@ class Tokenizer:
         (folder / VOCABULARY_FILE).write_text(vocabulary, encoding="utf-8", newline="\n")
         (folder / MERGES_FILE).write_text(merges, encoding="utf-8", newline="\n")
 
-    def _portion_ids(self, portion: str) -> bytes:
-        """The ids of whole lines of a repaired text, with every line break as it comes."""
-        try:
-            return b"".join(map(self._chunks.__getitem__, rules.chunks(portion)))
-        except rules.Entangled:
-            if "\n" in portion:
-                return self._break_bytes.join(map(self._portion_ids, portion.split("\n")))
-            return self._words_ids(rules.words_of_repaired(portion))
-
     def _chunk_ids(self, chunk: str) -> bytes:
-        if chunk == "\n":
-            return self._break_bytes
-        parts = rules.parts(chunk)
-        if parts == [chunk]:
-            return self._words_ids(rules.part_words(chunk))
-        return b"".join(map(self._chunks.__getitem__, parts))
+        """The ids of a chunk, alone; text.Entangled where it has to be seen in its line."""
+        if chunk in (rules.BREAK, rules.END):
+            return np.array(self._break if chunk == rules.BREAK else self._end, self._dtype).tobytes()
+        return b"".join(map(self._parts.__getitem__, rules.parts(chunk)))
+
+    def _part_ids(self, part: str) -> bytes:
+        return self._words_ids(rules.part_words(part))
+
+    def _line_ids(self, line: str) -> bytes:
+        return self._words_ids(rules.words_of_repaired(line))
 
     def _words_ids(self, words: list[str]) -> bytes:
         return array(self._dtype.char, [index for word in words for index in self._word_ids(word)]).tobytes()

@@ -24,11 +24,11 @@ from gpt1cli.tokenizer import Tokenizer
 FEW = 2**24  # characters: no more than one process tokenises while others would still be starting
 
 R = TypeVar("R")
-Work = Callable[[Tokenizer | None, str], R]
+Work = Callable[[Tokenizer | None, list[str]], list[R]]
 
 
 def on_all_cores(work: Work[R], having: Path | None, stream: Iterator[Part]) -> Generator[tuple[Part, R], None, None]:
-    """(part, work(tokenizer, text)) in order; a short corpus is done here, a longer one by worker processes.
+    """Parts and what the work makes of their texts, in order; of a short corpus here, of a longer one in processes.
 
     `having` is the folder of the tokenizer. Close the generator (contextlib.closing): that ends the workers.
     """
@@ -42,7 +42,7 @@ def on_all_cores(work: Work[R], having: Path | None, stream: Iterator[Part]) -> 
     if characters < FEW or workers == 1:  # starting processes would cost more than it saves
         loaded = tokenizer.load(having) if having else None
         for job in itertools.chain(few, jobs):
-            yield from ((part, work(loaded, part.text)) for part in job)
+            yield from zip(job, work(loaded, [part.text for part in job]), strict=True)
         return
     waiting: collections.deque[tuple[list[Part], Future[list[R]]]] = collections.deque()
     pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(having,))
@@ -92,4 +92,4 @@ def _end_with_parent() -> None:
 
 
 def _do(work: Work[R], texts: list[str]) -> list[R]:
-    return [work(_loaded, part) for part in texts]
+    return work(_loaded, texts)

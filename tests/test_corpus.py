@@ -256,11 +256,11 @@ def test_who_comes_second_waits_for_the_first(library, tmp_path, vocabulary, mon
     whole = prepared(library, vocabulary, tmp_path / "whole")
     at_work, go_on, tokenised = FORK.Event(), FORK.Event(), FORK.Value("i", 0)
 
-    def encode(*arguments, original=corpus._encode):
-        tokenised.value += 1
+    def encode(loaded, texts, original=corpus._encode):
+        tokenised.value += len(texts)
         at_work.set()
         assert go_on.wait(60)
-        return original(*arguments)
+        return original(loaded, texts)
 
     monkeypatch.setattr(corpus, "_encode", encode)
     source = documents.find(text_corpus(library), None, str(tmp_path))

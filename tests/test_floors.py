@@ -22,8 +22,8 @@ FLOORS = {  # a module imports from its own floor and from those below; a family
     4: "cli argv help overview compose composer overrides __main__ __init__",
     3: "commands",
     2: "fit scoring generation evaluation objectives checkpoint convert report planning rehearsal benchmarks",
-    1: "models tasks text tokenizer documents workers corpus batches optim metrics loggers rundir hub demo_world "
-    "runtime options published origins distributed",
+    1: "models tasks text lookup tokenizer documents workers corpus batches optim metrics loggers rundir hub "
+    "demo_world runtime options published origins distributed",
     0: "config kernels",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}

@@ -7,6 +7,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ import spacy
 import trouble
 from hypothesis import given, settings
 
+from gpt1cli import lookup
 from gpt1cli import text as rules
 from gpt1cli.config import InputError
 from gpt1cli.tokenizer import Tokenizer, load, train
@@ -224,7 +226,7 @@ def test_an_array_of_ids(filler: int, width: type) -> None:
         "a\n\n b c\n": [last_a, newline, last_b, last_c],
         "\n\na\r\n\u2028c, ab": [last_a, newline, last_c, 0, a, last_b],
     }.items():
-        array = tokenizer.encode_array(text)
+        (array,) = tokenizer.encode_arrays([text])
         assert array.dtype == width
         assert array.tolist() == tokenizer.encode(text) == ids
         array[:] = 0  # the caller's own: nothing remembered changes with it
@@ -240,13 +242,61 @@ def test_what_is_remembered_is_bounded_and_changes_nothing(monkeypatch: pytest.M
     text = "\n".join(ORDINARY)
     expected = SPELLING.encode(text)
     monkeypatch.setattr(rules, "CHUNKS", 20)
+    monkeypatch.setattr(lookup, "CHUNKS", 20)
     tokenizer = spelling("".join(map(chr, range(33, 127))) + "éñ½°…")
     assert tokenizer.encode(text) == tokenizer.encode(text) == expected
-    assert len(tokenizer._chunks) == 20
+    assert len(tokenizer._lookup) == len(tokenizer._parts) == 20
     monkeypatch.undo()
+    assert tokenizer.encode("") == []  # a chunk for the end of a text
     word = "the" * rules.CHUNK_SYMBOLS
     assert tokenizer.encode(word) == tokenizer.encode(word) == SPELLING.encode(word)
-    assert len(tokenizer._chunks) == 20
+    assert (len(tokenizer._lookup), len(tokenizer._parts)) == (21, 20)
+
+
+@pytest.mark.parametrize(
+    ("row_bits", "looked_up", "chunks"),
+    [(18, 1 << 16, 1 << 18), (1, 1 << 16, 1 << 18), (6, 40, 1 << 18), (18, 1 << 16, 20)],
+)
+def test_many_texts_at_once_get_the_ids_of_each_alone(
+    monkeypatch: pytest.MonkeyPatch, row_bits: int, looked_up: int, chunks: int
+) -> None:
+    """Whether chunks have a row or share it or are not remembered, and wherever a text is cut for the look-up."""
+    monkeypatch.setattr(lookup, "CHUNKS", chunks)
+    monkeypatch.setattr(lookup, "ROW_BITS", row_bits)
+    monkeypatch.setattr(rules, "LOOKED_UP", looked_up)
+    tokenizer = spelling("".join(map(chr, range(33, 127))) + "éñ½°…")
+    entangled = ["'Call the boys' 'em.'\nand the others", "x\nboys' 'em.' unheard-of"]
+    long = ["a" * 15, "a" * 16, "a" * 17, "a" * 15 + "b", "b" * 300]
+    odd = ["\x01", "a\x01b", "\x00", " ", "  a  b  ", "\n", "\na"]
+    texts = ["", *entangled, *long, *odd, *ORDINARY, "", *random_texts(300), "".join(random_texts(300)), ""]
+    expected = [tokenizer.encode_plain(text) for text in texts]
+    for _ in range(2):
+        assert tokenizer.encode_batch(texts) == expected
+    assert tokenizer.encode_batch([]) == [] and tokenizer.encode_batch([""]) == [[]]
+
+
+def test_an_interrupted_look_up_leaves_nothing_half_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, text = spelling("".join(map(chr, range(33, 127)))), " ".join(ORDINARY)
+    original, calls = rules.part_words, []
+
+    def interrupting(part: str) -> list[str]:
+        calls.append(part)
+        if len(calls) == 30:
+            raise KeyboardInterrupt
+        return original(part)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rules, "part_words", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            tokenizer.encode(text)
+    assert tokenizer.encode(text) == tokenizer.encode(text) == tokenizer.encode_plain(text)
+
+
+def test_threads_may_share_a_tokenizer() -> None:
+    tokenizer, texts = spelling("".join(map(chr, range(33, 127))) + "éñ½°…"), random_texts(400)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(tokenizer.encode, texts))
+    assert found == [SPELLING.encode_plain(text) for text in texts]
 
 
 def test_two_tokenizers_share_nothing(trained: Tokenizer) -> None:

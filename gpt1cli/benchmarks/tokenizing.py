@@ -42,8 +42,7 @@ def ours(text: str | None, vocabulary: str | None, processes: int, warm: bool) -
 
         def job() -> float:
             reader = spoken if warm else Tokenizer(spoken.vocabulary, spoken.merges)
-            for document in texts:
-                reader.encode_array(document)
+            reader.encode_arrays(texts)
             return size(texts)
     else:
         shares = [texts[number::processes] for number in range(processes)]
@@ -98,8 +97,7 @@ def _start(spoken: Tokenizer, texts: list[str]) -> None:
 
 def _encode_all() -> None:
     spoken, texts = _assigned
-    for document in texts:
-        spoken.encode_array(document)
+    spoken.encode_arrays(texts)
 
 
 def documents(text: str | None) -> list[str]:
