@@ -331,7 +331,8 @@ def _exponentials(hidden: Tensor, table: Tensor, targets: Tensor) -> tuple[Tenso
     """exp(logit - the row's largest) [V,N], their sums [N], and the targets' log-probabilities [N]; both in fp32.
 
     The vocabulary comes first: on a CPU table @ hidden' takes half the time of hidden @ table', and so does the product
-    of the backward pass. Sums are made in fp32 from a tile of the vocabulary at a time, which stays in cache.
+    of the backward pass; on a GPU rows in memory are then N or D long, and V, 40,478, needs no padding to be aligned.
+    Sums are made in fp32 from a tile of the vocabulary at a time, which stays in cache.
     """
     logits = table @ hidden.T  # [V,N]
     largest = logits.amax(0).float()

@@ -38,6 +38,9 @@ def test_a_contender_that_fails_is_named_with_its_last_words():
     contest = Contest("none", "starts", [Contender("unknown", "gpt1cli.benchmarks.starting:no_such")])
     with pytest.raises(RuntimeError, match="unknown failed: AttributeError"):
         hold(contest, rounds=1, threads=None)
+    contest = Contest("none", "starts", [Contender("killed", COMMAND, {"words": ["sh", "-c", "kill -9 $PPID"]})])
+    with pytest.raises(RuntimeError, match="killed failed: ended by SIGKILL"):
+        hold(contest, rounds=1, threads=None)
 
 
 def test_the_ratio_is_that_of_rounds_side_by_side():

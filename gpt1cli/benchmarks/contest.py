@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -135,7 +136,10 @@ class _Process:
             self.process.wait()
             self.errors.seek(0)
             words = self.errors.read().decode(errors="replace").strip().splitlines()
-            raise RuntimeError(f"{self.contender.name} failed: {words[-1] if words else 'without a word'}")
+            end = words[-1] if words else f"exit status {self.process.returncode}"
+            if self.process.returncode < 0:
+                end = f"ended by {signal.Signals(-self.process.returncode).name}, as where a machine is out of memory"
+            raise RuntimeError(f"{self.contender.name} failed: {end}")
         return json.loads(answer)
 
     def end(self) -> None:
