@@ -174,7 +174,7 @@ def described(work: Work, config: TrainConfig, machine: Machine) -> dict[str, An
         sizes = range(1, work.share(devices) + 1)
         largest = max((size for size in sizes if sum(work.memory(gpu, size, devices).values()) <= room), default=None)
         fits = sum(memory.values()) <= room
-        found |= {"memory_gb": plan.memory_gb, "fits": fits, "largest_micro_batch": largest}
+        found |= {"memory_gb": plan.memory_gb, "fits": fits, "largest_micro_batch": largest, "share": sizes[-1]}
     if plan.tflops is not None:
         whole = hours(work.flops, plan.tflops, devices)
         found |= {
@@ -212,7 +212,8 @@ def memory_table(here: dict[str, Any], there: dict[str, Any] | None) -> Table:
     rows += [["together", *(_bytes(sum(side["memory_bytes"].values())) for side in sides)]]
     if there and "fits" in there:
         rows += [[f"fits into {there['memory_gb']:,g} GB", "", "yes" if there["fits"] else "no"]]
-        rows += [["most sequences that fit", "", str(there["largest_micro_batch"] or "none")]]
+        label = f"most sequences that fit, of its {there['share']:,}"
+        rows += [[label, "", str(there["largest_micro_batch"] or "none")]]
     return Table("memory of a device, estimated", ["part", *_names(here, there)], rows)
 
 

@@ -42,7 +42,7 @@ class Machine:
     def __str__(self) -> str:
         found = self.describe()
         together = f"{found['devices']} x " if distributed.size() > 1 else ""
-        return f"{together}{found['device']}, {found['precision']}, {found['threads']} threads"
+        return f"{together}{found['device']}, {found['precision']}, {found['threads']} thread{'s' * (self.threads > 1)}"
 
 
 def start(config: RuntimeConfig, seed: int) -> Machine:

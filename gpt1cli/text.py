@@ -124,7 +124,8 @@ BREAK, END = "\n", "\x01"
 
 CHUNKS = 1 << 18
 CHUNK_SYMBOLS = 64
-"""At most 262,144 chunks of at most 64 symbols are remembered, those that came first."""
+"""At most 262,144 chunks of at most 64 symbols are remembered, those that came first: with their ids, and those of the
+parts they have, about 90 MB where text is English."""
 
 # What ftfy leaves alone, but for quotes and line breaks: ASCII without its control characters and without entities, and
 # beside it the characters of any one set, of which no sequence is to ftfy a sign of mojibake.

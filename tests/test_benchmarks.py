@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import json
@@ -13,7 +14,7 @@ import torch
 from gpt1cli.benchmarks import BENCHMARKS
 from gpt1cli.benchmarks.contest import Contender, Contest, Measured, Setting, hold, ratio
 from gpt1cli.cli import main
-from gpt1cli.commands.bench import contests_of, facts_of, rows_of
+from gpt1cli.commands.bench import contests_of, facts_of, rows_of, table_of
 
 COMMAND = "gpt1cli.benchmarks.starting:command"
 
@@ -67,6 +68,11 @@ def test_what_is_told_of_a_contest_by_hand(contest):
         ["peer", "35 tokens", "30 - 40", "2.00 x", "1.5 x", "34%", "1.00 GB (gpt1: 2.00 of it, limit 0.65)"],
         ["bare products", "10k FLOP", "10k - 10k", "", "", "", "0.50 GB"],
     ]
+    apart = dataclasses.replace(contest, flops=None, share_floor=None, floors={}, memory_limits={}, apart=True)
+    found = table_of(apart, measured[:2])  # of processes elsewhere no memory is told, and blank columns are left out
+    assert found.header == ["contender", "a second", "range", "gpt1 is"]
+    assert found.rows == [["gpt1", "70 tokens", "60 - 80", ""], ["peer", "35 tokens", "30 - 40", "2.00 x"]]
+    assert [fact["peak_memory_bytes"] for fact in facts_of(apart, measured[:2])] == [None, None]
 
 
 def all_contests() -> Iterator[Contest]:

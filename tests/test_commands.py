@@ -288,6 +288,7 @@ def test_load_from_python(world):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # some twenty starts of a process
 def test_killed_at_twenty_random_moments_and_resumed_each_time(world):
     """SIGKILL between any two instructions: the weights are those of a run that was never disturbed."""
     command = ("steps=1500", "eval_every=50", "checkpoint_every=7", "log_every=3")

@@ -319,7 +319,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_workers_end_with_their_parent(tmp_path, vocabulary, number):
     path, cache, script = tmp_path / "long.txt", tmp_path / "cache", tmp_path / "beside.py"
-    path.write_text("".join(f"the quick brown fox {i} jumps over the lazy dog .\n" for i in range(40_000)))
+    path.write_text("".join(f"the quick brown fox {i} jumps over the lazy dog .\n" for i in range(200_000)))
     vocabulary.save(tmp_path / "vocabulary")
     script.write_text(BESIDE)
     paths = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}

@@ -66,7 +66,7 @@ def test_rows_fill_the_token_budget_unless_a_micro_batch_is_named():
 def test_a_machine_describes_itself():
     machine = start(precision="bf16")
     assert machine.describe() == {"device": "cpu", "precision": "bfloat16", "threads": 1, "devices": 1}
-    assert str(machine) == "cpu, bfloat16, 1 threads"
+    assert str(machine) == "cpu, bfloat16, 1 thread"
 
 
 def test_peak_memory_is_in_bytes():

@@ -43,7 +43,7 @@ def run(config: BenchConfig, folder: Path) -> None:
             progress.say(f"{contest.name}: {', '.join(contender.name for contender in contest.contenders)}")
             measured = hold(contest, config.rounds, config.runtime.threads)
             facts.append({"name": contest.name, "unit": contest.unit, "contenders": facts_of(contest, measured)})
-            tables.append(Table(contest.name, HEADER, rows_of(contest, measured)))
+            tables.append(table_of(contest, measured))
             rundir.write_json(folder / "bench.json", {"machine": about, "rounds": config.rounds, "contests": facts})
             if contest.axis:
                 label, sizes = contest.axis
@@ -86,17 +86,26 @@ def facts_of(contest: Contest, measured: Sequence[Measured]) -> list[dict[str, A
             "name": one.name,
             "rates": [float(f"{rate:.6g}") for rate in one.rates],
             "median": float(f"{one.rate:.6g}"),
-            "peak_memory_bytes": one.peak_memory_bytes,
+            "peak_memory_bytes": None if contest.apart else one.peak_memory_bytes,
             "start_seconds": round(one.start_seconds, 3),
             "ratio": None if one is ours or is_ceiling(contest, one) else round(ratio(ours, one), 3),
             "floor": contest.floors.get(one.name),
             "share_of_ceiling": share(contest, one, measured),
             "share_floor": contest.share_floor if one is ours else None,
-            "memory_ratio": None if one is ours else round(ours.peak_memory_bytes / one.peak_memory_bytes, 3),
+            "memory_ratio": (
+                None if one is ours or contest.apart else round(ours.peak_memory_bytes / one.peak_memory_bytes, 3)
+            ),
             "memory_limit": contest.memory_limits.get(one.name),
         }
         for one in measured
     ]
+
+
+def table_of(contest: Contest, measured: Sequence[Measured]) -> Table:
+    """The contest's table, without columns that nobody fills."""
+    rows = rows_of(contest, measured)
+    filled = [number for number in range(len(HEADER)) if any(row[number] for row in rows)]
+    return Table(contest.name, [HEADER[n] for n in filled], [[row[n] for n in filled] for row in rows])
 
 
 def rows_of(contest: Contest, measured: Sequence[Measured]) -> list[list[str]]:
@@ -110,7 +119,7 @@ def rows_of(contest: Contest, measured: Sequence[Measured]) -> list[list[str]]:
         part = "" if fact["share_of_ceiling"] is None else f"{fact['share_of_ceiling']:.0%}"
         if fact["share_floor"]:
             part += f" (floor {fact['share_floor']:.0%})"
-        held = f"{one.peak_memory_bytes / 2**30:.2f} GB"
+        held = "" if contest.apart else f"{one.peak_memory_bytes / 2**30:.2f} GB"
         if fact["memory_limit"]:
             held += f" (gpt1: {fact['memory_ratio']:.2f} of it, limit {fact['memory_limit']:.2f})"
         rows.append([one.name, f"{short(one.rate)} {unit}", span, times, floor, part, held])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ def run(config: EvaluateConfig, folder: Path) -> None:
     result: dict[str, dict[str, float]] = {}
     examples: dict[str, int] = {}
     checksums = {"tokenizer": vocabulary.identity}
-    with functools.partial(Progress, folder, mode=config.runtime.progress)(total=len(names), unit="splits") as progress:
+    with Progress(folder, len(names), config.runtime.progress, description="split") as progress:
         for number, name in enumerate(names, start=1):
             split = load_split(config, name, vocabulary, model.body.config.n_positions)
             if split is None:
