@@ -5,7 +5,7 @@ standardisation spaces out the punctuation, spaCy's rule tokenizer for English c
 Source: "Improving Language Understanding by Generative Pre-Training", section 4.1, and the released encoder
 (openai/finetune-transformer-lm, text_utils.py), whose behaviour is kept where it surprises.
 
-`words` does just that, slowly. The second half of this file finds the same words twenty times as fast and more: ftfy
+`words` does just that, slowly. The second half of this file finds the same words thirty times as fast and more: ftfy
 is asked only where it could act (`repaired`), and what stands between two blanks, a chunk, is cut once, however often
 it comes (`parts`, `part_words`; lookup.py). Why that is exact is said at each step, and the tests compare the two ways.
 

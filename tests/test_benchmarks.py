@@ -68,11 +68,12 @@ def test_what_is_told_of_a_contest_by_hand(contest):
         ["peer", "35 tokens", "30 - 40", "2.00 x", "1.5 x", "34%", "1.00 GB (gpt1: 2.00 of it, limit 0.65)"],
         ["bare products", "10k FLOP", "10k - 10k", "", "", "", "0.50 GB"],
     ]
-    apart = dataclasses.replace(contest, flops=None, share_floor=None, floors={}, memory_limits={}, apart=True)
-    found = table_of(apart, measured[:2])  # of processes elsewhere no memory is told, and blank columns are left out
+    bare_of_all = {"flops": None, "share_floor": None, "floors": {}, "memory_limits": {}}
+    elsewhere = dataclasses.replace(contest, **bare_of_all, in_subprocesses=True)
+    found = table_of(elsewhere, measured[:2])  # no memory is told of, and blank columns are left out
     assert found.header == ["contender", "a second", "range", "gpt1 is"]
     assert found.rows == [["gpt1", "70 tokens", "60 - 80", ""], ["peer", "35 tokens", "30 - 40", "2.00 x"]]
-    assert [fact["peak_memory_bytes"] for fact in facts_of(apart, measured[:2])] == [None, None]
+    assert [fact["peak_memory_bytes"] for fact in facts_of(elsewhere, measured[:2])] == [None, None]
 
 
 def all_contests() -> Iterator[Contest]:

@@ -47,7 +47,7 @@ class Contest:
     share_floor: float | None = None  # the least part of the last contender's rate that ours should reach
     axis: tuple[str, Sequence[float]] | None = None  # for a plot: what the contenders differ in, and how much
     memory_limits: Mapping[str, float] = field(default_factory=dict)  # contender -> at most so much of its memory
-    apart: bool = False  # whether the job is done in further processes, of whose memory nothing is known
+    in_subprocesses: bool = False  # each job starts some: what memory they take is not measured
 
 
 @dataclass(frozen=True)

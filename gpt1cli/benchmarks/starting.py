@@ -32,7 +32,7 @@ def startup(setting: Setting) -> Iterable[Contest]:
     ):  # fmt: skip
         contenders = [Contender("gpt1", f"{HERE}:command", {"words": ours})]
         contenders += [Contender(theirs[0], f"{HERE}:command", {"words": theirs[1]})]
-        yield Contest(name, "starts", contenders, {theirs[0]: 1 / at_most}, apart=True)
+        yield Contest(name, "starts", contenders, {theirs[0]: 1 / at_most}, in_subprocesses=True)
 
 
 def command(words: list[str]) -> Job:

@@ -86,15 +86,13 @@ def facts_of(contest: Contest, measured: Sequence[Measured]) -> list[dict[str, A
             "name": one.name,
             "rates": [float(f"{rate:.6g}") for rate in one.rates],
             "median": float(f"{one.rate:.6g}"),
-            "peak_memory_bytes": None if contest.apart else one.peak_memory_bytes,
+            "peak_memory_bytes": (held := None if contest.in_subprocesses else one.peak_memory_bytes),
             "start_seconds": round(one.start_seconds, 3),
             "ratio": None if one is ours or is_ceiling(contest, one) else round(ratio(ours, one), 3),
             "floor": contest.floors.get(one.name),
             "share_of_ceiling": share(contest, one, measured),
             "share_floor": contest.share_floor if one is ours else None,
-            "memory_ratio": (
-                None if one is ours or contest.apart else round(ours.peak_memory_bytes / one.peak_memory_bytes, 3)
-            ),
+            "memory_ratio": None if one is ours or not held else round(ours.peak_memory_bytes / held, 3),
             "memory_limit": contest.memory_limits.get(one.name),
         }
         for one in measured
@@ -119,7 +117,7 @@ def rows_of(contest: Contest, measured: Sequence[Measured]) -> list[list[str]]:
         part = "" if fact["share_of_ceiling"] is None else f"{fact['share_of_ceiling']:.0%}"
         if fact["share_floor"]:
             part += f" (floor {fact['share_floor']:.0%})"
-        held = "" if contest.apart else f"{one.peak_memory_bytes / 2**30:.2f} GB"
+        held = "" if contest.in_subprocesses else f"{one.peak_memory_bytes / 2**30:.2f} GB"
         if fact["memory_limit"]:
             held += f" (gpt1: {fact['memory_ratio']:.2f} of it, limit {fact['memory_limit']:.2f})"
         rows.append([one.name, f"{short(one.rate)} {unit}", span, times, floor, part, held])
