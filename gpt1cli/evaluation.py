@@ -56,11 +56,12 @@ class Split:
 
 
 def load_split(
-    config: FinetuneConfig | EvaluateConfig, name: str, vocabulary: Tokenizer, n_positions: int
+    config: FinetuneConfig | EvaluateConfig, name: str, vocabulary: Tokenizer, n_positions: int, branches: bool
 ) -> Split | None:
     """A split of the command's task as items of which no position exceeds n_positions; None where there is no such.
 
-    The examples that a limit leaves for validation and test are the same for every seed.
+    A model without branches gets every sequence in a row of its own. The examples that a limit leaves for validation
+    and test are the same for every seed.
     """
     loaded = tasks.load(config.task, name, config.hub, config.cache)
     if loaded is None:
@@ -74,7 +75,7 @@ def load_split(
         for example in some:
             texts, choices = (list(itertools.islice(ids, len(given))) for given in (example.texts, example.choices))
             laid = arrange(texts, choices, special(len(vocabulary)), n_positions)
-            items.append(Item.of(laid.rows, example.label, laid.shared))
+            items.append(Item.of(laid.rows, example.label, laid.shared if branches else 0))
             cuts += laid.cut
     return Split(examples, items, cuts, loaded.dropped)
 

@@ -14,7 +14,8 @@ from torch import nn
 from gpt1cli.batches import Ids, Item, by_length, items_batch, windows_batch
 from gpt1cli.kernels import log_probabilities
 from gpt1cli.models.heads import Classifier
-from gpt1cli.models.transformer import Past, Transformer
+from gpt1cli.models.language_model import LanguageModel
+from gpt1cli.models.transformer import Past
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -23,7 +24,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @torch.no_grad()
-def mean_token_loss(model: Transformer, windows: np.ndarray, token_budget: int) -> float:
+def mean_token_loss(model: LanguageModel, windows: np.ndarray, token_budget: int) -> float:
     """Mean -log p(token), in nats, over windows of T+1 contiguous tokens [N,T+1]: the logarithm of token perplexity."""
     model.eval()
     total, size = 0.0, max(1, token_budget // windows.shape[1])
@@ -35,7 +36,7 @@ def mean_token_loss(model: Transformer, windows: np.ndarray, token_budget: int) 
 
 
 def token_log_probabilities(
-    model: Transformer, sequences: Sequence[Ids], micro_batch: int | None, token_budget: int
+    model: LanguageModel, sequences: Sequence[Ids], micro_batch: int | None, token_budget: int
 ) -> list[np.ndarray]:
     """log p(token | all before it) of every token but the first, for each sequence: arrays [T-1], fp32.
 
@@ -54,7 +55,7 @@ def token_log_probabilities(
 
 
 def log_probabilities_behind(
-    model: Transformer, prefix: Ids, endings: Sequence[Ids], micro_batch: int | None, token_budget: int
+    model: LanguageModel, prefix: Ids, endings: Sequence[Ids], micro_batch: int | None, token_budget: int
 ) -> list[np.ndarray]:
     """log p(token | prefix, all before it) of every token of each ending: arrays [T], fp32.
 
@@ -75,7 +76,7 @@ def log_probabilities_behind(
 
 @torch.inference_mode()
 def _ends_scored(
-    model: Transformer,
+    model: LanguageModel,
     rows: Sequence[Ids],
     firsts: Sequence[int],
     past: Past | None,

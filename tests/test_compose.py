@@ -147,7 +147,7 @@ def test_a_comma_in_init_sweeps_under_m_only():
         ("modle.n_layer=3", "modle.n_layer: no such key; did you mean model.n_layer?"),
         ("corpus=demo", "corpus: no such key"),
         ("model.n_layer.x=3", "model.n_layer.x: no such key"),
-        ("ablation=no_aux", "no such ablation; did you mean no_aux_lm? there are full, no_aux_lm, no_pretrain"),
+        ("ablation=no_aux", "no such ablation; did you mean no_aux_lm? there are full, lstm, no_aux_lm, no_pretrain"),
         ("model=[base,tiny]", "no such model"),
         ("model=null", "model=null: no such model"),
         ("model={n_layr: 3}", "model.n_layr: no such key; did you mean model.n_layer?"),
