@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from gpt1cli.composer import Composer, Source
 
 
+SWEEP = "sweep.json"  # in a sweep's folder: what it is a sweep of
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run gpt1 on the words of argv (None: those of the process); the exit status."""
     words = sys.argv[1:] if argv is None else list(argv)
@@ -124,6 +127,9 @@ def _run(line: CommandLine, command: str, words: list[str]) -> None:
     if command == "doctor" and "--config-dir" in line.flags:
         raise InputError("gpt1 doctor looks through gpt1's own tasks and corpora: leave --config-dir out")
     composer = Composer(command, _source(line))
+    if begun := _begun_sweep(line, command):
+        _sweep(composer, [], words, begun)
+        return
     sweep = "--multirun" in line.flags or "hydra.mode=MULTIRUN" in line.overrides
     asked = "--cfg" in line.flags or "--info" in line.flags
     given = _for_cells(line.overrides, composer) if command == "ablation" else list(line.overrides)
@@ -192,16 +198,33 @@ def _single(composer: Composer, overrides: list[str], words: list[str]) -> None:
         raise failures[0]
 
 
-def _sweep(composer: Composer, overrides: list[str], words: list[str]) -> None:
+def _begun_sweep(line: CommandLine, command: str) -> Path | None:
+    """The folder of a sweep that resume= names; None where it names none. InputError for any word beside it."""
+    named = [word for word in line.overrides if word.startswith("resume=")]
+    folder = Path(named[-1].removeprefix("resume=")).expanduser().absolute() if named else None
+    if folder is None or not (folder / SWEEP).is_file():
+        return None
+    if other := [word for word in line.overrides if word not in named]:
+        raise InputError(f"{named[-1]} goes on with a sweep as it was begun: leave {shown(' '.join(other))} out")
+    if (begun := rundir.read_json(folder / SWEEP).get("command")) != command:
+        raise InputError(f"{folder} is a sweep of gpt1 {shown(begun)}, this is gpt1 {command}")
+    return folder
+
+
+def _sweep(composer: Composer, overrides: list[str], words: list[str], begun: Path | None = None) -> None:
+    """A job for every combination of values; `begun` is the folder of a sweep to go on with, which knows its own."""
     from gpt1cli.compose import implied
     from gpt1cli.composer import hydra_main
     from gpt1cli.overrides import quote
 
+    if begun:
+        overrides = [str(word) for word in rundir.read_json(begun / SWEEP).get("overrides", ())]
     stored = implied(composer, overrides)
-    folder = composer.sweep_folder([*stored, *overrides])
+    folder = begun or composer.sweep_folder([*stored, *overrides])
     job = SweepJob(composer.command, composer.source, tuple(stored), tuple(words))
     pinned = [f"hydra.sweep.dir={quote(str(folder))}"]
-    with rundir.claim(folder):
+    with rundir.lock(folder) if begun else rundir.claim(folder):
+        rundir.write_json(folder / SWEEP, {"command": composer.command, "overrides": overrides})
         try:
             hydra_main(composer.source, composer.command, ["--multirun", *stored, *overrides, *pinned], job)
         finally:
@@ -223,17 +246,25 @@ class SweepJob:
 
         from gpt1cli.compose import compose
         from gpt1cli.composer import Composer
+        from gpt1cli.overrides import quote
 
         hydra = HydraConfig.get()
         overrides = [word for word in hydra.overrides.task if word not in self.stored]
         folder = Path(hydra.runtime.output_dir)
         label = f"job {hydra.job.num} ({' '.join(overrides)})"
         print(f"gpt1: {label} -> {folder}", flush=True)
+        composer = Composer(self.command, self.source)
+        resumed = rundir.is_run(folder) and config.annotation_of(composer.cls, "resume") is not None
+        if rundir.is_finished(folder, None) and self.command != "ablation":  # which looks after its own cells
+            print(f"gpt1: {label} is finished", flush=True)
+            return
+        if rundir.is_run(folder) and not resumed:  # interrupted, and nothing to go on from
+            rundir.clear(folder)
         try:
-            composed = compose(Composer(self.command, self.source), overrides)
+            composed = compose(composer, [f"resume={quote(str(folder))}"] if resumed else overrides)
             module = running.checked(self.command, composed.config)
-            with rundir.claim(folder):
-                running.execute(module, self.command, composed.config, folder, False, self.words)
+            with rundir.lock(folder) if resumed else rundir.claim(folder):
+                running.execute(module, self.command, composed.config, folder, resumed, self.words)
         except InputError as error:
             running.say(f"gpt1: {label}: {error}")
             raise running.Failed(2) from None

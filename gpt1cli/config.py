@@ -490,7 +490,7 @@ class SweepsConfig(RunConfig):
     study: StudyConfig
     tasks: Annotated[list[str] | None, Key("these tasks instead of the study's")]
     variants: Annotated[list[str] | None, Key("these ablations instead of the study's")]
-    ablation: Annotated[AblationConfig | None, Key("one ablation instead of the study's; under -m a job for each")] = None
+    ablation: Annotated[AblationConfig | None, Key("one ablation instead of the study's; -m: a job for each")] = None
     seeds: Annotated[list[Annotated[int, Key("", at_least=0, below=2**63)]], Key("every cell is run with each of them")]
     cells: Annotated[list[str], Key("overrides of gpt1 finetune for every cell; named directly they come here")]
     keep: Annotated[Literal["best", "all"], Key("best: of a finished cell the best weights alone stay on disk")]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import importlib
+import io
 import shutil
 import time
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ from types import ModuleType
 from gpt1cli import report, rundir, running, studies
 from gpt1cli.compose import compose
 from gpt1cli.composer import Composer
-from gpt1cli.config import InputError, SweepsConfig
+from gpt1cli.config import InputError, SweepsConfig, TrainConfig
 from gpt1cli.hub import Need
 from gpt1cli.loggers import clock
 from gpt1cli.overrides import quote
@@ -30,6 +32,9 @@ def needs(config: SweepsConfig) -> list[Need]:
 
 def run(config: SweepsConfig, folder: Path) -> None:
     """Cell after cell, each in its own folder -> the table that they make -> result.json; Failed where a cell did."""
+    if config.dry_run:
+        rehearse(config, folder)
+        return
     began, failed = time.perf_counter(), dict[str, str]()
     home = studies.home(folder)
     own = studies.pretrainings(config)
@@ -43,6 +48,38 @@ def run(config: SweepsConfig, folder: Path) -> None:
     if failed:
         running.say(f"gpt1: {len(failed)} of {len(own) + len(cells)} cells failed; resume={folder} tries them again")
         raise running.Failed(1)
+
+
+def rehearse(config: SweepsConfig, folder: Path) -> None:
+    """dry_run=true: a dry run of each cell with the first seed -> the hours and the disk of them all."""
+    own, cells = studies.pretrainings(config), studies.finetunings(config, None)
+    kinds = cells[: len(cells) // len(config.seeds)]
+    rows, hours, held = [], 0.0, 0
+    for number, (cell, count) in enumerate([(c, 1) for c in own] + [(c, len(config.seeds)) for c in kinds], start=1):
+        print(f"gpt1: dry run {number}/{len(own) + len(kinds)} {cell.name}", flush=True)
+        assert isinstance(cell.config, TrainConfig)
+        place = studies.home(folder) / cell.name
+        dry, words = dataclasses.replace(cell.config, dry_run=True), [cell.command, *cell.words, "dry_run=true"]
+        with rundir.claim(place), contextlib.redirect_stdout(io.StringIO()):  # its tables
+            running.execute(_module(cell), cell.command, dry, place, False, words)
+        plan = rundir.read_json(place / "plan.json")
+        each, kept = plan["here"]["hours"], kept_bytes(cell, config, plan["parameters"]["all"])
+        rows.append([cell.name, f"{count}", f"{each:.3f}", f"{each * count:.3f}", f"{kept * count / 1e9:.3f}"])
+        hours, held = hours + each * count, held + kept * count
+    rows.append(["all", f"{len(own) + len(cells)}", "", f"{hours:.3f}", f"{held / 1e9:.3f}"])
+    report.Table("Study", ["cell", "runs", "hours each", "hours", "GB kept"], rows).show()
+    about = {"status": "finished", "command": "ablation", "dry_run": True, "name": config.name}
+    rundir.finish(folder, {**about, "cells": len(own) + len(cells), "hours": hours, "bytes": held})
+    print(f"a dry run: nothing was trained; {hours:.2f} hours of training alone, {held / 1e9:.2f} GB: {folder}")
+
+
+def kept_bytes(cell: Cell, config: SweepsConfig, parameters: int) -> int:
+    """Bytes of the checkpoints that a finished cell keeps: fp32 weights, and with them two moments where all stay."""
+    if cell.command == "finetune" and config.keep == "best":
+        return 4 * parameters
+    assert isinstance(cell.config, TrainConfig)
+    further = len(getattr(cell.config, "keep_checkpoints", ()))
+    return 12 * parameters * (2 + further)  # best and last
 
 
 def summarise(folder: Path, failed: dict[str, str]) -> None:
