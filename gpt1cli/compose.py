@@ -22,7 +22,9 @@ from gpt1cli.config import InputError, ModelConfig, bare, shown
 
 IDENTITY = {"model": ModelConfig.SHAPE, "tokenizer": ("source", "repo", "merges")}  # what a checkpoint's weights fix
 # Where ~ is the home folder:
-PATHS = ("out", "cache", "hub", "init", "resume", "config", "run", "runs", "input", "corpus.path", "task.path")
+PATHS = (
+    "out", "cache", "hub", "init", "resume", "config", "run", "runs", "submission", "input", "corpus.path", "task.path",
+)  # fmt: skip
 NO_PATHS = (("init", "none"), ("init", "openai"), ("input", "-"))
 BROUGHT = {"model", "tokenizer", "init", "epochs"}  # by a task of the demo, for the commands that have these keys
 FREE = ("runtime", "resume", "config")  # what may differ when a run is resumed, besides more steps

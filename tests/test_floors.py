@@ -21,9 +21,10 @@ SOURCES = Path(gpt1cli.__file__).parent
 FLOORS = {  # a module imports from its own floor and from those below; a family (a folder) has the floor of its name
     4: "cli argv help overview compose composer overrides __main__ __init__",
     3: "commands",
-    2: "fit scoring generation evaluation objectives checkpoint convert report planning rehearsal benchmarks",
+    2: "fit scoring generation evaluation objectives checkpoint convert report planning rehearsal benchmarks "
+    "pages plots runpage paper layers comparison",
     1: "models tasks text lookup tokenizer documents workers corpus batches optim metrics loggers rundir hub "
-    "demo_world runtime options published origins distributed",
+    "demo_world runtime options published origins distributed glue",
     0: "config kernels",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
@@ -38,7 +39,7 @@ ONLY_IN = {  # library: the modules that may import it
     "datasets": {"hub", "tasks", "documents"},
     "ftfy": {"text"},
     "spacy": {"text"},
-    "rich": {"cli", "help", "loggers", "report"},
+    "rich": {"cli", "help", "loggers", "pages"},
 }
 QUICK = DOOR | {"config", "options", "rundir", "origins", "published"}
 NOT_IN = {"torch": QUICK}
