@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt1cli import options, pages, plots, rundir
+from gpt1cli.config import shown
 from gpt1cli.pages import Block, Command, Table
 from gpt1cli.plots import Picture
 from gpt1cli.report import flat
@@ -21,7 +22,7 @@ def write_run_report(folder: Path, result: Mapping[str, Any]) -> None:
     path = folder / "config.yaml"
     config = rundir.read_config(path) if path.exists() else {}
     facts = [[key, _shown(value)] for key, value in flat(result)]
-    changed = [[key, _shown(value), _shown(default)] for key, value, default in differences(result["command"], config)]
+    changed = [[key, shown(value), shown(default)] for key, value, default in differences(result["command"], config)]
     blocks: list[Block] = [
         Command(again(folder, result["command"])),
         *_curves(folder, config),
@@ -47,7 +48,7 @@ def differences(command: str, config: Mapping[str, Any]) -> Iterator[tuple[str, 
         option = config[group].get("name") if isinstance(config.get(group), Mapping) else None
         if option is None:
             continue
-        if option != (default or option) and group != "runtime":
+        if option != default and group != "runtime":
             yield group, option, default
         if option not in options.names(group):
             option = default  # a file of one's own, or a model that came with init
