@@ -49,7 +49,7 @@ class Table:
     def html(self) -> str:
         """The table as a browser reads it."""
         head = "".join(f"<th>{escape(name)}</th>" for name in self.header)
-        rows = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows)
+        rows = "\n".join("<tr>" + "".join(f"<td>{_together(cell)}</td>" for cell in row) + "</tr>" for row in self.rows)
         notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
         return (
             f'<h2>{escape(self.title)}</h2>\n<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n'
@@ -125,6 +125,11 @@ def _html(block: Block) -> str:
     if isinstance(block, Command):
         return f"<pre>{escape(str(block))}</pre>"
     return f"<figure>{block.svg}<figcaption>{escape(block.caption)}</figcaption></figure>"
+
+
+def _together(cell: str) -> str:
+    """A cell for html in which no line ends between a mean and its deviation."""
+    return escape(cell).replace(" ± ", "&nbsp;±&nbsp;")
 
 
 def _inline(text: str) -> str:
