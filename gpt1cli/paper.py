@@ -275,7 +275,7 @@ def table_of(layout: Layout, rows: Sequence[Row]) -> tuple[Table, list[dict[str,
                 records.append(_record(layout, row, column, cell, paper))
             lines += [ours, medians, *([differences] if any(differences[1:]) else [])]
     about = f"in percent; ours: mean ± sample standard deviation over the seeds; the paper's: {layout.place}"
-    notes = [about if layout.key != "demo" else about.partition("; the paper's")[0]]
+    notes = [about.partition("; the paper's")[0] if layout.key == "demo" else about]
     notes += [f"{sign} {note}" for note, sign in signs.items()]
     return Table(layout.title, ["", *(column.name for column in columns)], lines, notes), records
 
@@ -290,7 +290,6 @@ def _record(layout: Layout, row: Row, column: Published, cell: Cell, paper: floa
 
 def picture_of(layout: Layout, rows: Sequence[Row]) -> Picture:
     """The table's own numbers as filled points, the paper's as hollow ones."""
-    names = [column.name for column in layout.columns]
     ours = {str(row): {name: [*cell.seeds.values()] for name, cell in cells_of(layout, row).items()} for row in rows}
     paper = {}
     for variant in layout.variants:
@@ -298,4 +297,4 @@ def picture_of(layout: Layout, rows: Sequence[Row]) -> Picture:
         paper[f"paper: {published()['variants'][variant]}"] = numbers
     hollow = {label: there for label, there in paper.items() if there}
     told = "each seed as a small point, their mean as a large one" + ", the paper's as a hollow one" * bool(hollow)
-    return plots.dots(layout.key, f"{layout.title}: {told}", names, ours, hollow)
+    return plots.dots(layout.key, f"{layout.title}: {told}", [column.name for column in layout.columns], ours, hollow)
