@@ -246,8 +246,8 @@ class TaskConfig:
             yield "metrics is empty: name at least the headline metric"
         if not self.splits:
             yield "splits is empty: name at least one"
-        if odd := [name for name in self.submission if name not in self.splits]:
-            yield f"submission: {', '.join(odd)}: no such split of the task; there: {', '.join(self.splits)}"
+        if odd := [name for name in self.submission if not re.fullmatch(r"test(_\w+)?", name)]:
+            yield f"submission: {', '.join(odd)}: the server takes predictions of test, or of a test_X"
         if odd := [name for name in self.splits if not re.fullmatch(r"(train|valid|test)(_\w+)?", name)]:
             yield f"splits: {', '.join(odd)}: our names are train, valid, test, and valid_X, test_X for further ones"
 

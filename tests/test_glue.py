@@ -64,7 +64,7 @@ def test_a_part_of_a_split_and_other_splits_are_no_submission(tmp_path):
 def test_a_file_for_other_labels_is_refused():
     with pytest.raises(InputError, match="SST-2 takes 2 labels, the task has 3"):
         tasks.check(build(TaskConfig, task_config("snli") | {"submission": {"test": "SST-2"}}))
-    with pytest.raises(InputError, match="submission: dev: no such split of the task; there: train, valid, test"):
+    with pytest.raises(InputError, match="submission: dev: the server takes predictions of test"):
         build(TaskConfig, task_config("snli") | {"submission": {"dev": "RTE"}})
     with pytest.raises(InputError, match="did you mean CoLA"):
         build(TaskConfig, task_config("cola") | {"submission": {"test": "CoLa"}})
