@@ -14,7 +14,9 @@ from gpt1cli.config import InputError
 from gpt1cli.pages import Table
 
 # Keys that tell one run from another of the same kind without making it another experiment.
-NO_VARIANT = {"seed", "name", "out", "cache", "hub", "resume", "config", "init", "init_lstm", "dry_run"}
+NO_VARIANT = {
+    "seed", "name", "out", "cache", "hub", "resume", "config", "init", "init_lstm", "score_train", "dry_run",
+}  # fmt: skip
 # What an ablation does shows in the keys that it sets; where predictions are handed in changes none of them.
 NO_VARIANT_GROUPS = ("runtime.", "ablation.", "task.submission.")
 

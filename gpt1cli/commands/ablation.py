@@ -5,21 +5,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import glob
 import importlib
 import io
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from gpt1cli import report, rundir, running, studies
+from gpt1cli import rundir, running, studies
+from gpt1cli.commands import report
 from gpt1cli.compose import compose
 from gpt1cli.composer import Composer
 from gpt1cli.config import InputError, SweepsConfig, TrainConfig
 from gpt1cli.hub import Need
 from gpt1cli.loggers import clock
 from gpt1cli.overrides import quote
+from gpt1cli.pages import Table
+from gpt1cli.report import Finished, find_runs
 from gpt1cli.studies import Cell
 
 
@@ -67,7 +71,7 @@ def rehearse(config: SweepsConfig, folder: Path) -> None:
         rows.append([cell.name, f"{count}", f"{each:.3f}", f"{each * count:.3f}", f"{kept * count / 1e9:.3f}"])
         hours, held = hours + each * count, held + kept * count
     rows.append(["all", f"{len(own) + len(cells)}", "", f"{hours:.3f}", f"{held / 1e9:.3f}"])
-    report.Table("Study", ["cell", "runs", "hours each", "hours", "GB kept"], rows).show()
+    Table("Study", ["cell", "runs", "hours each", "hours", "GB kept"], rows).show()
     about = {"status": "finished", "command": "ablation", "dry_run": True, "name": config.name}
     rundir.finish(folder, {**about, "cells": len(own) + len(cells), "hours": hours, "bytes": held})
     print(f"a dry run: nothing was trained; {hours:.2f} hours of training alone, {held / 1e9:.2f} GB: {folder}")
@@ -82,15 +86,14 @@ def kept_bytes(cell: Cell, config: SweepsConfig, parameters: int) -> int:
     return 12 * parameters * (2 + further)  # best and last
 
 
-def summarise(folder: Path, failed: dict[str, str]) -> None:
-    """The tables of all finished cells below a folder, in the terminal and in report.md."""
+def summarise(folder: Path, failed: Mapping[str, str]) -> None:
+    """What gpt1 report makes of all finished cells below a folder, and which failed."""
+    runs: Sequence[Finished] = ()
     with contextlib.suppress(InputError):  # no cell has finished
-        made = report.tables(report.find_runs([str(folder)]))
-        for table in made:
-            table.show()
-        lines = [f"- {name}: {message}" for name, message in failed.items()]
-        page = [*(table.markdown() for table in made), *(["## Failed\n", *lines, ""] if failed else [])]
-        rundir.write_text(folder / "report.md", "\n".join(["# Report\n", *page]))
+        runs = find_runs([glob.escape(str(folder))])
+    blocks, records = report.laid_out(runs)
+    lines = [[name, message] for name, message in failed.items()]
+    report.write(folder, runs, [*blocks, *([Table("Failed", ["cell", "why"], lines)] if failed else [])], records)
 
 
 def _run_all(

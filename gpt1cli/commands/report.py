@@ -23,24 +23,32 @@ def needs(config: ReportConfig) -> list[Need]:
 def run(config: ReportConfig, folder: Path) -> None:
     """Find the finished runs -> the paper's tables and figures, tables of the rest -> report.md, .html, table.csv."""
     runs = report.find_runs(config.runs)
+    blocks, records = laid_out(runs)
+    if config.submission:
+        packed = glue.pack(Path(config.submission), submitted(runs))
+        blocks.append(Table(f"Submission: {config.submission}", ["file", "from"], packed))
+    write(folder, runs, blocks, records)
+    rundir.finish(folder, {"status": "finished", "command": "report", "name": config.name, "runs": len(runs)})
+    print(f"report: {folder / 'report.md'}, report.html, table.csv")
+
+
+def laid_out(runs: Sequence[Finished]) -> tuple[list[Block], list[dict[str, Any]]]:
+    """Whatever the runs fill: tables and figures of the paper, tables of the rest; their numbers as records."""
     blocks, records = of_the_paper(runs)
     if found := layers.series(runs):
         blocks += layers.figure(found)
     rest = unplaced(runs)
-    blocks += report.tables(rest)
-    records += report.records(rest)
-    if config.submission:
-        packed = glue.pack(Path(config.submission), submitted(runs))
-        blocks.append(Table(f"Submission: {config.submission}", ["file", "from"], packed))
-    blocks.append(Table("Runs", ["folder"], [[str(run.folder)] for run in runs]))
+    return [*blocks, *report.tables(rest)], [*records, *report.records(rest)]
 
-    for block in blocks[:-1]:
+
+def write(folder: Path, runs: Sequence[Finished], blocks: Sequence[Block], records: Sequence[dict[str, Any]]) -> None:
+    """The blocks and where the runs lie, in report.md and report.html; the tables in the terminal; table.csv."""
+    for block in blocks:
         if isinstance(block, Table):
             block.show()
-    pages.write(folder, "Report", blocks)
+    sources = Table("Runs", ["folder"], [[str(run.folder)] for run in runs])
+    pages.write(folder, "Report", [*blocks, sources])
     rundir.write_text(folder / "table.csv", separated(records))
-    rundir.finish(folder, {"status": "finished", "command": "report", "name": config.name, "runs": len(runs)})
-    print(f"report: {folder / 'report.md'}, report.html, table.csv")
 
 
 def of_the_paper(runs: Sequence[Finished]) -> tuple[list[Block], list[dict[str, Any]]]:
