@@ -75,6 +75,7 @@ KINDS = {  # command -> title of its table, and the group that names a row
     "pretrain": ("Pretraining", "corpus"),
     "finetune": ("Fine-tuning", "task"),
     "evaluate": ("Evaluation", "task"),
+    "zeroshot": ("Zero-shot", "task"),
 }
 
 
@@ -188,18 +189,17 @@ def summed_up(scores: Sequence[Mapping[str, float]]) -> list[str]:
 
 
 def write_run_report(folder: Path, result: Mapping[str, Any]) -> None:
-    """report.md, and plots/loss.png of training, from a run's own files and the result it is about to declare."""
-    plot = []
-    if (folder / "metrics.jsonl").exists():
+    """report.md with its plots, of training plots/loss.png too, from a run's own files and what it will declare."""
+    if "steps" in result:  # of training
         plot_losses(rundir.read_jsonl(folder / "metrics.jsonl"), folder / "plots" / "loss.png")
-        plot = ["![training and validation loss](plots/loss.png)\n"]
+    plots = [f"![{path.stem}](plots/{path.name})\n" for path in sorted(folder.glob("plots/*.png"))]
     command_line = rundir.environment(folder).get("command_line", [])
     settings = dict(_flat(rundir.read_config(folder / "config.yaml"))) if (folder / "config.yaml").exists() else {}
     facts = [[key, _shown(value)] for key, value in _flat(result)]
     lines = [
         f"# {result['command']} {result['name']}\n",
         f"    gpt1 {shlex.join(command_line)}\n",
-        *plot,
+        *plots,
         Table("Result", ["what", "value"], facts).markdown(),
         Table("Settings", ["key", "value"], [[key, _shown(value)] for key, value in settings.items()]).markdown(),
     ]
@@ -208,7 +208,7 @@ def write_run_report(folder: Path, result: Mapping[str, Any]) -> None:
 
 def plot_losses(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Training and validation loss against the updates."""
-    with _plot(path, "updates", "loss (nats)") as axes:
+    with figure(path, "updates", "loss (nats)") as axes:
         for split, style in (("train", "-"), ("valid", "o-")):
             # what fine-tuning minimises also holds the language-model loss; the validation loss is the task's alone
             points = [(line["step"], line.get("task_loss", line["loss"])) for line in metrics if line["split"] == split]
@@ -219,14 +219,14 @@ def plot_losses(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def plot_sizes(label: str, sizes: Sequence[float], unit: str, rates: Sequence[float], path: Path) -> None:
     """A rate against a size that grows by factors."""
-    with _plot(path, label, unit) as axes:
+    with figure(path, label, unit) as axes:
         axes.plot(sizes, rates, "o-", markersize=4, linewidth=1)
         axes.set_xscale("log")
         axes.set_ylim(bottom=0)
 
 
 @contextlib.contextmanager
-def _plot(path: Path, x: str, y: str) -> Iterator[Any]:
+def figure(path: Path, x: str, y: str) -> Iterator[Any]:
     """Axes to draw into, written as a picture when that is done."""
     import matplotlib
 

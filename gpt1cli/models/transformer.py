@@ -112,6 +112,8 @@ def _group(lengths: Sequence[int], visible: Tensor | None) -> Group:
 class Transformer(nn.Module):
     """Tokens to hidden states; `logits` turns those into scores over the vocabulary with the same table."""
 
+    branches = True  # it knows the one visibility rule: continuations may share a row with their prefix
+
     def __init__(self, config: ModelConfig, vocabulary: int):
         super().__init__()
         self.config = config
