@@ -195,9 +195,9 @@ class ZeroshotRule:
         Key("what is scored: the text itself, an answer behind it, what follows a referent (null: no rule)"),
     ] = None
     cue: Annotated[str, Key("text between the example and its answers (rule answer)")] = ""
-    words: Annotated[
-        list[str], Key("a word for each label, the answers of a task without choices (rule answer)")
-    ] = field(default_factory=list)
+    words: Annotated[list[str], Key("a word for each label, the answers of a task without choices (rule answer)")] = (
+        field(default_factory=list)
+    )
     opening: Annotated[
         str, Key("text before what nothing precedes (empty: nothing, and its first token is not scored)")
     ] = ""
