@@ -6,13 +6,13 @@ import os
 
 TYPE_CHECKING = False  # typing's own costs a third of what `gpt1 --help` may take
 if TYPE_CHECKING:
-    from gpt1cli.models.transformer import Transformer
+    from gpt1cli.models.language_model import LanguageModel
     from gpt1cli.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 
 
-def load(init: str | os.PathLike[str], hub: str | os.PathLike[str] | None = None) -> tuple[Transformer, Tokenizer]:
+def load(init: str | os.PathLike[str], hub: str | os.PathLike[str] | None = None) -> tuple[LanguageModel, Tokenizer]:
     """The model and the tokenizer that `init` names: `openai`, a run, checkpoint or exported folder, OpenAI's shards.
 
     `tokenizer.encode(text) -> list[int]`, `tokenizer.decode(ids) -> str`, `model(tokens [B,T]) -> hidden [B,T,D]`,

@@ -28,7 +28,9 @@ from torch import Tensor, nn
 from gpt1cli import distributed, hub, origins, published, rundir, tokenizer
 from gpt1cli.config import InputError, ModelConfig, TokenizerConfig, build
 from gpt1cli.convert import read_published, read_shards
+from gpt1cli.models import fresh
 from gpt1cli.models.heads import Classifier
+from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.optim import Optimizer
 from gpt1cli.tokenizer import Tokenizer
@@ -51,7 +53,7 @@ class State:
 
 
 def description(
-    model: ModelConfig, tokenizer: TokenizerConfig, vocabulary: Tokenizer, body: Transformer, **more: Any
+    model: ModelConfig, tokenizer: TokenizerConfig, vocabulary: Tokenizer, body: LanguageModel, **more: Any
 ) -> dict[str, Any]:
     """What config.json says: all that is needed to build the model again and to read its text."""
     return {
@@ -170,8 +172,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: damaged ({error}); use another checkpoint") from error
 
 
-def load(init: str, hub_folder: str | None, cache: str) -> tuple[Transformer, Tokenizer]:
-    """The Transformer and the tokenizer that init names, fp32, on the CPU, without any head.
+def load(init: str, hub_folder: str | None, cache: str) -> tuple[LanguageModel, Tokenizer]:
+    """The language model and the tokenizer that init names, fp32, on the CPU, without any head.
 
     `init` is `openai`, a run or checkpoint folder, an exported folder, or a folder of OpenAI's npy shards.
     """
@@ -180,13 +182,13 @@ def load(init: str, hub_folder: str | None, cache: str) -> tuple[Transformer, To
     rows, vocabulary = config["vocabulary"] + config["special_rows"], tokenizer.load(folder)
     if len(vocabulary) > rows:
         raise InputError(f"{folder}: its tokenizer has {len(vocabulary)} entries, its model {rows} rows for them")
-    body = Transformer(build(ModelConfig, config["model"]), rows)
+    body = fresh(build(ModelConfig, config["model"]), rows)
     fill(body, _body_weights(folder), str(folder))
     return body, vocabulary
 
 
 def _body_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of a Transformer under our names, whoever wrote the folder."""
+    """The weights of a language model under our names, whoever wrote the folder."""
     if published.is_shards(folder):
         return read_shards(folder)
     if published.is_transformers(rundir.read_json(folder / "config.json")):
@@ -201,7 +203,7 @@ def _body_weights(folder: Path) -> dict[str, Tensor]:
 def load_classifier(folder: Path) -> tuple[Classifier, Tokenizer]:
     """A fine-tuned model with its head, fp32, on the CPU, and its tokenizer; `folder` is that of a checkpoint."""
     config = origins.described(folder)
-    body = Transformer(build(ModelConfig, config["model"]), config["vocabulary"] + config["special_rows"])
+    body = fresh(build(ModelConfig, config["model"]), config["vocabulary"] + config["special_rows"])
     weights = read_tensors(folder / "model.safetensors")
     if "head.weight" not in weights:
         raise InputError(f"{folder}: a language model, without the head that fine-tuning adds")
@@ -226,12 +228,12 @@ def load_tokenizer(init: str, hub_folder: str | None, cache: str) -> Tokenizer:
     return tokenizer.load(files[0].parent)
 
 
-def transfer(fresh: Transformer, trained: Transformer, layers: int) -> None:
+def transfer(into: Transformer, trained: Transformer, layers: int) -> None:
     """Copy the embeddings and the first `layers` blocks (paper, section 5, Figure 2 left)."""
     with torch.no_grad():
-        fresh.tokens.weight.copy_(trained.tokens.weight)
-        fresh.positions.weight.copy_(trained.positions.weight)
-    for ours, theirs in zip(fresh.blocks[:layers], trained.blocks[:layers], strict=True):
+        into.tokens.weight.copy_(trained.tokens.weight)
+        into.positions.weight.copy_(trained.positions.weight)
+    for ours, theirs in zip(into.blocks[:layers], trained.blocks[:layers], strict=True):
         ours.load_state_dict(theirs.state_dict())
 
 

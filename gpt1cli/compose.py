@@ -16,13 +16,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from gpt1cli import config, options, origins, overrides, rundir
+from gpt1cli import config, origins, overrides, rundir
 from gpt1cli.composer import Composer, absolute, hydra_known, told_by_hydra
 from gpt1cli.config import InputError, ModelConfig, bare, shown
 
-IDENTITY = {"model": ModelConfig.SHAPE, "tokenizer": ("source", "repo", "merges")}  # what a checkpoint's weights fix
 # Where ~ is the home folder:
-PATHS = ("out", "cache", "hub", "init", "resume", "config", "run", "runs", "input", "corpus.path", "task.path")
+FOUND = ("cache", "hub", "init", "init_lstm", "run", "input", "corpus.path", "task.path")  # stored, from any folder
+PATHS = (*FOUND, "out", "resume", "config", "runs")
 NO_PATHS = (("init", "none"), ("init", "openai"), ("input", "-"))
 BROUGHT = {"model", "tokenizer", "init", "epochs"}  # by a task of the demo, for the commands that have these keys
 FREE = ("runtime", "resume", "config")  # what may differ when a run is resumed, besides more steps
@@ -52,7 +52,7 @@ def compose(composer: Composer, words: list[str]) -> Composed:
     stored, named = _stored(composer, words), _named(words)
     words = [*implied(composer, words), *words]
     cfg = composer.load(words)
-    length = named
+    length, taken_away = named, {}
     if ablated := _ablated(composer, cfg):  # taken away last, whatever the user said
         taken_away = _named(ablated)
         length = taken_away if taken_away.keys() & {"steps", "epochs"} else named
@@ -70,8 +70,8 @@ def compose(composer: Composer, words: list[str]) -> Composed:
     for key in BROUGHT:
         if config.annotation_of(composer.cls, key) is None:
             raw.pop(key, None)
-    if {"init", *IDENTITY} <= raw.keys() and not resumed:
-        _follow_init(raw, named, bool(stored))
+    if {"init", "model", "tokenizer"} <= raw.keys() and not resumed:
+        _follow_init(raw, named, bool(stored), replaced=taken_away.get("model.architecture") == "lstm")
     if isinstance(run := named.get("run"), str) and _takes_a_runs_task(composer, named):
         _follow_run(raw, named, run)
     _check_groups(composer, raw)
@@ -82,7 +82,7 @@ def compose(composer: Composer, words: list[str]) -> Composed:
     for key in PATHS:
         if value := _get(data, key):
             _put(data, key, _at_home(value))
-    for key in ("cache", "hub", "init", "run", "input", "corpus.path", "task.path"):  # stored, it holds from any folder
+    for key in FOUND:
         value = _get(data, key)
         if value and isinstance(value, str) and (key, value) not in NO_PATHS:
             _put(data, key, os.path.abspath(value))
@@ -164,25 +164,34 @@ def _refuse_changes(stored: dict[str, Any], given: dict[str, Any], named: Mappin
 # --- init -------------------------------------------------------------------------------------------------------------
 
 
-def _follow_init(raw: dict[str, Any], named: Mapping[str, Any], stored: bool) -> None:
-    """Take the model and the tokenizer of init, with the user's values on top. InputError where those contradict it."""
+def _follow_init(raw: dict[str, Any], named: Mapping[str, Any], stored: bool, replaced: bool) -> None:
+    """Take the model and the tokenizer of init, with the user's values on top. InputError where those contradict it.
+
+    Where an ablation has `replaced` the Transformer by an LSTM, init's size and tokenizer are kept, and the weights are
+    those of an LSTM that was pretrained so, or fresh.
+    """
     with told_by_hydra():
         init = _plain(OmegaConf.create(raw), "init")
     if init == "none" or not isinstance(init, str) or not init:
         return
-    if init == "openai":
-        known = {"model": options.values("model", "base"), "tokenizer": options.values("tokenizer", "openai")}
-    else:
-        known = origins.described(origins.find(init))
+    known = origins.identity(init)
+    if replaced and known["model"]["architecture"] == "transformer":
+        known["model"] = dataclasses.asdict(config.build(ModelConfig, known["model"]).as_lstm())
+        with told_by_hydra():
+            tree = OmegaConf.create(raw)
+            asked, out = _plain(tree, "init_lstm"), str(absolute(_plain(tree, "out")))
+        found = origins.lstm_for(known, init, asked, out)
+        raw |= {"init": overrides.seal(found)} if found else {"pretrained": False}
     wrong = []
-    for group, identity in IDENTITY.items():
+    fixed = {"model": ModelConfig.SHAPES[known["model"]["architecture"]], "tokenizer": origins.TOKENIZER}
+    for group, identity in fixed.items():
         if group not in named and not (stored and "init" not in named):
             values = {key: _get(raw, key) for key in named if key.startswith(f"{group}.")}
             raw[group] = overrides.seal(known[group])
             for key, value in values.items():
                 _put(raw, key, value)
         with told_by_hydra():
-            node = _plain(OmegaConf.create(raw), group)
+            node = config.with_defaults(config.GROUPS[group], _plain(OmegaConf.create(raw), group))
         differing = [name for name in identity if node.get(name) != known[group][name]]
         if differing:
             said = f"{group}={named[group]}" if group in named else group

@@ -19,7 +19,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 
 class InputError(ValueError):
@@ -93,7 +93,7 @@ class Finetuning:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of the Transformer decoder (paper, section 4.1) and the recipes that suit its size."""
+    """The shape of a language model (the Transformer's: paper, section 4.1) and the recipes that suit its size."""
 
     name: Annotated[str, Key("name of this size")]
     n_layer: Annotated[int, Key("decoder blocks", at_least=1)]
@@ -108,10 +108,26 @@ class ModelConfig:
     init_std: Annotated[float, Key("standard deviation of fresh weights", above=0)]
     pretraining: Pretraining
     finetuning: Finetuning
+    architecture: Annotated[Literal["transformer", "lstm"], Key("decoder blocks or a recurrent layer")] = "transformer"
+    lstm_units: Annotated[int | None, Key("units of the recurrent layer (architecture=lstm)", at_least=1)] = None
 
-    SHAPE = ("n_layer", "d_model", "n_head", "d_ff", "n_positions", "layer_norm_eps")  # fixed by a checkpoint's weights
+    SHAPES: ClassVar[dict[str, tuple[str, ...]]] = {  # what a checkpoint's weights fix
+        "transformer": ("architecture", "n_layer", "d_model", "n_head", "d_ff", "n_positions", "layer_norm_eps"),
+        "lstm": ("architecture", "d_model", "lstm_units", "n_positions"),
+    }
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What a checkpoint's weights fix."""
+        return {name: getattr(self, name) for name in self.SHAPES[self.architecture]}
+
+    def as_lstm(self) -> ModelConfig:
+        """The recurrent model of this size; where no units are named 8/3 of the width, as 2048 are of base's 768."""
+        return dataclasses.replace(self, architecture="lstm", lstm_units=self.lstm_units or self.d_model * 8 // 3)
 
     def problems(self) -> Iterator[str]:
+        if self.architecture == "lstm" and self.lstm_units is None:
+            yield "lstm_units is needed with architecture=lstm"
         if self.d_model % self.n_head:
             yield f"n_head={self.n_head} does not divide d_model={self.d_model}"
         if self.pretraining.context > self.n_positions:
@@ -385,6 +401,8 @@ class TrainConfig(RunConfig):
             yield "exactly one of epochs and steps is needed: set the other to null"
         if self.runtime.shard and self.runtime.devices == 1:
             yield "runtime.shard=true cuts up among several processes: name runtime.devices= too, or leave shard out"
+        if self.model.architecture == "lstm" and (self.runtime.shard or self.runtime.compile):
+            yield "runtime.shard and runtime.compile are for decoder blocks: leave them out with architecture=lstm"
         if self.runtime.devices > self.batch_size:
             yield f"runtime.devices={self.runtime.devices} share the {self.batch_size} sequences of batch_size: too few"
         given = {key: value for key, value in dataclasses.asdict(self.plan).items() if value is not None}
@@ -447,6 +465,10 @@ class FinetuneConfig(TrainConfig):
 
     task: TaskConfig
     ablation: AblationConfig
+    init_lstm: Annotated[
+        str | None,
+        Key("what ablation=lstm starts from (null: the newest LSTM of init's size under out, else fresh)", filled=True),
+    ]
     pretrained: Annotated[bool, Key("false: shape and tokenizer of init, fresh weights")]
     transfer_layers: Annotated[
         Annotated[int, Key("", at_least=0)] | Literal["all"],
@@ -462,6 +484,8 @@ class FinetuneConfig(TrainConfig):
         yield from super().problems()
         if self.transfer_layers != "all" and self.transfer_layers > self.model.n_layer:
             yield f"transfer_layers={self.transfer_layers} exceeds model.n_layer={self.model.n_layer}"
+        if self.model.architecture == "lstm" and self.transfer_layers != "all":
+            yield f"transfer_layers={self.transfer_layers} counts decoder blocks, and an LSTM has none: leave it out"
         if self.init == "none" and self.transfer_layers != "all":
             yield "transfer_layers needs an init to transfer from"
         if self.plan.tokens is not None:
@@ -661,6 +685,12 @@ def has_default(cls: type, name: str) -> bool:
     """Whether a field of a configuration dataclass may be left out: that of what few have, as a task's choices."""
     found = cls.__dataclass_fields__[name]  # type: ignore[attr-defined]
     return found.default is not dataclasses.MISSING or found.default_factory is not dataclasses.MISSING
+
+
+def with_defaults(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping, and the plain defaults of fields that it leaves out."""
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    return {name: value for name, value in defaults.items() if value is not dataclasses.MISSING} | dict(data)
 
 
 def misnamed(cls: type, data: Mapping[str, Any], prefix: str) -> list[str]:

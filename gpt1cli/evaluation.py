@@ -56,9 +56,12 @@ class Split:
 
 
 def load_split(
-    config: FinetuneConfig | EvaluateConfig, name: str, vocabulary: Tokenizer, n_positions: int
+    config: FinetuneConfig | EvaluateConfig, name: str, vocabulary: Tokenizer, n_positions: int, branches: bool
 ) -> Split | None:
-    """A split of the command's task as items of which no position exceeds n_positions; None where there is no such."""
+    """A split of the command's task as items of which no position exceeds n_positions; None where there is no such.
+
+    A model without branches gets every sequence in a row of its own.
+    """
     loaded = load_examples(config, name)
     if loaded is None:
         return None
@@ -66,7 +69,7 @@ def load_split(
     arrange, items, cuts = LAYOUTS[config.task.layout], [], 0
     for example, texts, choices in encoded(examples, vocabulary):
         laid = arrange(texts, choices, special(len(vocabulary)), n_positions)
-        items.append(Item.of(laid.rows, example.label, laid.shared))
+        items.append(Item.of(laid.rows, example.label, laid.shared if branches else 0))
         cuts += laid.cut
     return Split(examples, items, cuts, dropped)
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from gpt1cli.models.transformer import Past, Transformer
+from gpt1cli.models.language_model import LanguageModel
+from gpt1cli.models.transformer import Past
 from gpt1cli.scoring import device_of
 
 Choice = Callable[[Tensor], Tensor]  # logits [B,V] -> the next token of each sample [B]
@@ -48,7 +49,7 @@ def probabilities(logits: Tensor, temperature: float, top_k: int | None, top_p: 
 
 @torch.inference_mode()
 def continued(
-    model: Transformer, prompt: Sequence[int], samples: int, tokens: int, choose: Choice, vocabulary: int
+    model: LanguageModel, prompt: Sequence[int], samples: int, tokens: int, choose: Choice, vocabulary: int
 ) -> Iterator[list[int]]:
     """The next token of each sample, `tokens` times; special rows beyond the vocabulary are never chosen.
 

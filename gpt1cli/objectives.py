@@ -15,7 +15,7 @@ from torch import Tensor
 from gpt1cli.batches import Batch
 from gpt1cli.kernels import cross_entropy
 from gpt1cli.models.heads import Classifier
-from gpt1cli.models.transformer import Transformer
+from gpt1cli.models.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def language_model_loss(hidden: Tensor, table: Tensor, batch: Batch) -> Tensor:
     return cross_entropy(states, table, targets, weights)
 
 
-def language_modelling(model: Transformer, batch: Batch) -> Loss:
+def language_modelling(model: LanguageModel, batch: Batch) -> Loss:
     """Pretraining: the next token of every position (paper, equation 1)."""
     hidden = batch.through(model)
     return Loss(language_model_loss(hidden, model.tokens.weight, batch), batch.count)

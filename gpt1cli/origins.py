@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import glob
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import published, rundir
+from gpt1cli import options, published, rundir
 from gpt1cli.config import InputError, ModelConfig, TaskConfig, TokenizerConfig, build, shown
 
 FORMAT = 1  # of our checkpoints
+TOKENIZER = ("source", "repo", "merges")  # what a checkpoint's weights fix of it
 
 
 def find(init: str, key: str = "init") -> Path:
@@ -81,7 +84,7 @@ def described(folder: Path) -> dict[str, Any]:
     model: Any = found.get("model")  # anything may stand in a stranger's file
     tokenizer: Any = found.get("tokenizer")
     try:
-        build(ModelConfig, model)
+        found["model"] = dataclasses.asdict(build(ModelConfig, model))  # with what an older gpt1 did not know of yet
         build(TokenizerConfig, tokenizer)
     except InputError as error:
         raise InputError(f"{path} describes no model and tokenizer:\n{error}") from error
@@ -89,6 +92,45 @@ def described(folder: Path) -> dict[str, Any]:
         if type(found.get(key)) is not int or found[key] < 0:
             raise InputError(f"{path}: {key}={shown(found.get(key))} is no count")
     return found
+
+
+def identity(init: str) -> dict[str, dict[str, Any]]:
+    """The model and the tokenizer of init, which is not `none`. InputError where it has none."""
+    if init != "openai":
+        return described(find(init))
+    model, tokenizer = options.values("model", "base"), options.values("tokenizer", "openai")
+    return {"model": dataclasses.asdict(build(ModelConfig, model)), "tokenizer": tokenizer}
+
+
+def lstm_for(wanted: Mapping[str, Any], init: str, asked: str | None, out: str) -> str | None:
+    """The LSTM that takes the place of init: the one asked for, else the newest finished pretraining under `out`.
+
+    It has the wanted size and tokenizer. None where there is no such run; InputError where what was asked for differs.
+    """
+    if asked is not None:
+        if other := list(_differences(wanted, init, find(asked, "init_lstm"))):
+            raise InputError("\n".join([f"init_lstm={shown(asked)} is no LSTM for init={shown(init)}:", *other]))
+        return asked
+    finished = glob.glob(os.path.join(glob.escape(out), "pretrain", "*", "*", "result.json"))
+    for path in sorted(finished, key=os.path.getmtime, reverse=True):
+        folder = os.path.dirname(path)
+        with contextlib.suppress(InputError):  # what is no whole run is none to start from
+            if not any(_differences(wanted, init, find(folder))):
+                return folder
+    return None
+
+
+def _differences(wanted: Mapping[str, Any], init: str, folder: Path) -> Iterator[str]:
+    """In what a checkpoint's size and tokenizer differ from those that are wanted beside init."""
+    found = described(folder)
+    for group, keys in (("model", ModelConfig.SHAPES["lstm"]), ("tokenizer", TOKENIZER)):
+        for key in keys:
+            if (value := found[group].get(key)) != wanted[group].get(key):
+                yield f"  {group}.{key}={shown(value)}, not {shown(wanted[group].get(key))}"
+    if init != "openai":  # merges may have been trained on another text
+        files = (root / "merges.txt" for root in (find(init), folder))
+        if len({file.read_bytes() for file in files if file.is_file()}) > 1:
+            yield "  its tokenizer was trained on another text"
 
 
 def task_of(described: Mapping[str, Any], run: str) -> TaskConfig:

@@ -76,6 +76,10 @@ class Work:
 def parameters(config: ModelConfig, vocabulary: int, outputs: int = 0) -> dict[str, int]:
     """Learned numbers by part: 116,534,784 in all for base with the published vocabulary."""
     D, F = config.d_model, config.d_ff
+    if config.architecture == "lstm":
+        U = config.lstm_units or 0
+        recurrent = 4 * U * (D + U + 2)  # two matrices, two biases
+        return {"tokens": vocabulary * D, "recurrent": recurrent, "projection": (U + 1) * D, "head": outputs * (D + 1)}
     block = 4 * D * D + 2 * D * F + 9 * D + F  # matrices; biases 3D, D, F and D; two norms of 2D
     return {
         "tokens": vocabulary * D,
@@ -96,8 +100,11 @@ def flops_per_token(config: ModelConfig, vocabulary: int, context: float) -> flo
     Two for a multiplication and its addition, forward once and backward twice; the attention counts every pair of the
     row, seen or not, as is usual (Chowdhery et al. 2022, "PaLM", appendix B). vocabulary=0: no logits are computed.
     """
-    weights = config.n_layer * (4 * config.d_model**2 + 2 * config.d_model * config.d_ff) + vocabulary * config.d_model
-    return 6 * weights + 12 * config.n_layer * config.d_model * context
+    D, U = config.d_model, config.lstm_units or 0
+    if config.architecture == "lstm":
+        return 6 * (4 * U * (D + U) + U * D + vocabulary * D)
+    weights = config.n_layer * (4 * D**2 + 2 * D * config.d_ff) + vocabulary * D
+    return 6 * weights + 12 * config.n_layer * D * context
 
 
 def gradient_bytes(bf16: bool, several: bool) -> int:
@@ -110,6 +117,12 @@ def kept(config: ModelConfig, vocabulary: int, rows: int, context: int, machine:
     D, F, N = config.d_model, config.d_ff, rows * context
     on_cpu, fp32 = machine.device.type == "cpu", machine.precision == torch.float32
     number, mask = 4 if fp32 else 2, 2 if on_cpu else 1  # bytes of an activation, of a place of a dropout mask
+    loss = (N + vocabulary) * D * number * bool(vocabulary)  # cross entropy makes its gradients on the way forward
+    if config.architecture == "lstm":
+        U = config.lstm_units or 0
+        dropouts = bool(config.embedding_dropout) * D + bool(config.residual_dropout) * U
+        # inputs of the layer and of the projection, gates, cells (fp32), outputs; ids are int64
+        return N * ((D + 6 * U) * number + U * 4 + mask * dropouts + 8) + loss
     # inputs of the four linear layers (D, D, D, F), of both norms (D, D), of attention (3D) and of GELU (F)
     block = N * (8 * D + 2 * F) * number
     block += N * 4 * 4  # mean and deviation in both norms
@@ -120,7 +133,6 @@ def kept(config: ModelConfig, vocabulary: int, rows: int, context: int, machine:
     else:  # fused: no weights, but the result and a sum for each query
         block += N * D * number + N * config.n_head * 4
     embedded = N * (2 * 8 + D * mask * bool(config.embedding_dropout))  # ids and positions are int64
-    loss = (N + vocabulary) * D * number * bool(vocabulary)  # cross entropy makes its gradients on the way forward
     return config.n_layer * block + embedded + loss
 
 

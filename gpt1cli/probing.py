@@ -98,8 +98,10 @@ class Probes:
     scored: Sequence[Sequence[int]]
 
 
-def load_probes(config: ZeroshotConfig, name: str, vocabulary: Tokenizer, n_positions: int) -> Probes | None:
-    """A split of the task as its rule puts it to a model; None where there is no such split."""
+def load_probes(
+    config: ZeroshotConfig, name: str, vocabulary: Tokenizer, n_positions: int, branches: bool
+) -> Probes | None:
+    """A split of the task as its rule puts it to a model, in plain rows without branches; None: no such split."""
     loaded = load_examples(config, name)
     if loaded is None:
         return None
@@ -111,7 +113,7 @@ def load_probes(config: ZeroshotConfig, name: str, vocabulary: Tokenizer, n_posi
     for example, texts, choices in encoded(examples, vocabulary):
         question = RULES[zeroshot.rule]([*texts, cue] if cue else texts, choices or words)
         laid = lay(question._replace(context=question.context or opening), n_positions)
-        items.append(Item.of(laid.rows, example.label, laid.shared))
+        items.append(Item.of(laid.rows, example.label, laid.shared if branches else 0))
         scored.append(laid.scored)
         cuts += laid.cut
     return Probes(Split(examples, items, cuts, dropped), scored)

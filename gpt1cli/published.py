@@ -57,6 +57,8 @@ def model_config(settings: Mapping[str, Any]) -> ModelConfig:
 
 def settings_of(config: ModelConfig, rows: int) -> dict[str, Any]:
     """The config.json that transformers wants for a model of this shape. InputError where it cannot hold it."""
+    if config.architecture != "transformer":
+        raise InputError(f"transformers has no class for architecture={config.architecture}")
     if config.d_ff != 4 * config.d_model:
         raise InputError(f"transformers' GPT-1 has d_ff = 4 x d_model, this model {config.d_ff} and {config.d_model}")
     return {

@@ -15,7 +15,8 @@ from torch import nn
 from gpt1cli.batches import Ids, Item, by_length, items_batch, windows_batch
 from gpt1cli.kernels import log_probabilities
 from gpt1cli.models.heads import Classifier
-from gpt1cli.models.transformer import Past, Transformer
+from gpt1cli.models.language_model import LanguageModel
+from gpt1cli.models.transformer import Past
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -24,7 +25,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @torch.no_grad()
-def mean_token_loss(model: Transformer, windows: np.ndarray, token_budget: int) -> float:
+def mean_token_loss(model: LanguageModel, windows: np.ndarray, token_budget: int) -> float:
     """Mean -log p(token), in nats, over windows of T+1 contiguous tokens [N,T+1]: the logarithm of token perplexity."""
     model.eval()
     total, size = 0.0, max(1, token_budget // windows.shape[1])
@@ -36,7 +37,7 @@ def mean_token_loss(model: Transformer, windows: np.ndarray, token_budget: int) 
 
 
 def token_log_probabilities(
-    model: Transformer, sequences: Sequence[Ids], micro_batch: int | None, token_budget: int
+    model: LanguageModel, sequences: Sequence[Ids], micro_batch: int | None, token_budget: int
 ) -> list[np.ndarray]:
     """log p(token | all before it) of every token but the first, for each sequence: arrays [T-1], fp32.
 
@@ -55,7 +56,7 @@ def token_log_probabilities(
 
 
 def log_probabilities_behind(
-    model: Transformer, prefix: Ids, endings: Sequence[Ids], micro_batch: int | None, token_budget: int
+    model: LanguageModel, prefix: Ids, endings: Sequence[Ids], micro_batch: int | None, token_budget: int
 ) -> list[np.ndarray]:
     """log p(token | prefix, all before it) of every token of each ending: arrays [T], fp32.
 
@@ -76,7 +77,7 @@ def log_probabilities_behind(
 
 @torch.inference_mode()
 def _ends_scored(
-    model: Transformer,
+    model: LanguageModel,
     rows: Sequence[Ids],
     firsts: Sequence[int],
     past: Past | None,
@@ -107,7 +108,7 @@ def _ends_scored(
 
 @torch.no_grad()
 def ending_log_probabilities(
-    model: Transformer,
+    model: LanguageModel,
     items: Sequence[Item],
     counts: Sequence[Sequence[int]],
     vocabulary: int,
@@ -121,10 +122,9 @@ def ending_log_probabilities(
     """
     model.eval()
     found: list[list[np.ndarray]] = [[]] * len(items)
-    laid = [readable(model, item) for item in items]
     table = model.tokens.weight[:vocabulary].float()  # in bf16 scores would come in ties, as in heads.py
-    for group in by_length(laid, micro_batch, token_budget):
-        batch = items_batch([laid[i] for i in group]).to(device_of(model))
+    for group in by_length(items, micro_batch, token_budget):
+        batch = items_batch([items[i] for i in group]).to(device_of(model))
         assert batch.ends is not None
         lengths = [count for i in group for count in counts[i]]
         ends = zip(batch.ends.flatten().tolist(), lengths, strict=True)
@@ -135,11 +135,6 @@ def ending_log_probabilities(
         for i in group:
             found[i] = list(itertools.islice(pieces, len(counts[i])))
     return found
-
-
-def readable(model: Transformer, item: Item) -> Item:
-    """The item as the model can read it: one row for a prefix and its branches, or plain rows."""
-    return item if model.branches else item.apart()
 
 
 @torch.no_grad()

@@ -147,7 +147,7 @@ def test_a_comma_in_init_sweeps_under_m_only():
         ("modle.n_layer=3", "modle.n_layer: no such key; did you mean model.n_layer?"),
         ("corpus=demo", "corpus: no such key"),
         ("model.n_layer.x=3", "model.n_layer.x: no such key"),
-        ("ablation=no_aux", "no such ablation; did you mean no_aux_lm? there are full, no_aux_lm, no_pretrain"),
+        ("ablation=no_aux", "no such ablation; did you mean no_aux_lm? there are full, lstm, no_aux_lm, no_pretrain"),
         ("model=[base,tiny]", "no such model"),
         ("model=null", "model=null: no such model"),
         ("model={n_layr: 3}", "model.n_layr: no such key; did you mean model.n_layer?"),
@@ -386,6 +386,64 @@ def test_a_group_that_fits_init_is_taken_as_named(tmp_path):
     checkpoint(tmp_path / "start", residual_dropout=0.5)
     assert made("finetune", "task=rte", "init=start").model.residual_dropout == 0.5
     assert made("finetune", "task=rte", "init=start", "model=tiny").model.residual_dropout == 0.1
+
+
+def finished_lstm(folder: Path, merges: str = "a b", **changes: Any) -> Path:
+    """A finished pretraining of an LSTM of tiny's size."""
+    start = checkpoint(folder / "checkpoints" / "10", architecture="lstm", **changes)
+    (start / "merges.txt").write_text(merges)
+    (start.parent / "last").symlink_to("10")
+    (folder / "result.json").write_text("{}")
+    return folder
+
+
+def test_the_ablation_lstm_keeps_inits_size_and_tokenizer_and_starts_fresh_where_no_lstm_was_pretrained(tmp_path):
+    start = checkpoint(tmp_path / "start", d_model=64)
+    run = made("finetune", "task=rte", f"init={start}", "ablation=lstm")
+    assert run.model.shape == {"architecture": "lstm", "d_model": 64, "lstm_units": 320, "n_positions": 128}
+    assert (run.init, run.pretrained, run.tokenizer.name) == (str(start), False, "demo")
+    assert made("finetune", "task=rte", "ablation=lstm").model.lstm_units == 2048
+
+
+def test_the_ablation_lstm_starts_from_the_newest_finished_one_of_inits_size_and_tokenizer(tmp_path):
+    (checkpoint(tmp_path / "start") / "merges.txt").write_text("a b")
+    runs = tmp_path / "outputs" / "pretrain" / "demo"
+    wanted = [finished_lstm(runs / name) for name in ("1", "2")]
+    finished_lstm(runs / "3", lstm_units=100)  # another size
+    finished_lstm(runs / "4", merges="b c")  # another text under the tokenizer
+    (finished_lstm(runs / "5") / "result.json").unlink()  # not finished
+    for age, number in enumerate("34521"):
+        path = runs / number / "result.json"
+        if path.exists():
+            os.utime(path, (1000 - age, 1000 - age))
+    run = made("finetune", "task=rte", "init=start", "ablation=lstm")
+    assert (run.init, run.pretrained, run.model.lstm_units) == (str(wanted[1]), True, 320)
+    assert made("finetune", "task=rte", "init=start", "ablation=lstm", f"init_lstm={wanted[0]}").init == str(wanted[0])
+    assert made("finetune", "task=rte", "init=start", f"init_lstm={wanted[0]}").init == str(tmp_path / "start")
+
+
+def test_an_init_lstm_that_does_not_fit_is_refused_with_what_differs(tmp_path):
+    checkpoint(tmp_path / "start")
+    message = refusal("finetune", "task=rte", "init=start", "ablation=lstm", "init_lstm=start")
+    assert message.splitlines()[1:] == ["  model.architecture=transformer, not lstm"]
+    finished_lstm(tmp_path / "run", lstm_units=100)
+    message = refusal("finetune", "task=rte", "init=start", "ablation=lstm", "init_lstm=run")
+    assert message.splitlines()[1:] == ["  model.lstm_units=100, not 320"]
+
+
+def test_an_architecture_that_contradicts_init_is_refused_where_no_ablation_names_it(tmp_path):
+    checkpoint(tmp_path / "start")
+    message = refusal("finetune", "task=rte", "init=start", "model.architecture=lstm")
+    assert "contradicts init=start: architecture=lstm, not transformer" in message
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [("transfer_layers=1", "counts decoder blocks"), ("runtime.compile=true", "for decoder blocks")],
+)
+def test_what_only_decoder_blocks_have_is_refused_of_an_lstm(tmp_path, word, told):
+    start = checkpoint(tmp_path / "start", architecture="lstm")
+    assert told in refusal("finetune", "task=rte", f"init={start}", word)
 
 
 def test_a_contradiction_to_init_is_refused_with_both_values(tmp_path):

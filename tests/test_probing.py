@@ -66,7 +66,8 @@ def test_a_sentence_is_scored_but_for_its_first_token():
 
 def test_behind_an_opening_the_first_token_counts_too():
     assert scored("sentence", [[A, D, B]], [], opening=(B, C)) == pytest.approx([mean(0.7, 0.4, 0.3)])
-    assert scored("answer", [], [[A, D], [D, A]], opening=(C,), normalise="sum") == pytest.approx([0.7 * 0.4, 0.1 * 0.4])
+    both = scored("answer", [], [[A, D], [D, A]], opening=(C,), normalise="sum")
+    assert both == pytest.approx([0.7 * 0.4, 0.1 * 0.4])
 
 
 def test_answers_are_scored_behind_all_texts():
@@ -163,7 +164,7 @@ def test_a_prediction_names_labels_and_the_first_of_equals():
         ("snli", {"rule": "sentence"}, "rule=sentence tells two labels of one text apart"),
         ("blimp", {"rule": "sentence"}, "takes its threshold from a train split; there: test"),
         ("snli", {"rule": "answer", "words": ["yes"]}, "one is needed for each of labels="),
-        ("race", {"rule": "answer", "words": ["a", "b", "c", "d"]}, "they are for rule answer, of tasks without choices"),
+        ("race", {"rule": "answer", "words": ["a"] * 4}, "they are for rule answer, of tasks without choices"),
         ("cola", {"rule": "sentence", "cue": "very"}, "zeroshot.cue=very: it is for rule answer"),
         ("cola", {"rule": "sentence", "chance": 0.5, "reference": 0.5}, "reference=0.5 is not above chance=0.5"),
         ("cola", {"rule": "sentense"}, "zeroshot.rule takes one of sentence, answer, rest or null"),

@@ -144,30 +144,15 @@ COUNTS = [[1, 3], [4, 0], [1, 2], [1, 1], [1, 2]]  # of each ending, the tokens 
 @pytest.mark.parametrize("branches", [True, False])
 @pytest.mark.parametrize(("micro_batch", "token_budget"), [(None, 1), (None, 30), (None, 10_000), (2, 1)])
 def test_endings_behind_a_shared_context_are_scored_as_whole_rows(model, branches, micro_batch, token_budget):
-    model.body.branches = branches
     rows = [[context + ending for ending in both] for context, both in zip(CONTEXTS, ENDINGS, strict=True)]
     items = [Item.of(both, None, len(context)) for both, context in zip(rows, CONTEXTS, strict=True)]
+    items = items if branches else [item.apart() for item in items]
+    assert {item.height for item in items} == ({1, 2} if branches else {2})
     found = ending_log_probabilities(model.body, items, COUNTS, V, micro_batch, token_budget)
     for both, counts, values in zip(rows, COUNTS, found, strict=True):
         for row, count, array in zip(both, counts, values, strict=True):
             wanted = whole_row(model.body, row)
             assert array.tolist() == pytest.approx(wanted[len(wanted) - count :], abs=1e-5)
-
-
-def test_a_model_without_branches_is_given_plain_rows(model, monkeypatch):
-    seen = []
-    forward = model.body.forward
-
-    def watched(tokens, positions=None, document=None, branch=None, **more):
-        seen.append((tuple(tokens.shape), branch is None and document is None and positions is None))
-        return forward(tokens, positions, document, branch, **more)
-
-    monkeypatch.setattr(model.body, "forward", watched)
-    items = [Item.of([[3, 1, 4, 1], [3, 1, 4, 5, 9]], None, 3)]
-    for branches in (True, False):
-        model.body.branches = branches
-        ending_log_probabilities(model.body, items, [[1, 2]], V, None, 100)
-    assert seen == [((1, 7), False), ((2, 5), True)]  # two shared tokens, then two branches that begin with the third
 
 
 def test_rows_beyond_the_vocabulary_cannot_come_next(model):

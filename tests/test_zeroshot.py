@@ -16,21 +16,25 @@ from gpt1cli import demo_world, rundir
 from gpt1cli.cli import main
 
 QUIET = ("runtime.threads=1", "runtime.progress=none", "runtime.precision=fp32")
-SHAPE = ("model=tiny", "model.n_layer=1", "model.d_model=16", "model.n_head=2", "model.d_ff=64")
 LIMITS = ("limit.train=30", "limit.valid=12", "limit.test=10")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """Two pretraining runs of six updates, each with a tokenizer of its own; `b` has fewer positions."""
+    """Two pretraining runs of six updates: `a`, and `b`, an LSTM that reads shorter texts with another tokenizer."""
     root = tmp_path_factory.mktemp("runs")
     (root / "text").mkdir()
     (root / "text" / "stories.txt").write_text("\n\n".join(demo_world.documents(count=60)))
-    for name, merges, positions in (("a", 300, 128), ("b", 100, 64)):
-        words = [f"corpus.path={root / 'text'}", "corpus=text", "tokenizer=bpe", f"tokenizer.merges={merges}", "steps=6"]
-        words += ["keep_checkpoints=[2,4]", "eval_every=6", "checkpoint_every=6", f"cache={root / 'cache'}", "lr=0.01"]
-        words += [f"model.n_positions={positions}", f"model.pretraining.context={positions}"]
-        assert main(["pretrain", *SHAPE, *words, *QUIET, f"hydra.run.dir={root / name}"]) == 0
+    words = ["corpus=text", f"corpus.path={root / 'text'}", "tokenizer=bpe", f"cache={root / 'cache'}", "model=tiny"]
+    words += ["steps=6", "lr=0.01", "keep_checkpoints=[2,4]", "eval_every=6", "checkpoint_every=6"]
+    words += ["model.n_layer=1", "model.d_model=16", "model.n_head=2", "model.d_ff=64"]
+    for name, merges, positions, more in (
+        ("a", 300, 128, []),
+        ("b", 100, 64, ["model.architecture=lstm", "model.lstm_units=24"]),
+    ):
+        more = [*more, f"tokenizer.merges={merges}", f"model.n_positions={positions}"]
+        more += [f"model.pretraining.context={positions}", f"hydra.run.dir={root / name}"]
+        assert main(["pretrain", *words, *more, *QUIET]) == 0
     return root
 
 
@@ -114,8 +118,9 @@ def test_answers_behind_a_context_that_loses_its_beginning(runs, tmp_path):
         lengths = [len(tokenizer.encode(answer)) for answer in answers]
         cut += len(tokenizer.encode(context)) + max(lengths) > 64
         # both stand behind the same context, which leaves room for the longer one
-        wanted = [log_p(runs / "b", [context, a], 1, 64 - max(lengths) + n) for a, n in zip(answers, lengths, strict=True)]
-        assert [line["scores"][label] for label in ("0", "1")] == pytest.approx([*map(mean, wanted)], abs=1e-4)
+        room = 64 - max(lengths)
+        wanted = [mean(log_p(runs / "b", [context, a], 1, room + n)) for a, n in zip(answers, lengths, strict=True)]
+        assert [line["scores"][label] for label in ("0", "1")] == pytest.approx(wanted, abs=1e-4)
     assert 0 < cut == result_of(tmp_path / "run")["cut"]["valid"] < 12
 
 
@@ -149,7 +154,7 @@ def test_every_kept_checkpoint_is_a_point_of_the_curve(runs, tmp_path):
     assert [float(point["value"]) for point in found] == pytest.approx(wanted)
     result = result_of(tmp_path / "run")
     assert (result["checkpoints"], result["step"]) == (3, 6)
-    assert result["valid"]["accuracy"] == lines[-1]["accuracy"]
+    assert result["valid"]["accuracy"] == lines[-1]["accuracy"] and len(predicted(tmp_path / "run")) == 12
     assert "](plots/zeroshot.png)" in (tmp_path / "run" / "report.md").read_text()
     assert zeroshot(tmp_path / "one", "task=demo_sentiment", f"init={runs / 'a'}", "checkpoint=4") == 0
     alone = result_of(tmp_path / "one")
@@ -161,7 +166,9 @@ def test_several_runs_share_a_figure_each_with_its_own_tokenizer(runs, tmp_path)
     both = f"runs=[{runs / 'a'},{runs / 'b'}]"
     assert zeroshot(tmp_path / "run", "task=demo_pronoun", both, "checkpoint=last") == 0
     found, result = points(tmp_path / "run"), result_of(tmp_path / "run")
-    assert [point["label"] for point in found] == [f"{runs.name}/a", f"{runs.name}/b"]
+    assert [(point["label"], point["architecture"]) for point in found] == [
+        (f"{runs.name}/a", "transformer"), (f"{runs.name}/b", "lstm"),
+    ]  # fmt: skip
     for point, name in zip(found, "ab", strict=True):  # without a reference the plain score
         assert float(point["value"]) == result["runs"][str(runs / name)]["valid"]["accuracy"]
         assert zeroshot(tmp_path / name, "task=demo_pronoun", f"init={runs / name}") == 0
@@ -177,7 +184,7 @@ def test_several_runs_share_a_figure_each_with_its_own_tokenizer(runs, tmp_path)
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["task=mnli", "init=openai"], "task=mnli has no task.zeroshot.rule; those that have: blimp, cola, demo_accept"),
+        (["task=mnli", "init=openai"], "task=mnli has no task.zeroshot.rule; those that have: blimp, cola, demo_a"),
         (["task=demo_pronoun"], "init=none: fresh weights know nothing; name a run folder, or openai"),
         (["task=demo_pronoun", "init=RUN/a", "runs=[RUN/b]"], "one of them at a time"),
         (["task=demo_pronoun", "runs=[RUN/b,RUN/b]"], "RUN/b is named twice"),

@@ -38,7 +38,8 @@ def run(config: EvaluateConfig, folder: Path) -> None:
     checksums = {"tokenizer": vocabulary.identity}
     with Progress(folder, len(names), config.runtime.progress, description="split") as progress:
         for number, name in enumerate(names, start=1):
-            split = load_split(config, name, vocabulary, model.body.config.n_positions)
+            body = model.body
+            split = load_split(config, name, vocabulary, body.config.n_positions, body.branches)
             if split is None:
                 warn_absent(progress, config.task, name)
                 continue

@@ -122,7 +122,7 @@ def head_and_body(model: Classifier) -> tuple[dict[str, Tensor], Tensor | None]:
             "multiple_choice_head.summary.bias": model.head.bias.detach(),
         }
         return {**to_published(body), **head}, None
-    last = f"blocks.{len(model.body.blocks) - 1}.feed_forward_norm.bias"
+    last = f"blocks.{model.body.config.n_layer - 1}.feed_forward_norm.bias"
     weight, bias = model.head.weight.detach().double(), model.head.bias.detach().double()
     shift = torch.linalg.pinv(weight) @ bias
     shifted = {**body, last: (body[last].detach().double() + shift).float()}

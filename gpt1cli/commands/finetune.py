@@ -18,7 +18,9 @@ from gpt1cli.evaluation import Split, load_split, loss_of, measured, outputs_of,
 from gpt1cli.fit import Plan, fit, result_of
 from gpt1cli.hub import Need, task_needs, tokenizer_needs, weights_needs
 from gpt1cli.loggers import Progress
+from gpt1cli.models import fresh
 from gpt1cli.models.heads import Classifier
+from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.objectives import fine_tuning
 from gpt1cli.optim import SCHEDULES, Optimizer
@@ -48,7 +50,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
 
     with distributed.first_alone():
         body, vocabulary = starting_point(config, reporting)
-        splits = load_splits(config, vocabulary, reporting)
+        splits = load_splits(config, vocabulary, body.branches, reporting)
     data = {name: split.digest for name, split in splits.items()}
     rundir.note_checksums(folder, tokenizer=vocabulary.identity, **data)
     rundir.reopen(folder)
@@ -121,7 +123,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
         progress.say(f"finished: {headline} of step {state.best_step:,}: {', '.join(scores)}; {folder}")
 
 
-def starting_point(config: FinetuneConfig, reporting: corpus.Reporting) -> tuple[Transformer, Tokenizer]:
+def starting_point(config: FinetuneConfig, reporting: corpus.Reporting) -> tuple[LanguageModel, Tokenizer]:
     """The body with its special rows, and the tokenizer: init's, in part or not at all (paper, sections 3.2 and 5)."""
     if config.init == "none":
         vocabulary = corpus.tokenizer_of(config.tokenizer, None, config.hub, config.cache, reporting)
@@ -132,12 +134,13 @@ def starting_point(config: FinetuneConfig, reporting: corpus.Reporting) -> tuple
         trained, vocabulary = None, checkpoint.load_tokenizer(config.init, config.hub, config.cache)
 
     if trained is None:
-        body = Transformer(config.model, len(vocabulary))
+        body = fresh(config.model, len(vocabulary))
     elif config.transfer_layers == "all":
         body = trained
         body.configure(config.model)
     else:
-        body = Transformer(config.model, trained.tokens.num_embeddings)
+        body = fresh(config.model, trained.tokens.num_embeddings)
+        assert isinstance(body, Transformer) and isinstance(trained, Transformer)  # an LSTM has no blocks to count
         checkpoint.transfer(body, trained, config.transfer_layers)
     if body.tokens.num_embeddings == len(vocabulary):
         body.append_rows(3)
@@ -177,12 +180,14 @@ def origin_of(config: FinetuneConfig) -> str:
     return f"weights of {config.init}{part}"
 
 
-def load_splits(config: FinetuneConfig, vocabulary: Tokenizer, reporting: corpus.Reporting) -> dict[str, Split]:
+def load_splits(
+    config: FinetuneConfig, vocabulary: Tokenizer, branches: bool, reporting: corpus.Reporting
+) -> dict[str, Split]:
     """Every split of the task that its data set has, as items for the model."""
     splits = {}
     with reporting(total=len(config.task.splits), description="split") as progress:
         for number, name in enumerate(config.task.splits, start=1):
-            split = load_split(config, name, vocabulary, config.model.n_positions)
+            split = load_split(config, name, vocabulary, config.model.n_positions, branches)
             if split is None:
                 warn_absent(progress, config.task, name)
                 continue

@@ -17,7 +17,8 @@ from gpt1cli.distributed import Team
 from gpt1cli.fit import Plan, fit, result_of
 from gpt1cli.hub import Need, corpus_needs, tokenizer_needs, weights_needs
 from gpt1cli.loggers import Progress
-from gpt1cli.models.transformer import Transformer
+from gpt1cli.models import fresh
+from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.objectives import language_modelling
 from gpt1cli.optim import SCHEDULES, Optimizer
 from gpt1cli.report import write_run_report
@@ -116,11 +117,11 @@ def run(config: PretrainConfig, folder: Path) -> None:
 
 def starting_point(
     config: PretrainConfig, source: documents.Source, reporting: corpus.Reporting
-) -> tuple[Transformer, Tokenizer]:
+) -> tuple[LanguageModel, Tokenizer]:
     """The model and its tokenizer: fresh weights, or init's."""
     if config.init == "none":
         vocabulary = corpus.tokenizer_of(config.tokenizer, source, config.hub, config.cache, reporting)
-        return Transformer(config.model, len(vocabulary)), vocabulary
+        return fresh(config.model, len(vocabulary)), vocabulary
     model, vocabulary = checkpoint.load(config.init, config.hub, config.cache)
     model.configure(config.model)
     return model, vocabulary
@@ -146,7 +147,7 @@ def rehearse(config: PretrainConfig, folder: Path) -> None:
         shards = corpus.prepare(source, config.corpus.name, vocabulary, config.cache, reporting)
         tokens, updates = shards.train, plan_of(config, shards).steps
     else:
-        model = Transformer(config.model, planning.vocabulary_of(config.tokenizer))
+        model = fresh(config.model, planning.vocabulary_of(config.tokenizer))
         entries = model.tokens.num_embeddings
         tokens = np.random.default_rng(config.seed).integers(0, entries, config.batch_size * (config.context + 1))
         updates = updates_of(config, config.plan.tokens)

@@ -13,7 +13,7 @@ from gpt1cli.curves import Curve
 from gpt1cli.evaluation import warn_absent
 from gpt1cli.hub import Need, init_needs, task_needs
 from gpt1cli.loggers import Progress
-from gpt1cli.models.transformer import Transformer
+from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.probing import Probes, against, best_threshold, likelihoods, load_probes, measured, predictions
 from gpt1cli.report import write_run_report
 from gpt1cli.runtime import Machine
@@ -27,43 +27,46 @@ def needs(config: ZeroshotConfig) -> list[Need]:
     if config.task.zeroshot.rule is None:
         ruled = [name for name in options.names("task") if "zeroshot" in options.values("task", name)]
         raise InputError(f"task={config.task.name} has no task.zeroshot.rule; those that have: {', '.join(ruled)}")
-    models = [need for init in config.inits for one in models_of(config, init) for need in init_needs(one)]
-    return task_needs(config.task) + list(dict.fromkeys(models))
+    models = [name for init in config.inits for name in origins.checkpoints(init, config.checkpoint)]
+    return task_needs(config.task) + [need for name in models for need in init_needs(name)]
 
 
 def run(config: ZeroshotConfig, folder: Path) -> None:
     """Each checkpoint that was asked for -> scores of the endings -> answers and metrics; of several a curve."""
     machine = runtime.start(config.runtime, config.seed)
     rundir.note(folder, **machine.describe())
-    task = config.task
-    chosen = [(init, name) for init in config.inits for name in models_of(config, init)]
-    began = time.perf_counter()
-    found: dict[str, dict[str, Any]] = {}  # init -> what its latest checkpoint scores
+    task, began = config.task, time.perf_counter()
+    chosen = [(init, name) for init in config.inits for name in origins.checkpoints(init, config.checkpoint)]
+    asked: dict[tuple[str, int, bool], dict[str, Probes]] = {}  # what the models read differently is laid out again
+    found: dict[str, dict[str, Any]] = {}  # init -> the scores of its latest checkpoint
+    answers: dict[str, dict[str, list[dict[str, Any]]]] = {}  # and its answers to each split
     drawn: dict[str, Curve] = {}
-    asked: dict[tuple[str, int], dict[str, Probes]] = {}  # by tokenizer and positions
     with Progress(folder, len(chosen), config.runtime.progress, description="checkpoint") as progress:
         for number, (init, name) in enumerate(chosen, start=1):
             model, vocabulary = checkpoint.load(name, config.hub, config.cache)
-            key = vocabulary.identity, model.config.n_positions
-            if key not in asked:
-                asked[key] = load_all(config, vocabulary, model.config.n_positions, progress)
+            reading = vocabulary.identity, model.config.n_positions, model.branches
+            if reading not in asked:
+                asked[reading] = load_all(config, vocabulary, model, progress)
             model.to(machine.device, machine.precision)
-            step = origins.step_of(name)
-            found[init] = score(task, model, vocabulary, asked[key], machine, folder, {"init": init, "step": step})
-            headline = headline_of(task, found[init])
-            if step is not None and headline is not None:
-                architecture = getattr(model.config, "architecture", "transformer")
+            about = {"init": init, "step": origins.step_of(name)}
+            scores, answers[init] = score(task, model, len(vocabulary), asked[reading], machine)
+            found[init] = {**about, **scores}
+            for split in task.splits:
+                if split in scores:
+                    rundir.append_jsonl(folder / "metrics.jsonl", {**about, "split": split, **scores[split]})
+            if (point := point_of(task, found[init])) is not None:
                 label = "/".join(Path(init).parts[-2:])
-                curve = drawn.setdefault(init, Curve(label, architecture, []))
-                curve.points.append((step, curves.relative(headline, task.zeroshot.chance, task.zeroshot.reference)))
-            progress.say(f"{name}: {told(task, found[init])}")
+                drawn.setdefault(init, Curve(label, model.config.architecture, [])).points.append(point)
+            progress.say(f"{name}: {told(task, scores)}")
             progress.update(number)
         if len(chosen) > 1 and drawn:
-            y = task.metrics[0] + ("" if task.zeroshot.reference is None else ", from chance (0) to reference (1)")
-            curves.write(list(drawn.values()), f"{task.name}: {y}", folder / "plots" / "zeroshot.png")
-        read = next(iter(asked.values()))
-        digests = {split: probes.split.digest for split, probes in read.items()}
-        rundir.note_checksums(folder, tokenizer=" ".join(dict.fromkeys(identity for identity, _ in asked)), **digests)
+            what = f"{task.name}: {task.metrics[0]}"
+            y = what if task.zeroshot.reference is None else f"{what}, from chance (0) to reference (1)"
+            curves.write(list(drawn.values()), y, folder / "plots" / "zeroshot.png")
+        write_answers(folder, answers, several=bool(config.runs))
+        splits = {name: probes.split for name, probes in next(iter(asked.values())).items()}
+        tokenizers = " ".join(dict.fromkeys(identity for identity, _, _ in asked))
+        rundir.note_checksums(folder, tokenizer=tokenizers, **{name: split.digest for name, split in splits.items()})
         result = {
             "status": "finished",
             "command": "zeroshot",
@@ -71,9 +74,9 @@ def run(config: ZeroshotConfig, folder: Path) -> None:
             "seed": config.seed,
             "seconds": round(time.perf_counter() - began, 3),
             "peak_memory_bytes": runtime.peak_memory_bytes(machine.device),
-            "examples": {split: len(probes.split.items) for split, probes in read.items()},
-            "cut": {split: probes.split.cut for split, probes in read.items()},
             "checkpoints": len(chosen),
+            "examples": {name: len(split.items) for name, split in splits.items()},
+            "cut": {name: split.cut for name, split in splits.items()},
             **({"runs": found} if config.runs else found[config.inits[0]]),
         }
         write_run_report(folder, result)
@@ -81,64 +84,62 @@ def run(config: ZeroshotConfig, folder: Path) -> None:
         progress.say(f"predictions: {folder / 'predictions'}")
 
 
-def models_of(config: ZeroshotConfig, init: str) -> list[str]:
-    """The checkpoints of one init that are asked for."""
-    return origins.checkpoints(init, config.checkpoint)
-
-
-def load_all(config: ZeroshotConfig, vocabulary: Tokenizer, n_positions: int, progress: Progress) -> dict[str, Probes]:
-    """The splits to answer, and train where a threshold is chosen on it. InputError where there is none to answer."""
+def load_all(
+    config: ZeroshotConfig, vocabulary: Tokenizer, model: LanguageModel, progress: Progress
+) -> dict[str, Probes]:
+    """The splits to answer, after train where a threshold is chosen on it. InputError where none is there."""
+    names = [name for name in config.task.splits if name != "train"]
     found = {}
-    for name in config.task.splits:
-        if name == "train" and config.task.zeroshot.rule != "sentence":
-            continue
-        probes = load_probes(config, name, vocabulary, n_positions)
+    for name in (["train"] if config.task.zeroshot.rule == "sentence" else []) + names:
+        probes = load_probes(config, name, vocabulary, model.config.n_positions, model.branches)
         if probes is None:
             warn_absent(progress, config.task, name)
             continue
         progress.say(f"{name}: {probes.split}")
         found[name] = probes
-    if not found.keys() - {"train"}:
-        raise InputError(f"task={config.task.name}: nothing to answer, it has no split but train here")
+    if not found.keys() & set(names):
+        raise InputError(f"task={config.task.name}: nothing to answer, none of {', '.join(names)} is there")
     return found
 
 
 def score(
-    task: TaskConfig,
-    model: Transformer,
-    vocabulary: Tokenizer,
-    asked: dict[str, Probes],
-    machine: Machine,
-    folder: Path,
-    about: dict[str, Any],
-) -> dict[str, Any]:
-    """Answer every split with one model: a line of metrics each, their predictions, and both as part of the result."""
-    V, found = len(vocabulary), {**about}
-    for name in sorted(asked, key=lambda name: name != "train"):  # whose threshold the others need
-        items, counts = asked[name].split.items, asked[name].scored
-        values = ending_log_probabilities(model, items, counts, V, machine.micro_batch, machine.token_budget)
-        scores, labels = likelihoods(values, task.zeroshot.normalise, V), asked[name].split.labels
+    task: TaskConfig, model: LanguageModel, vocabulary: int, asked: dict[str, Probes], machine: Machine
+) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """What one model scores: the metrics of each labelled split and the threshold, if any; and all of its answers."""
+    found: dict[str, Any] = {}
+    answers = {}
+    for name, probes in asked.items():
+        items, counts, labels = probes.split.items, probes.scored, probes.split.labels
+        values = ending_log_probabilities(model, items, counts, vocabulary, machine.micro_batch, machine.token_budget)
+        scores = likelihoods(values, task.zeroshot.normalise, vocabulary)
         if name == "train":
             assert labels is not None
             found["threshold"] = best_threshold(scores[:, 0], labels)
             continue
         if "threshold" in found:
             scores = against(found["threshold"], scores)
-        path = folder / "predictions" / f"{name}.jsonl"
-        path.parent.mkdir(exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            for line in predictions(task, asked[name].split, scores):
-                file.write(json.dumps({**line, **about}, ensure_ascii=False) + "\n")
+        answers[name] = list(predictions(task, probes.split, scores))
         if labels is not None:
             found[name] = measured(task, labels, scores)
-            rundir.append_jsonl(folder / "metrics.jsonl", {**about, "split": name, **found[name]})
-    return found
+    return found, answers
 
 
-def headline_of(task: TaskConfig, found: dict[str, Any]) -> float | None:
-    """The number for a figure: the headline metric on valid, else on the first split with labels (winograd's test)."""
+def point_of(task: TaskConfig, found: dict[str, Any]) -> tuple[int, float] | None:
+    """Step and headline metric for the figure, on valid, else on the first split with labels; None without either."""
     split = next((name for name in ("valid", *task.splits) if name in found), None)
-    return None if split is None else found[split][task.metrics[0]]
+    if found["step"] is None or split is None:
+        return None
+    value = found[split][task.metrics[0]]
+    return found["step"], curves.relative(value, task.zeroshot.chance, task.zeroshot.reference)
+
+
+def write_answers(folder: Path, answers: dict[str, dict[str, list[dict[str, Any]]]], several: bool) -> None:
+    """predictions/<split>.jsonl: the answers of the latest checkpoint; those of several runs name their run."""
+    (folder / "predictions").mkdir()
+    for name in next(iter(answers.values())):
+        lines = [{**line, **({"init": init} if several else {})} for init in answers for line in answers[init][name]]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        rundir.write_text(folder / "predictions" / f"{name}.jsonl", text)
 
 
 def told(task: TaskConfig, found: dict[str, Any]) -> str:

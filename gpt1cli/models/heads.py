@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt1cli.kernels import dropout
-from gpt1cli.models.transformer import Transformer
+from gpt1cli.models.language_model import LanguageModel
 
 
 class Classifier(nn.Module):
@@ -19,7 +19,7 @@ class Classifier(nn.Module):
     With choice=True each of an item's sequences gets one score; else their states are added and get `outputs` values.
     """
 
-    def __init__(self, body: Transformer, outputs: int, head_dropout: float, choice: bool = False):
+    def __init__(self, body: LanguageModel, outputs: int, head_dropout: float, choice: bool = False):
         super().__init__()
         self.body = body
         self.head = nn.Linear(body.config.d_model, 1 if choice else outputs)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gpt1cli.config import ModelConfig
 from gpt1cli.kernels import Rows, alike, attention, dropout, linear
+from gpt1cli.models.language_model import LanguageModel
 
 
 def visibility(document: Tensor, branch: Tensor) -> Tensor:
@@ -109,22 +110,24 @@ def _group(lengths: Sequence[int], visible: Tensor | None) -> Group:
     return Rows(len(lengths), T, lengths), None if visible is None else visible[:, :, :T, :T]
 
 
-class Transformer(nn.Module):
-    """Tokens to hidden states; `logits` turns those into scores over the vocabulary with the same table."""
+class Transformer(LanguageModel):
+    """Tokens to hidden states through all blocks."""
+
+    branches = True
 
     branches = True  # it knows the one visibility rule: continuations may share a row with their prefix
 
     def __init__(self, config: ModelConfig, vocabulary: int):
-        super().__init__()
-        self.config = config
-        self.tokens = nn.Embedding(vocabulary, config.d_model)
+        super().__init__(config, vocabulary)
         self.positions = nn.Embedding(config.n_positions, config.d_model)
         self.blocks = nn.ModuleList(Block(config, number) for number in range(config.n_layer))
-        for name, parameter in self.named_parameters():  # section 4.1: N(0, 0.02); biases 0, gains 1
-            if parameter.dim() > 1:
-                nn.init.normal_(parameter, std=config.init_std)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
+        self.initialise()
+
+    def configure(self, config: ModelConfig) -> None:
+        """Take the dropout rates of another configuration of the same shape."""
+        super().configure(config)
+        for block in self.blocks:
+            block.config = config  # type: ignore[assignment]
 
     def forward(
         self,
@@ -163,18 +166,3 @@ class Transformer(nn.Module):
         if past is not None and past.growing:
             past.length += T
         return rows.lay(x)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of the next token: hidden [..., D] -> [..., V]. The output table is the input table."""
-        return linear(hidden.reshape(-1, hidden.shape[-1]), self.tokens.weight).view(*hidden.shape[:-1], -1)
-
-    def configure(self, config: ModelConfig) -> None:
-        """Take the dropout rates of another configuration of the same shape."""
-        for module in (self, *self.blocks):
-            module.config = config
-
-    def append_rows(self, count: int) -> None:
-        """Append fresh N(0, 0.02) rows to the token table: the special tokens of fine-tuning."""
-        old = self.tokens.weight.detach()
-        fresh = torch.empty(count, old.shape[1], dtype=old.dtype, device=old.device).normal_(std=self.config.init_std)
-        self.tokens = nn.Embedding.from_pretrained(torch.cat([old, fresh]), freeze=False)
