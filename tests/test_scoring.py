@@ -165,8 +165,9 @@ def test_rows_beyond_the_vocabulary_cannot_come_next(model):
 
 
 def test_the_words_of_a_bf16_model_are_compared_in_fp32(model):
-    body = model.body.to(torch.bfloat16)
-    (found,) = ending_log_probabilities(body, [Item.of([[3, word] for word in range(V)], None, 1)], [[1] * V], V, 0, 99)
+    body, rows = model.body.to(torch.bfloat16), [[3, word] for word in range(V)]
+    (found,) = ending_log_probabilities(body, [Item.of(rows, None, 1)], [[1] * V], V, None, 100)
     with torch.no_grad():
-        logits = body(torch.tensor([[3]]))[0, 0].float() @ body.tokens.weight.float().T
-    assert np.concatenate(found).tolist() == pytest.approx(logits.log_softmax(-1).tolist(), abs=1e-5)
+        logits = body(torch.tensor(rows))[:, 0].float() @ body.tokens.weight.float().T
+    wanted = logits.log_softmax(-1).diagonal()
+    assert np.concatenate(found).tolist() == pytest.approx(wanted.tolist(), abs=1e-5)
