@@ -8,36 +8,27 @@ Help needs neither Hydra nor torch; Hydra is imported when something is composed
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib
 import os
-import select
 import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import TYPE_CHECKING
 
-from gpt1cli import __version__, config, help, options, overview, rundir
+from gpt1cli import __version__, config, help, options, overview, rundir, running
 from gpt1cli.argv import ALIASES, FLAGS, CommandLine, sort
 from gpt1cli.config import InputError, shown
 
 if TYPE_CHECKING:
-    from gpt1cli.compose import Composed
     from gpt1cli.composer import Composer, Source
 
 
-class Failed(Exception):
-    """A run that failed and has told why: what is left is its exit status."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
+SWEEP = "sweep.json"  # in a sweep's folder: what it is a sweep of
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,19 +40,19 @@ def main(argv: list[str] | None = None) -> int:
             sys.stdout.flush()
         return 0
     except InputError as error:
-        _say(f"gpt1: {error}")
+        running.say(f"gpt1: {error}")
         return 2
-    except Failed as failed:
+    except running.Failed as failed:
         return failed.status
     except KeyboardInterrupt:
-        _say("gpt1: interrupted")
+        running.say("gpt1: interrupted")
         return 130
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _stdout_is_gone():  # gpt1 --help | head -1
+        if isinstance(error, BrokenPipeError) and running.stdout_is_gone():  # gpt1 --help | head -1
             return 0
-        _say(_fault(error, None))
+        running.say(running.fault(error, None))
         return 1
 
 
@@ -106,7 +97,7 @@ def _ask_hydra(line: CommandLine, overrides: list[str]) -> None:
             hydra_main(_source(line), line.command, [*words, *overrides], lambda _: None)
     except SystemExit as stop:
         if stop.code:  # it has said why
-            raise Failed(2) from None
+            raise running.Failed(2) from None
 
 
 def _complete(words: list[str]) -> None:
@@ -136,10 +127,13 @@ def _run(line: CommandLine, command: str, words: list[str]) -> None:
     if command == "doctor" and "--config-dir" in line.flags:
         raise InputError("gpt1 doctor looks through gpt1's own tasks and corpora: leave --config-dir out")
     composer = Composer(command, _source(line))
+    if begun := _begun_sweep(line, command):
+        _sweep(composer, [], words, begun)
+        return
     sweep = "--multirun" in line.flags or "hydra.mode=MULTIRUN" in line.overrides
     asked = "--cfg" in line.flags or "--info" in line.flags
-    given = list(line.overrides)
-    if several := _by_torchrun():
+    given = _for_cells(line.overrides, composer) if command == "ablation" else list(line.overrides)
+    if several := running.by_torchrun():
         if sweep or not issubclass(config.COMMANDS[command], config.TrainConfig):
             raise InputError("torchrun starts one training on many devices: no sweep, and no other command")
         if any(word.partition("=")[0].lstrip("+") == "runtime.devices" for word in given):
@@ -154,21 +148,44 @@ def _run(line: CommandLine, command: str, words: list[str]) -> None:
         _single(composer, overrides, words)
 
 
+def _for_cells(words: list[str], composer: Composer) -> list[str]:
+    """The overrides of a study: those of fine-tuning among them are gathered in `cells`, which every cell gets."""
+    from gpt1cli.compose import settled
+    from gpt1cli.overrides import quote
+
+    own: list[str] = []
+    cells: list[str] = []
+    for word in words:
+        key = word.lstrip("+~").partition("=")[0]
+        here, there = (config.annotation_of(cls, key) for cls in (composer.cls, config.FinetuneConfig))
+        (own if here is not None or there is None or key.startswith("hydra.") else cells).append(word)
+    if not cells:
+        return own
+    if any(word.startswith(("task=", "task@")) for word in cells):
+        raise InputError("a study runs several tasks: name tasks=[...] instead of task=")
+    if any(word.startswith("cells=") for word in own):
+        raise InputError(f"cells= and {', '.join(cells)}: name these inside of it, or leave cells= out")
+    type(composer)("finetune").check(cells, whole=False)
+    return [*own, f"cells=[{','.join(quote(settled(word)) for word in cells)}]"]
+
+
 def _single(composer: Composer, overrides: list[str], words: list[str]) -> None:
     from gpt1cli.compose import compose, implied
     from gpt1cli.composer import hydra_main
     from gpt1cli.overrides import quote
 
     composed = compose(composer, overrides)
-    module = _checked(composer.command, composed)
-    if _by_torchrun() and os.environ.get("RANK") != "0":
-        _start(module, composed.config, composed.folder)  # the folder is rank 0's
+    module = running.checked(composer.command, composed.config)
+    if running.by_torchrun() and os.environ.get("RANK") != "0":
+        running.start(module, composed.config, composed.folder)  # the folder is rank 0's
         return
     failures: list[Exception] = []
 
     def job(_: object) -> None:
         try:
-            _execute(module, composer.command, composed, composed.folder, words)
+            running.execute(
+                module, composer.command, composed.config, composed.folder, composed.resumed, words
+            )
         except Exception as error:  # kept from Hydra, which would print it
             failures.append(error)
 
@@ -181,17 +198,38 @@ def _single(composer: Composer, overrides: list[str], words: list[str]) -> None:
         raise failures[0]
 
 
-def _sweep(composer: Composer, overrides: list[str], words: list[str]) -> None:
+def _begun_sweep(line: CommandLine, command: str) -> Path | None:
+    """The folder of a sweep that resume= names; None where it names none. InputError for any word beside it."""
+    named = [word for word in line.overrides if word.startswith("resume=")]
+    folder = Path(named[-1].removeprefix("resume=")).expanduser().absolute() if named else None
+    if folder is None or not (folder / SWEEP).is_file():
+        return None
+    if other := [word for word in line.overrides if word not in named]:
+        raise InputError(f"{named[-1]} goes on with a sweep as it was begun: leave {shown(' '.join(other))} out")
+    if (begun := rundir.read_json(folder / SWEEP).get("command")) != command:
+        raise InputError(f"{folder} is a sweep of gpt1 {shown(begun)}, this is gpt1 {command}")
+    return folder
+
+
+def _sweep(composer: Composer, overrides: list[str], words: list[str], begun: Path | None = None) -> None:
+    """A job for every combination of values; `begun` is the folder of a sweep to go on with, which knows its own."""
     from gpt1cli.compose import implied
     from gpt1cli.composer import hydra_main
     from gpt1cli.overrides import quote
 
+    if begun:
+        overrides = [str(word) for word in rundir.read_json(begun / SWEEP).get("overrides", ())]
     stored = implied(composer, overrides)
-    folder = composer.sweep_folder([*stored, *overrides])
+    folder = begun or composer.sweep_folder([*stored, *overrides])
     job = SweepJob(composer.command, composer.source, tuple(stored), tuple(words))
     pinned = [f"hydra.sweep.dir={quote(str(folder))}"]
-    with rundir.claim(folder):
-        hydra_main(composer.source, composer.command, ["--multirun", *stored, *overrides, *pinned], job)
+    with rundir.lock(folder) if begun else rundir.claim(folder):
+        rundir.write_json(folder / SWEEP, {"command": composer.command, "overrides": overrides})
+        try:
+            hydra_main(composer.source, composer.command, ["--multirun", *stored, *overrides, *pinned], job)
+        finally:
+            if composer.command == "ablation":  # the table of all jobs together, whichever launcher ran them
+                importlib.import_module("gpt1cli.commands.ablation").summarise(folder, {})
 
 
 @dataclass(frozen=True)
@@ -208,58 +246,28 @@ class SweepJob:
 
         from gpt1cli.compose import compose
         from gpt1cli.composer import Composer
+        from gpt1cli.overrides import quote
 
         hydra = HydraConfig.get()
         overrides = [word for word in hydra.overrides.task if word not in self.stored]
         folder = Path(hydra.runtime.output_dir)
         label = f"job {hydra.job.num} ({' '.join(overrides)})"
         print(f"gpt1: {label} -> {folder}", flush=True)
+        composer = Composer(self.command, self.source)
+        resumed = rundir.is_run(folder) and config.annotation_of(composer.cls, "resume") is not None
+        if rundir.is_finished(folder, None) and self.command != "ablation":  # which looks after its own cells
+            print(f"gpt1: {label} is finished", flush=True)
+            return
+        if rundir.is_run(folder) and not resumed:  # interrupted, and nothing to go on from
+            rundir.clear(folder)
         try:
-            composed = compose(Composer(self.command, self.source), overrides)
-            module = _checked(self.command, composed)
-            with rundir.claim(folder):
-                _execute(module, self.command, composed, folder, list(self.words))
+            composed = compose(composer, [f"resume={quote(str(folder))}"] if resumed else overrides)
+            module = running.checked(self.command, composed.config)
+            with rundir.lock(folder) if resumed else rundir.claim(folder):
+                running.execute(module, self.command, composed.config, folder, resumed, self.words)
         except InputError as error:
-            _say(f"gpt1: {label}: {error}")
-            raise Failed(2) from None
-
-
-def _checked(command: str, composed: Composed) -> ModuleType:
-    """The command's module, once all that the run needs is at hand."""
-    hub, module = (importlib.import_module(f"gpt1cli.{name}") for name in ("hub", f"commands.{command}"))
-    hub.require(module.needs(composed.config), composed.config.hub, composed.config.cache)
-    return module
-
-
-def _start(module: ModuleType, run: config.RunConfig, folder: Path) -> None:
-    """Run the command, in this process or as one of several."""
-    if run.runtime.devices == 1:
-        module.run(run, folder)
-        return
-    distributed = importlib.import_module("gpt1cli.distributed")
-    (distributed.join if _by_torchrun() else distributed.launch)(module.run, run, folder)
-
-
-def _by_torchrun() -> int:
-    """As one of how many processes torchrun has started this one; 0 where it has not, or not several."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    return count if count > 1 else 0
-
-
-def _execute(module: ModuleType, command: str, composed: Composed, folder: Path, words: list[str]) -> None:
-    """Record what is run, and run it. InputError passes; any other exception is told here and becomes Failed."""
-    try:
-        stored = dataclasses.asdict(composed.config) | ({"resume": None} if composed.resumed else {})
-        rundir.record(folder, stored, words, {"command": command})
-        _start(module, composed.config, folder)
-    except InputError:
-        if not composed.resumed:
-            rundir.abandon(folder)
-        raise
-    except Exception as error:
-        if not (isinstance(error, BrokenPipeError) and _stdout_is_gone()):
-            _say(_fault(error, folder))
-        raise Failed(1) from error
+            running.say(f"gpt1: {label}: {error}")
+            raise running.Failed(2) from None
 
 
 # --- how it ends ------------------------------------------------------------------------------------------------------
@@ -280,36 +288,3 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _say(message: str) -> None:
-    with contextlib.suppress(OSError):
-        print(message, file=sys.stderr, flush=True)
-
-
-def _fault(error: Exception, folder: Path | None) -> str:
-    """One line for a fault of ours; the traceback goes into error.txt of the run folder, or into a temporary file."""
-    import tempfile
-
-    message = f"gpt1: {type(error).__name__}: {shown(' '.join(str(error).split()))}"
-    text = "".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace").decode()
-    for place in (folder, None):
-        with contextlib.suppress(OSError):
-            path = (place or Path(tempfile.mkdtemp(prefix="gpt1-"))) / "error.txt"
-            rundir.write_text(path, text)
-            return f"{message}; traceback in {path}"
-    return f"{message}; its traceback could not be written"
-
-
-def _stdout_is_gone() -> bool:
-    """Whether nobody reads stdout any more; if so it goes nowhere from here on, so that Python's exit is quiet."""
-    try:
-        stdout = sys.stdout.fileno()
-    except (OSError, ValueError):  # no file behind it: a test's
-        return False
-    poll = select.poll()
-    poll.register(stdout, 0)  # errors are always reported
-    if not poll.poll(0):
-        return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
-    return True

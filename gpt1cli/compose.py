@@ -95,6 +95,14 @@ def compose(composer: Composer, words: list[str]) -> Composed:
     return Composed(built, folder, resumed)
 
 
+def settled(word: str) -> str:
+    """An override whose path, if it names one, is told from the root: it holds in any folder."""
+    key, _, value = word.partition("=")
+    if key not in FOUND or value in ("", "null") or (key, value) in NO_PATHS:
+        return word
+    return f"{key}={absolute(value)}"
+
+
 # --- stored configurations --------------------------------------------------------------------------------------------
 
 
@@ -273,7 +281,7 @@ def _put(data: dict[str, Any], key: str, value: Any) -> None:
 
 def _ablated(composer: Composer, cfg: DictConfig) -> list[str]:
     """The overrides of the ablation, in Hydra's grammar."""
-    if "ablation" not in cfg:
+    if bare(config.annotation_of(composer.cls, "ablation")) is not config.AblationConfig:
         return []
     with told_by_hydra():
         words = [str(word) for word in _plain(cfg.ablation, "overrides")]

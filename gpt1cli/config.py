@@ -322,6 +322,29 @@ class AblationConfig:
     overrides: Annotated[list[str], Key("the overrides it stands for")]
 
 
+@dataclass(frozen=True)
+class StudyConfig:
+    """A table or figure of the paper as the runs that it takes: its cells."""
+
+    name: Annotated[str, Key("name of the study", pattern=r"[\w.-]+")]
+    tasks: Annotated[list[str], Key("tasks of the table, one column each")]
+    variants: Annotated[list[str], Key("ablations of the table, one row each")]
+    transfer: Annotated[list[str], Key("tasks fine-tuned behind 0, 1, ... transferred blocks (Figure 2, left)")]
+    zeroshot: Annotated[list[str], Key("tasks scored at every kept checkpoint, untrained (Figure 2, right)")]
+    pretraining: Annotated[
+        list[str], Key("overrides of gpt1 pretrain for a Transformer and an LSTM of its own (empty: init is named)")
+    ]
+    overrides: Annotated[list[str], Key("overrides of gpt1 finetune for every cell")]
+
+    def problems(self) -> Iterator[str]:
+        if not (self.tasks or self.transfer or self.zeroshot):
+            yield "tasks, transfer and zeroshot are empty: nothing to run"
+        if self.tasks and not self.variants:
+            yield "variants is empty: name at least one ablation, as in [full]"
+        if self.zeroshot and not self.pretraining:
+            yield "zeroshot scores the checkpoints of the study's own pretraining: name pretraining overrides too"
+
+
 # --- how it is executed -----------------------------------------------------------------------------------------------
 
 
@@ -353,7 +376,7 @@ class RunConfig:
     runtime: RuntimeConfig
 
     def problems(self) -> Iterator[str]:
-        if not isinstance(self, TrainConfig) and (self.runtime.devices > 1 or self.runtime.shard):
+        if not isinstance(self, (TrainConfig, SweepsConfig)) and (self.runtime.devices > 1 or self.runtime.shard):
             yield "runtime.devices and runtime.shard are for training: leave them out"
 
 
@@ -474,6 +497,7 @@ class FinetuneConfig(TrainConfig):
         Annotated[int, Key("", at_least=0)] | Literal["all"],
         Key("embeddings and the first k blocks come from init, the rest is fresh"),
     ]
+    score_train: Annotated[bool, Key("score the training split too, when all is done")]
     aux_lm: Annotated[bool, Key("add lm_coef x the language-model loss of the same inputs")]
     lm_coef: Annotated[float, Key("weight of the auxiliary language-model loss", at_least=0)]
     head_dropout: Annotated[float, Key("dropout before the classifier", at_least=0, below=1)]
@@ -500,6 +524,35 @@ class FinetuneConfig(TrainConfig):
             yield f"task.loss=soft_f1 is that of a whole batch: runtime.micro_batch={micro_batch} would split it"
         if self.task.loss == "soft_f1" and self.runtime.devices > 1:
             yield f"task.loss=soft_f1 is that of a whole batch: runtime.devices={self.runtime.devices} would split it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepsConfig(RunConfig):
+    """What gpt1 ablation, alias gpt1 sweeps, takes."""
+
+    study: StudyConfig
+    tasks: Annotated[list[str] | None, Key("these tasks instead of the study's")]
+    variants: Annotated[list[str] | None, Key("these ablations instead of the study's")]
+    ablation: Annotated[AblationConfig | None, Key("one ablation instead of the study's; -m: a job for each")] = None
+    seeds: Annotated[list[Annotated[int, Key("", at_least=0, below=2**63)]], Key("every cell is run with each of them")]
+    cells: Annotated[list[str], Key("overrides of gpt1 finetune for every cell; named directly they come here")]
+    keep: Annotated[Literal["best", "all"], Key("best: of a finished cell the best weights alone stay on disk")]
+    on_error: Annotated[Literal["continue", "stop"], Key("what a failed cell means for those after it")]
+    resume: Annotated[str | None, Key("folder of a study, or of a multirun of studies, to go on with", filled=True)]
+    config: Annotated[str | None, Key("config.yaml of an earlier study, to repeat it", filled=True)]
+    dry_run: Annotated[bool, Key("train nothing: tell the hours and the disk that the study takes")]
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            yield f"seeds={self.seeds}: at least one, each once"
+        if self.seed:
+            yield f"seed={self.seed}: a study takes seeds=[...]"
+        if self.ablation and self.variants is not None:
+            yield f"ablation={self.ablation.name} and variants={self.variants} both say which: leave one out"
+        for key in ("tasks", "variants"):
+            if getattr(self, key) == []:
+                yield f"{key} is empty: name at least one, or leave it out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -631,6 +684,7 @@ COMMANDS: dict[str, type[RunConfig]] = {
     "prepare": PrepareConfig,
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
+    "ablation": SweepsConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
     "score": ScoreConfig,
@@ -649,6 +703,7 @@ GROUPS: dict[str, type] = {  # conf/<group>/<option>.yaml -> the dataclass that 
     "corpus": CorpusConfig,
     "task": TaskConfig,
     "ablation": AblationConfig,
+    "study": StudyConfig,
     "runtime": RuntimeConfig,
 }
 

@@ -27,7 +27,8 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 HUB_FOLDER = "hub=DIR: a folder laid out like the Hugging Face hub, DIR/org/name/..., used instead of the network"
 OWN_TEXT = "corpus=text corpus.path=FILE, FOLDER or GLOB: text of your own"
-DEMO = "the demo, which needs nothing: gpt1 pretrain model=tiny corpus=demo, gpt1 finetune task=demo_sentiment"
+DEMO = "the demo, which needs nothing: gpt1 pretrain model=tiny corpus=demo, gpt1 finetune task=demo_sentiment,"
+DEMO += " gpt1 sweeps study=demo"
 
 
 # --- what a run needs -------------------------------------------------------------------------------------------------

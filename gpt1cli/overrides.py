@@ -138,6 +138,7 @@ def problems(
         if named.get(key) is None:
             found.append(f"{key} is needed: {config.key_of(config.annotation_of(cls, key)).meaning}")
     missing = [group for group, default in groups.items() if default is None and group not in named]
+    missing = [group for group in missing if config.check(config.annotation_of(cls, group), None, group)]
     if not (resumed or repeated or config.annotation_of(cls, "run")):  # what run= names brings its own
         found += [f"{group} is needed: {group}=one of {', '.join(options(group))}" for group in missing]
     return found

@@ -23,6 +23,11 @@ EXAMPLES = {
         ("task=sst2 init=outputs/pretrain/text/RUN limit.train=2000 steps=300", "on weights pretrained here"),
         ("-m task=cola,rte ablation=full,no_pretrain seed=0,1,2", "a sweep of twelve runs"),
     ),
+    "ablation": (
+        ("study=demo", "Table 5 and both figures on the demo world, no network: a quarter of an hour"),
+        ("study=table5 init=openai tasks=[cola,rte] seeds=[0]", "a part of Table 5"),
+        ("-m ablation=no_pretrain,lstm init=outputs/pretrain/text/RUN limit.train=2000", "a job for each variant"),
+    ),
     "evaluate": (
         ("run=outputs/finetune/mnli/RUN", "every split of the run's own task"),
         ("run=outputs/finetune/mnli/RUN task=snli split=test", "a task with the same labels"),

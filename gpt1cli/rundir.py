@@ -79,6 +79,13 @@ def abandon(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
+def clear(folder: Path) -> None:
+    """Empty the folder of an interrupted run that is to begin anew; Hydra's record and the lock stay."""
+    for path in folder.iterdir():
+        if path.name not in (LOCK, ".hydra"):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
 def is_run(folder: str | Path) -> bool:
     """Whether a run has begun in the folder."""
     return os.path.isfile(os.path.join(folder, "config.yaml"))

@@ -19,16 +19,17 @@ PACKAGE = "gpt1cli"
 SOURCES = Path(gpt1cli.__file__).parent
 
 FLOORS = {  # a module imports from its own floor and from those below; a family (a folder) has the floor of its name
-    4: "cli argv help overview compose composer overrides __main__ __init__",
+    4: "cli argv help overview __main__ __init__",
     3: "commands",
-    2: "fit scoring generation evaluation probing objectives checkpoint convert report curves planning rehearsal "
-    "benchmarks",
+    2: "running compose composer overrides fit scoring generation evaluation probing objectives checkpoint convert "
+    "report curves planning rehearsal benchmarks",
     1: "models tasks text lookup tokenizer documents workers corpus batches optim metrics loggers rundir hub "
     "demo_world runtime options published origins distributed",
     0: "config kernels",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
-DOOR = set(FLOORS[4].split()) - {"__init__"}  # answers before anything heavy is loaded ...
+# answers before anything heavy is loaded ...
+DOOR = set(FLOORS[4].split()) - {"__init__"} | {"running", "compose", "composer", "overrides"}
 # ... and so sees these alone; a command's module comes by name
 SEEN_BY_DOOR = DOOR | {"config", "options", "rundir", "origins", "commands"}
 

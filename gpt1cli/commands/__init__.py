@@ -4,6 +4,7 @@ COMMANDS: dict[str, str] = {  # gpt1cli.commands.<name> -> what it is about
     "prepare": "raw text -> token shards in the cache",
     "pretrain": "a language model on raw text (paper, sections 3.1 and 4.1)",
     "finetune": "a labelled task on top of a pretrained model (paper, sections 3.2, 3.3 and 4.1)",
+    "ablation": "a study of many runs: a table or figure of the paper (alias: sweeps)",
     "evaluate": "a fine-tuned run scored on a split, or on a task with the same labels",
     "export": "a run's model as a folder that transformers loads",
     "score": "how likely a language model finds each line of a file, token by token",

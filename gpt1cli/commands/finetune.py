@@ -114,7 +114,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
             "dropped": {name: split.dropped for name, split in splits.items()},
         }
         for name, split in splits.items():
-            if name != "train":
+            if name != "train" or config.score_train:
                 result |= score_split(task, name, split, outputs(split), folder)
         write_run_report(folder, result)
         rundir.finish(folder, result)

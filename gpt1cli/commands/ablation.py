@@ -1,0 +1,147 @@
+"""gpt1 ablation, alias gpt1 sweeps: a study of many runs (paper, section 5 and the tables of section 4.2)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import importlib
+import io
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from gpt1cli import report, rundir, running, studies
+from gpt1cli.compose import compose
+from gpt1cli.composer import Composer
+from gpt1cli.config import InputError, SweepsConfig, TrainConfig
+from gpt1cli.hub import Need
+from gpt1cli.loggers import clock
+from gpt1cli.overrides import quote
+from gpt1cli.studies import Cell
+
+
+def needs(config: SweepsConfig) -> list[Need]:
+    """What must be at hand for every cell, before the first one runs."""
+    cells = [*studies.pretrainings(config), *studies.finetunings(config, None)]
+    found = [need for cell in cells for need in _module(cell).needs(cell.config)]
+    return list(dict.fromkeys(found))
+
+
+def run(config: SweepsConfig, folder: Path) -> None:
+    """Cell after cell, each in its own folder -> the table that they make -> result.json; Failed where a cell did."""
+    if config.dry_run:
+        rehearse(config, folder)
+        return
+    began, failed = time.perf_counter(), dict[str, str]()
+    home = studies.home(folder)
+    own = studies.pretrainings(config)
+    expected = len(own) + len(studies.finetunings(config, None))
+    _run_all(own, home, config, failed, 0, expected)
+    cells = studies.finetunings(config, folder) if not failed else []
+    _run_all(cells, home, config, failed, len(own), len(own) + len(cells))
+    summarise(folder, failed)
+    about = {"status": "finished", "command": "ablation", "name": config.name, "cells": len(own) + len(cells)}
+    rundir.finish(folder, {**about, "failed": failed, "seconds": round(time.perf_counter() - began, 3)})
+    if failed:
+        running.say(f"gpt1: {len(failed)} of {len(own) + len(cells)} cells failed; resume={folder} tries them again")
+        raise running.Failed(1)
+
+
+def rehearse(config: SweepsConfig, folder: Path) -> None:
+    """dry_run=true: a dry run of each cell with the first seed -> the hours and the disk of them all."""
+    own, cells = studies.pretrainings(config), studies.finetunings(config, None)
+    kinds = cells[: len(cells) // len(config.seeds)]
+    rows, hours, held = [], 0.0, 0
+    for number, (cell, count) in enumerate([(c, 1) for c in own] + [(c, len(config.seeds)) for c in kinds], start=1):
+        print(f"gpt1: dry run {number}/{len(own) + len(kinds)} {cell.name}", flush=True)
+        assert isinstance(cell.config, TrainConfig)
+        place = studies.home(folder) / cell.name
+        dry, words = dataclasses.replace(cell.config, dry_run=True), [cell.command, *cell.words, "dry_run=true"]
+        with rundir.claim(place), contextlib.redirect_stdout(io.StringIO()):  # its tables
+            running.execute(_module(cell), cell.command, dry, place, False, words)
+        plan = rundir.read_json(place / "plan.json")
+        each, kept = plan["here"]["hours"], kept_bytes(cell, config, plan["parameters"]["all"])
+        rows.append([cell.name, f"{count}", f"{each:.3f}", f"{each * count:.3f}", f"{kept * count / 1e9:.3f}"])
+        hours, held = hours + each * count, held + kept * count
+    rows.append(["all", f"{len(own) + len(cells)}", "", f"{hours:.3f}", f"{held / 1e9:.3f}"])
+    report.Table("Study", ["cell", "runs", "hours each", "hours", "GB kept"], rows).show()
+    about = {"status": "finished", "command": "ablation", "dry_run": True, "name": config.name}
+    rundir.finish(folder, {**about, "cells": len(own) + len(cells), "hours": hours, "bytes": held})
+    print(f"a dry run: nothing was trained; {hours:.2f} hours of training alone, {held / 1e9:.2f} GB: {folder}")
+
+
+def kept_bytes(cell: Cell, config: SweepsConfig, parameters: int) -> int:
+    """Bytes of the checkpoints that a finished cell keeps: fp32 weights, and with them two moments where all stay."""
+    if cell.command == "finetune" and config.keep == "best":
+        return 4 * parameters
+    assert isinstance(cell.config, TrainConfig)
+    further = len(getattr(cell.config, "keep_checkpoints", ()))
+    return 12 * parameters * (2 + further)  # best and last
+
+
+def summarise(folder: Path, failed: dict[str, str]) -> None:
+    """The tables of all finished cells below a folder, in the terminal and in report.md."""
+    with contextlib.suppress(InputError):  # no cell has finished
+        made = report.tables(report.find_runs([str(folder)]))
+        for table in made:
+            table.show()
+        lines = [f"- {name}: {message}" for name, message in failed.items()]
+        page = [*(table.markdown() for table in made), *(["## Failed\n", *lines, ""] if failed else [])]
+        rundir.write_text(folder / "report.md", "\n".join(["# Report\n", *page]))
+
+
+def _run_all(
+    cells: Sequence[Cell], home: Path, config: SweepsConfig, failed: dict[str, str], done: int, of: int
+) -> None:
+    """Run the cells that have no result yet; a failed one is told and remembered, or stops them all."""
+    began, ran = time.perf_counter(), 0
+    for number, cell in enumerate(cells, start=done + 1):
+        place = home / cell.name
+        if rundir.is_finished(place, None):
+            _tidy(place, config)
+            continue
+        left = f", left {clock((time.perf_counter() - began) / ran * (of - number + 1))}" if ran else ""
+        print(f"gpt1: cell {number}/{of} {cell.name}{left}", flush=True)
+        try:
+            _run_one(cell, place)
+            _tidy(place, config)
+        except InputError as error:
+            running.say(f"gpt1: cell {cell.name}: {error}")
+            failed[cell.name] = str(error)
+        except running.Failed:  # it has said why
+            failed[cell.name] = f"see {place / 'error.txt'}"
+        ran += 1
+        gc.collect()
+        if failed and config.on_error == "stop":
+            return
+
+
+def _run_one(cell: Cell, place: Path) -> None:
+    """One cell in its folder: begun, or gone on with where it was interrupted."""
+    resumed = rundir.is_run(place)
+    config = cell.config
+    if resumed:
+        runtime = [word for word in cell.words if word.startswith("runtime.")]
+        config = compose(Composer(cell.command), [f"resume={quote(str(place))}", *runtime]).config
+    with rundir.lock(place) if resumed else rundir.claim(place):
+        running.execute(_module(cell), cell.command, config, place, resumed, [cell.command, *cell.words])
+
+
+def _tidy(place: Path, config: SweepsConfig) -> None:
+    """keep=best: of a finished fine-tuning only the best weights stay, without what it would take to train on."""
+    checkpoints = place / "checkpoints"
+    if config.keep == "all" or not (checkpoints / "best").is_symlink() or place.name.startswith("pretrain-"):
+        return
+    best = (checkpoints / "best").resolve()
+    (checkpoints / "last").unlink(missing_ok=True)
+    for other in checkpoints.iterdir():
+        if not other.is_symlink() and other != best:
+            shutil.rmtree(other)
+    (best / "training.safetensors").unlink(missing_ok=True)
+
+
+def _module(cell: Cell) -> ModuleType:
+    return importlib.import_module(f"gpt1cli.commands.{cell.command}")

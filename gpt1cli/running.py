@@ -1,0 +1,102 @@
+"""One run of a command: what it needs is looked for, the run is recorded and done, and what goes wrong is told.
+
+Commands are imported by name, when they run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import os
+import select
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from gpt1cli import rundir
+from gpt1cli.config import InputError, RunConfig, shown
+
+
+class Failed(Exception):
+    """A run that failed and has told why: what is left is its exit status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+def checked(command: str, run: RunConfig) -> ModuleType:
+    """The command's module, once all that the run needs is at hand."""
+    hub, module = (importlib.import_module(f"gpt1cli.{name}") for name in ("hub", f"commands.{command}"))
+    hub.require(module.needs(run), run.hub, run.cache)
+    return module
+
+
+def start(module: ModuleType, run: RunConfig, folder: Path) -> None:
+    """Run the command, in this process or as one of several."""
+    if run.runtime.devices == 1:
+        module.run(run, folder)
+        return
+    distributed = importlib.import_module("gpt1cli.distributed")
+    (distributed.join if by_torchrun() else distributed.launch)(module.run, run, folder)
+
+
+def by_torchrun() -> int:
+    """As one of how many processes torchrun has started this one; 0 where it has not, or not several."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    return count if count > 1 else 0
+
+
+def execute(
+    module: ModuleType, command: str, run: RunConfig, folder: Path, resumed: bool, words: Sequence[str]
+) -> None:
+    """Record what is run, and run it. InputError passes; any other exception is told here and becomes Failed."""
+    try:
+        stored = dataclasses.asdict(run) | ({"resume": None} if resumed else {})
+        rundir.record(folder, stored, words, {"command": command})
+        start(module, run, folder)
+    except InputError:
+        if not resumed:
+            rundir.abandon(folder)
+        raise
+    except Exception as error:
+        if not (isinstance(error, BrokenPipeError) and stdout_is_gone()):
+            say(fault(error, folder))
+        raise Failed(1) from error
+
+
+def say(message: str) -> None:
+    """One message on stderr, if anybody reads it."""
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
+
+
+def fault(error: Exception, folder: Path | None) -> str:
+    """One line for a fault of ours; the traceback goes into error.txt of the run folder, or into a temporary file."""
+    import tempfile
+
+    message = f"gpt1: {type(error).__name__}: {shown(' '.join(str(error).split()))}"
+    text = "".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace").decode()
+    for place in (folder, None):
+        with contextlib.suppress(OSError):
+            path = (place or Path(tempfile.mkdtemp(prefix="gpt1-"))) / "error.txt"
+            rundir.write_text(path, text)
+            return f"{message}; traceback in {path}"
+    return f"{message}; its traceback could not be written"
+
+
+def stdout_is_gone() -> bool:
+    """Whether nobody reads stdout any more; if so it goes nowhere from here on, so that Python's exit is quiet."""
+    try:
+        stdout = sys.stdout.fileno()
+    except (OSError, ValueError):  # no file behind it: a test's
+        return False
+    poll = select.poll()
+    poll.register(stdout, 0)  # errors are always reported
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    return True

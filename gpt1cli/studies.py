@@ -1,0 +1,134 @@
+"""A study as its cells: the runs that a table or a figure of the paper takes, each composed before the first one runs.
+
+A cell is an ordinary run. What tells it from its neighbours are three words: task=, ablation= and seed=.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt1cli.compose import compose
+from gpt1cli.composer import Composer
+from gpt1cli.config import FinetuneConfig, InputError, RunConfig, SweepsConfig
+
+ARCHITECTURES = ("transformer", "lstm")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study."""
+
+    name: str  # of its folder
+    command: str
+    words: tuple[str, ...]  # its overrides, in Hydra's grammar
+    config: RunConfig
+
+    def seeded(self, seed: int) -> Cell:
+        """The same run with another seed."""
+        config = dataclasses.replace(self.config, seed=seed)
+        return Cell(f"{self.name}-seed{seed}", self.command, (*self.words, f"seed={seed}"), config)
+
+
+def home(folder: Path) -> Path:
+    """Where the cells of a study have their folders."""
+    return folder / "cells"
+
+
+def variants(config: SweepsConfig) -> list[str]:
+    """The ablations that are run."""
+    return [config.ablation.name] if config.ablation else config.variants or config.study.variants
+
+
+def pretrainings(config: SweepsConfig) -> list[Cell]:
+    """The study's own pretraining: of a Transformer, and of an LSTM where some cell or curve is about one."""
+    if not config.study.pretraining:
+        return []
+    both = "lstm" in variants(config) or probed(config)
+    chosen = ARCHITECTURES if both else ARCHITECTURES[:1]
+    words = {name: [*config.study.pretraining, f"model.architecture={name}"] for name in chosen}
+    return [_cell(f"pretrain-{name}", "pretrain", given, config) for name, given in words.items()]
+
+
+def finetunings(config: SweepsConfig, folder: Path | None) -> list[Cell]:
+    """Every cell that is fine-tuned, the seeds outermost: what is done early is a whole table of one seed.
+
+    `folder` is that of the study, where its own pretraining lies; None where that is still to be done: fresh weights
+    stand in, so that everything else about the cells can be checked.
+    """
+    study, begin = config.study, _beginnings(config, folder)
+    made = functools.partial(_cell, command="finetune", config=config)
+    cells = []
+    for task in tasks(config):
+        for variant in variants(config):
+            curve = ["score_train=true"] if variant == "full" and task in transferred(config) else []
+            words = [*study.overrides, *begin, *config.cells, f"task={task}", f"ablation={variant}", *curve]
+            cells.append(made(name=f"{task}-{variant}", given=words))
+    for task in transferred(config):
+        words = [*study.overrides, *begin, *config.cells, f"task={task}", "ablation=full", "score_train=true"]
+        whole = made(name=f"{task}-full", given=words)
+        if task not in tasks(config):
+            cells.append(whole)
+        assert isinstance(whole.config, FinetuneConfig)
+        if folder is None and study.pretraining:
+            continue  # fresh weights have nothing to transfer
+        for layers in range(whole.config.model.n_layer):
+            cells.append(made(name=f"{task}-layers{layers}", given=[*words, f"transfer_layers={layers}"]))
+    return [cell.seeded(seed) for seed in config.seeds for cell in cells]
+
+
+def tasks(config: SweepsConfig) -> list[str]:
+    """The tasks of the study's table; none where the study is a figure alone."""
+    return (config.tasks or config.study.tasks) if config.study.tasks else []
+
+
+def transferred(config: SweepsConfig) -> list[str]:
+    """The tasks whose number of transferred blocks is varied."""
+    if "full" not in (variants(config) or ["full"]):
+        return []
+    if not config.study.tasks:
+        return config.tasks or config.study.transfer
+    return [task for task in config.study.transfer if task in tasks(config)]
+
+
+def probed(config: SweepsConfig) -> list[str]:
+    """The tasks that are scored at every kept checkpoint, without training."""
+    wanted = "full" in variants(config)
+    return [task for task in config.study.zeroshot if wanted and (config.tasks is None or task in config.tasks)]
+
+
+def _beginnings(config: SweepsConfig, folder: Path | None) -> list[str]:
+    """What the cells start from, where the study has its own pretraining."""
+    if not config.study.pretraining or folder is None:
+        return []
+    keys = zip(("init", "init_lstm"), ARCHITECTURES, strict=True)
+    runs = {key: home(folder) / f"pretrain-{name}" for key, name in keys}
+    return [f"{key}={run}" for key, run in runs.items() if run.exists()]
+
+
+def _cell(name: str, command: str, given: Sequence[str], config: SweepsConfig) -> Cell:
+    """The cell of these overrides, composed. InputError names the cell and what is wrong with it."""
+    composer = _composer(command)
+    try:
+        words = [word for one in (*_shared(config), *given) for word in composer.check([one], whole=False)]
+        return Cell(name, command, tuple(words), compose(composer, words).config)
+    except InputError as error:
+        raise InputError(f"cell {name}: {error}") from None
+
+
+@functools.cache
+def _composer(command: str) -> Composer:
+    return Composer(command)
+
+
+def _shared(config: SweepsConfig) -> Iterator[str]:
+    """What the study and its cells have in common: where things lie, and how they are executed."""
+    for key in ("out", "cache", "hub"):
+        if (value := getattr(config, key)) is not None:
+            yield f"{key}={os.path.abspath(value)}"
+    for key, value in dataclasses.asdict(config.runtime).items():
+        yield f"runtime.{key}={'null' if value is None else str(value).lower()}"
