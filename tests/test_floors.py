@@ -22,7 +22,7 @@ FLOORS = {  # a module imports from its own floor and from those below; a family
     4: "cli argv help overview __main__ __init__",
     3: "commands",
     2: "running compose composer overrides fit scoring generation evaluation probing objectives checkpoint convert "
-    "report curves planning rehearsal benchmarks",
+    "report curves planning rehearsal benchmarks studies",
     1: "models tasks text lookup tokenizer documents workers corpus batches optim metrics loggers rundir hub "
     "demo_world runtime options published origins distributed",
     0: "config kernels",

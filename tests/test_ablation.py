@@ -1,0 +1,329 @@
+"""Studies: which cells they take, how they run, what becomes of a failed or interrupted one, and sweeps that go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gpt1cli import rundir, studies
+from gpt1cli.cli import main
+from gpt1cli.commands import finetune
+from gpt1cli.compose import compose
+from gpt1cli.composer import Composer
+from gpt1cli.config import InputError, SweepsConfig
+
+SMALL = (
+    "model=tiny", "model.n_layer=2", "model.d_model=16", "model.n_head=2", "model.d_ff=32", "model.n_positions=32",
+    "model.lstm_units=24", "model.pretraining.context=32", "batch_size=4", "runtime.threads=1", "runtime.progress=none",
+)  # fmt: skip
+STORY = "the cat sat on the mat . the dog ran to the cat . a bird sang , and the dog sat down .\n"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A folder with pretraining runs of both architectures under out/."""
+    root = tmp_path_factory.mktemp("world")
+    (root / "story.txt").write_text(STORY * 200)
+    for architecture in studies.ARCHITECTURES:
+        words = ["corpus=text", f"corpus.path={root / 'story.txt'}", "tokenizer=bpe", "tokenizer.merges=30", "steps=2"]
+        run = f"hydra.run.dir={root / 'out' / 'pretrain' / 'story' / architecture}"
+        words += [f"cache={root / 'cache'}", f"model.architecture={architecture}", run]
+        assert main(["pretrain", *SMALL, *words]) == 0
+    return root
+
+
+def study(root: Path, run: str | None, *more: str) -> list[str]:
+    """A study of two small cells, one task with two variants."""
+    folder = [f"hydra.run.dir={root / run}"] if run else []
+    return [
+        "sweeps", f"out={root / 'out'}", f"cache={root / 'cache'}", f"init={root / 'out/pretrain/story/transformer'}",
+        "tasks=[demo_sentiment]", "variants=[full,lstm]", "seeds=[0]", "limit.train=8", "limit.valid=6", "limit.test=6",
+        "batch_size=4", "steps=2", "runtime.threads=1", "runtime.progress=none", *folder, *more,
+    ]  # fmt: skip
+
+
+def planned(*words: str) -> SweepsConfig:
+    composer = Composer("ablation")
+    built = compose(composer, composer.check(list(words))).config
+    assert isinstance(built, SweepsConfig)
+    return built
+
+
+def result(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())
+
+
+# --- which cells ------------------------------------------------------------------------------------------------------
+
+
+def test_table5_is_four_variants_of_eight_tasks_with_three_seeds(tmp_path):
+    cells = studies.finetunings(planned(f"out={tmp_path}"), None)
+    assert len(cells) == len({cell.name for cell in cells}) == 4 * 8 * 3
+    assert [cell.config.seed for cell in cells] == [0] * 32 + [1] * 32 + [2] * 32  # a whole table of one seed first
+    by_name = {cell.name: cell.config for cell in cells}
+    assert by_name["rte-no_pretrain-seed1"].pretrained is False and by_name["rte-no_pretrain-seed1"].aux_lm
+    assert by_name["cola-no_aux_lm-seed0"].aux_lm is False and by_name["cola-no_aux_lm-seed0"].pretrained
+    lstm = by_name["stsb-lstm-seed2"]
+    assert (lstm.model.architecture, lstm.model.lstm_units, lstm.pretrained) == ("lstm", 2048, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["tasks=[rte]", "variants=[lstm,full]", "seeds=[4]"], ["rte-lstm-seed4", "rte-full-seed4"]),
+        (["tasks=[rte]", "ablation=no_pretrain", "seeds=[0]"], ["rte-no_pretrain-seed0"]),
+        (["study=table3", "seeds=[0]"], ["story_cloze-full-seed0", "race-full-seed0"]),
+        (
+            ["study=figure2_left", "tasks=[snli]", "seeds=[0]"],
+            ["snli-full-seed0", *(f"snli-layers{k}-seed0" for k in range(12))],
+        ),
+    ],
+)
+def test_any_study_can_be_restricted(words, names):
+    assert [cell.name for cell in studies.finetunings(planned(*words), None)] == names
+
+
+def test_transferred_blocks_are_counted_and_the_training_split_is_scored():
+    cells = studies.finetunings(planned("study=figure2_left", "tasks=[mnli]", "seeds=[0]"), None)
+    assert [cell.config.transfer_layers for cell in cells] == ["all", *range(12)]
+    assert all(cell.config.score_train for cell in cells)
+
+
+def test_what_is_named_for_fine_tuning_reaches_every_cell(tmp_path, capsys):
+    (tmp_path / "words").mkdir()
+    assert main(["sweeps", "tasks=[rte]", "lr=1e-3", "limit.train=5", "--cfg", "job"]) == 0
+    assert "cells:\n- lr=1e-3\n- limit.train=5\n" in capsys.readouterr().out
+    cells = studies.finetunings(planned("tasks=[rte]", "cells=['lr=1e-3','limit.train=5','steps=7']"), None)
+    assert {(cell.config.lr, cell.config.limit.train, cell.config.steps, cell.config.epochs) for cell in cells} == {
+        (1e-3, 5, 7, None)
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["task=rte"], "name tasks=[...] instead of task="),
+        (["tasks=[rtf]"], "cell rtf-full: task=rtf: no such task; did you mean rte?"),
+        (["variants=[ful]"], "cell cola-ful: ablation=ful: no such ablation; did you mean full?"),
+        (["ablation=lstm", "variants=[full]"], "ablation=lstm and variants=['full'] both say which"),
+        (["seeds=[]"], "seeds=[]: at least one, each once"),
+        (["seed=3"], "seed=3: a study takes seeds=[...]"),
+        (["lr=-1"], "lr=-1 is refused: it must be above 0"),
+        (["stepz=3"], "stepz: no such key"),
+        (["tasks=[winograd]"], "cell winograd-full: task=winograd has no train and valid splits"),
+    ],
+)
+def test_a_mistake_ends_the_study_before_it_begins(tmp_path, capsys, words, told):
+    assert main(["sweeps", f"out={tmp_path / 'out'}", f"hub={tmp_path}", *words]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_that_is_missing_is_told_before_the_first_cell(tmp_path, capsys):
+    assert main(["sweeps", f"out={tmp_path / 'out'}", f"hub={tmp_path}", "tasks=[cola,qnli]"]) == 2
+    told = capsys.readouterr().err
+    assert "subset cola" in told and "subset qnli" in told and "gpt1 sweeps study=demo" in told
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def done(world) -> Path:
+    assert main(study(world, "done", "seeds=[0,1]")) == 0
+    return world / "done"
+
+
+def test_each_cell_is_an_ordinary_run_with_its_best_weights(done, world):
+    names = [f"demo_sentiment-{variant}-seed{seed}" for seed in (0, 1) for variant in ("full", "lstm")]
+    assert sorted(path.name for path in (done / "cells").iterdir()) == sorted(names)
+    for name in names:
+        cell = done / "cells" / name
+        assert {"config.yaml", "environment.json", "metrics.jsonl", "report.md", "predictions"} <= set(os.listdir(cell))
+        assert result(cell)["command"] == "finetune" and result(cell)["steps"] == 2
+        (step,) = {path.resolve().name for path in (cell / "checkpoints").iterdir()}
+        kept = set(os.listdir(cell / "checkpoints" / step))
+        assert "model.safetensors" in kept and "training.safetensors" not in kept
+    lstm = rundir.read_config(done / "cells" / "demo_sentiment-lstm-seed1" / "config.yaml")
+    assert lstm["init"] == str(world / "out/pretrain/story/lstm") and lstm["pretrained"] and lstm["seed"] == 1
+    assert result(done)["cells"] == 4 and result(done)["failed"] == {}
+    assert "demo_sentiment" in (done / "report.md").read_text()
+
+
+def test_a_cell_is_what_finetune_makes_of_the_same_words(done, world):
+    words = study(world, "alone")[1:]
+    words = [word for word in words if not word.startswith(("tasks", "variants", "seeds", "init="))]
+    start = f"init={world / 'out/pretrain/story/transformer'}"
+    assert main(["finetune", "task=demo_sentiment", start, "seed=1", *words]) == 0
+    same = ("steps", "best_step", "valid", "test", "examples")
+    cell, alone = result(done / "cells" / "demo_sentiment-full-seed1"), result(world / "alone")
+    assert [cell[key] for key in same] == [alone[key] for key in same]
+
+
+def test_a_finished_study_runs_nothing_again(done, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (done / "cells").rglob("*.*")}
+    assert main(["sweeps", f"resume={done}"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (done / "cells").rglob("*.*")} == before
+    assert "cell 1/4" not in capsys.readouterr().out
+
+
+def test_a_study_that_differs_is_refused_with_what_differs(done, capsys):
+    assert main(["sweeps", f"resume={done}", "seeds=[0,1,2]", "lr=0.5"]) == 2
+    told = capsys.readouterr().err
+    assert "seeds=[0, 1, 2]: the run has [0, 1]" in told and "cells=['lr=0.5']: the run has" in told
+
+
+def test_an_interrupted_cell_goes_on_and_those_behind_it_are_begun(world, monkeypatch, capsys):
+    saved, calls = finetune.checkpoint.save, []
+
+    def interrupting(*arguments, **more):
+        saved(*arguments, **more)
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune.checkpoint, "save", interrupting)
+    assert main(study(world, "stopped", "steps=6")) == 130
+    assert not (world / "stopped" / "result.json").exists()
+    capsys.readouterr()
+    assert main(["sweeps", f"resume={world / 'stopped'}"]) == 0
+    cells = world / "stopped" / "cells"
+    first = rundir.environment(cells / "demo_sentiment-full-seed0")
+    assert len(first["resumed"]) == 1 and "resumed" not in rundir.environment(cells / "demo_sentiment-lstm-seed0")
+    assert {result(cell)["steps"] for cell in cells.iterdir()} == {6}
+
+
+@pytest.mark.parametrize("on_error", ["continue", "stop"])
+def test_a_failed_cell_is_marked_and_tried_again(world, monkeypatch, capsys, on_error):
+    with monkeypatch.context() as broken:
+        fit = finetune.fit
+
+        def failing(**more):
+            if "full" in str(more["run"]):
+                raise RuntimeError("out of luck")
+            return fit(**more)
+
+        broken.setattr(finetune, "fit", failing)
+        assert main(study(world, on_error, f"on_error={on_error}")) == 1
+    folder = world / on_error
+    assert list(result(folder)["failed"]) == ["demo_sentiment-full-seed0"]
+    assert "out of luck" in (folder / "cells" / "demo_sentiment-full-seed0" / "error.txt").read_text()
+    assert (folder / "cells" / "demo_sentiment-lstm-seed0").exists() == (on_error == "continue")
+    if on_error == "continue":
+        assert "demo_sentiment-full-seed0: see" in (folder / "report.md").read_text()
+    capsys.readouterr()
+    assert main(["sweeps", f"resume={folder}"]) == 0
+    assert result(folder)["failed"] == {} and not (folder / "cells/demo_sentiment-full-seed0/error.txt").exists()
+
+
+def test_a_dry_run_tells_hours_and_disk_of_all_cells(world, capsys):
+    assert main(study(world, "dry", "seeds=[0,1,2]", "dry_run=true")) == 0
+    told, found = capsys.readouterr().out, result(world / "dry")
+    assert found["cells"] == 6 and found["hours"] > 0
+    plans = [rundir.read_json(path) for path in (world / "dry" / "cells").rglob("plan.json")]
+    assert found["bytes"] == 3 * sum(4 * plan["parameters"]["all"] for plan in plans) and len(plans) == 2
+    assert found["hours"] == pytest.approx(3 * sum(plan["here"]["hours"] for plan in plans))
+    assert re.search(r"all\W+6\W", told) and not list((world / "dry").rglob("checkpoints"))
+
+
+# --- sweeps -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_over_ablations_ends_in_one_table_and_goes_on(world, capsys):
+    words = [word for word in study(world, None, "ablation=no_pretrain,lstm") if not word.startswith("variants")]
+    folder = world / "multirun"
+    assert main(["-m", *words, f"hydra.sweep.dir={folder}"]) == 0
+    cells = sorted(path.parent for path in folder.glob("*/cells/*/result.json"))
+    assert [cell.name for cell in cells] == ["demo_sentiment-no_pretrain-seed0", "demo_sentiment-lstm-seed0"]
+    joint = (folder / "report.md").read_text()
+    assert joint.count("| demo_sentiment |") == 2
+
+    kept = (cells[0] / "result.json").stat().st_mtime_ns
+    (cells[1] / "result.json").unlink()
+    capsys.readouterr()
+    assert main(["sweeps", f"resume={folder}"]) == 0
+    assert (cells[0] / "result.json").stat().st_mtime_ns == kept and (cells[1] / "result.json").exists()
+    assert (folder / "report.md").read_text() == joint
+    assert main(["sweeps", f"resume={folder}", "seeds=[1]"]) == 2
+    assert "as it was begun: leave seeds=[1] out" in capsys.readouterr().err
+    assert main(["finetune", f"resume={folder}"]) == 2
+    assert "is a sweep of gpt1 ablation, this is gpt1 finetune" in capsys.readouterr().err
+
+
+def test_any_sweep_goes_on(world, capsys):
+    words = [word for word in study(world, None)[1:] if not word.startswith(("tasks", "variants", "seeds"))]
+    folder = world / "seeds"
+    assert main(["-m", "finetune", "task=demo_sentiment", "seed=0,1", f"hydra.sweep.dir={folder}", *words]) == 0
+    (folder / "1" / "result.json").unlink()
+    capsys.readouterr()
+    assert main(["finetune", f"resume={folder}"]) == 0
+    told = capsys.readouterr().out
+    assert "job 0 (task=demo_sentiment seed=0" in told and told.count("is finished") == 1
+    assert (folder / "1" / "result.json").exists()
+
+
+# --- slow -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_study_killed_five_times_gives_the_same_table(world):
+    words = [*study(world, None), "seeds=[0,1,2]", "steps=40"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def start(*more: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-m", "gpt1cli", *more], env=environment, stdout=subprocess.DEVNULL)
+
+    began = time.monotonic()
+    assert start(*words, f"hydra.run.dir={world / 'undisturbed'}").wait() == 0
+    whole, draw, kills = time.monotonic() - began, random.Random(0), 0
+    killed = world / "killed"
+    process = start(*words, f"hydra.run.dir={killed}")
+    while kills < 5:
+        time.sleep(draw.uniform(0.4, 0.9) * whole / 3 if kills else whole * 0.6)
+        if process.poll() is not None:
+            pytest.fail(f"the study ended after {kills} kills, with status {process.returncode}")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+        process = start("sweeps", f"resume={killed}") if (killed / "config.yaml").exists() else start(
+            *words, f"hydra.run.dir={killed}"
+        )
+    assert process.wait() == 0
+    assert (killed / "report.md").read_text() == (world / "undisturbed" / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_nothing_leaks_from_cell_to_cell(world, tmp_path):
+    """Peak memory after 50 cells is that after 10, within 10%."""
+    code = (
+        "import resource, sys\n"
+        "from gpt1cli.cli import main\n"
+        "from gpt1cli.commands import ablation\n"
+        "run, peaks = ablation._run_one, []\n"
+        "def counted(*arguments):\n"
+        "    run(*arguments)\n"
+        "    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        "ablation._run_one = counted\n"
+        "assert main(sys.argv[1:]) == 0\n"
+        "print('peaks', peaks[9], peaks[-1], len(peaks))\n"
+    )
+    words = study(tmp_path, "fifty", f"init={world / 'out/pretrain/story/transformer'}", f"seeds={[*range(50)]}")
+    words = [word for word in words if not word.startswith("variants")] + ["variants=[full]"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    early, late, count = map(int, done.stdout.split("peaks")[1].split())
+    assert count == 50 and late < 1.1 * early, (early, late)
+
+
+def test_a_cell_that_cannot_be_composed_is_named(world):
+    with pytest.raises(InputError, match=r"cell rte-full: .*transfer_layers=9 exceeds model.n_layer"):
+        start = world / "out/pretrain/story/transformer"
+        studies.finetunings(planned("tasks=[rte]", f"cells=['init={start}','transfer_layers=9']"), None)
