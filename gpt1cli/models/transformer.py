@@ -115,8 +115,6 @@ class Transformer(LanguageModel):
 
     branches = True
 
-    branches = True  # it knows the one visibility rule: continuations may share a row with their prefix
-
     def __init__(self, config: ModelConfig, vocabulary: int):
         super().__init__(config, vocabulary)
         self.positions = nn.Embedding(config.n_positions, config.d_model)
