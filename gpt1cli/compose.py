@@ -22,7 +22,7 @@ from gpt1cli.config import InputError, ModelConfig, bare, shown
 
 # Where ~ is the home folder:
 FOUND = ("cache", "hub", "init", "init_lstm", "run", "input", "corpus.path", "task.path")  # stored, from any folder
-PATHS = (*FOUND, "out", "resume", "config", "runs")
+PATHS = (*FOUND, "out", "resume", "config", "runs", "submission")
 NO_PATHS = (("init", "none"), ("init", "openai"), ("input", "-"))
 BROUGHT = {"model", "tokenizer", "init", "epochs"}  # by a task of the demo, for the commands that have these keys
 FREE = ("runtime", "resume", "config")  # what may differ when a run is resumed, besides more steps

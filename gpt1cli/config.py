@@ -199,6 +199,7 @@ class CorpusConfig:
 
 
 TEXTS = {"single": (1, 1), "pair": (2, 2), "similarity": (2, 2), "choice": (0, 4), "pronoun": (2, 2)}  # layout: columns
+GlueFile = Literal["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI-m", "MNLI-mm", "QNLI", "RTE", "WNLI", "AX"]
 SCORES = ("mse", "ordinal")  # losses of tasks whose label is a number, not a class
 
 
@@ -254,6 +255,9 @@ class TaskConfig:
     ] = "cross_entropy"
     metrics: Annotated[list[str], Key("metrics reported; the first is the headline that picks the best checkpoint")]
     splits: Annotated[dict[str, str], Key("our split name: the data set's split name")]
+    submission: Annotated[dict[str, GlueFile], Key("our split name: the GLUE server's file for its predictions")] = (
+        field(default_factory=dict)
+    )
     zeroshot: ZeroshotRule = field(default_factory=ZeroshotRule)
 
     @property
@@ -283,6 +287,8 @@ class TaskConfig:
             yield "metrics is empty: name at least the headline metric"
         if not self.splits:
             yield "splits is empty: name at least one"
+        if odd := [name for name in self.submission if not re.fullmatch(r"test(_\w+)?", name)]:
+            yield f"submission: {', '.join(odd)}: the server takes predictions of test, or of a test_X"
         if odd := [name for name in self.splits if not re.fullmatch(r"(train|valid|test)(_\w+)?", name)]:
             yield f"splits: {', '.join(odd)}: our names are train, valid, test, and valid_X, test_X for further ones"
         if self.zeroshot.rule is not None:
@@ -673,6 +679,9 @@ class ReportConfig(RunConfig):
     """What gpt1 report takes."""
 
     runs: Annotated[list[str], Key("run folders, folders that hold runs, or globs")]
+    submission: Annotated[
+        str | None, Key("zip file to write, with the GLUE server's eleven files", pattern=r".+\.zip", filled=True)
+    ]
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()

@@ -1,4 +1,4 @@
-"""Curves of a score over pretraining, as a picture and as the numbers behind it (paper, Figure 2, right)."""
+"""A score over pretraining: the curves of Figure 2, right, as a picture and as the numbers behind it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-from gpt1cli import rundir
-from gpt1cli.report import figure
+from gpt1cli.plots import Picture, draw
 
 STYLES = {"transformer": "o-", "lstm": "o--"}  # as in the paper: solid and dashed
 
@@ -28,16 +27,24 @@ def relative(score: float, chance: float, reference: float | None) -> float:
     return score if reference is None else (score - chance) / (reference - chance)
 
 
-def write(curves: Sequence[Curve], y: str, picture: Path) -> None:
-    """The picture, updates on a logarithmic axis, and beside it the same points as .csv."""
-    with figure(picture, "updates", y) as axes:
+def picture(name: str, caption: str, y: str, curves: Sequence[Curve]) -> Picture:
+    """The curves, updates on a logarithmic axis."""
+
+    def marks(axes: Any) -> None:
         for curve in curves:
-            steps, values = zip(*sorted(curve.points), strict=True)
-            axes.plot(steps, values, STYLES[curve.architecture], label=curve.label, markersize=3, linewidth=1)
+            points = zip(*sorted(curve.points), strict=True)
+            axes.plot(*points, STYLES[curve.architecture], label=curve.label, markersize=3, linewidth=1)
         axes.set_xscale("log")
+        axes.grid(alpha=0.3)
         axes.legend()
-    table = io.StringIO()
-    rows = csv.writer(table, lineterminator="\n")
+
+    return draw(name, caption, "updates", y, marks, (7, 4))
+
+
+def table(curves: Sequence[Curve]) -> str:
+    """The points of the curves, as a file of comma-separated values."""
+    found = io.StringIO()
+    rows = csv.writer(found, lineterminator="\n")
     rows.writerow(["label", "architecture", "step", "value"])
     rows.writerows([c.label, c.architecture, *point] for c in curves for point in sorted(c.points))
-    rundir.write_text(picture.with_suffix(".csv"), table.getvalue())
+    return found.getvalue()

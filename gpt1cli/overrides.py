@@ -23,7 +23,7 @@ from gpt1cli import config
 from gpt1cli.config import bare, shown
 
 LITERAL = {"text", "prompt", "input", "output"}
-LITERAL |= {"init", "resume", "config", "run", "runs", "out", "hub", "cache", "name"}
+LITERAL |= {"init", "resume", "config", "run", "runs", "submission", "out", "hub", "cache", "name"}
 
 # ${gpt1.text:x6869} stands for a text that OmegaConf would otherwise interpolate, as hexadecimal UTF-8.
 SEALED = re.compile(r"\$\{gpt1\.text:x([0-9a-f]*)\}")

@@ -66,7 +66,7 @@ EXAMPLES = {
     "report": (
         ("runs=[outputs/finetune]", "every finished run below a folder"),
         ("runs=[outputs/pretrain/demo/RUN,outputs/finetune/rte/RUN]", "two runs"),
-        ("runs=[outputs/multirun/finetune/*] name=ablations", "the runs of all sweeps"),
+        ("runs=[outputs/multirun/finetune/*] submission=glue.zip", "all sweeps; what the GLUE server takes"),
     ),
 }
 

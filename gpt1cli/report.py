@@ -1,12 +1,9 @@
-"""Finished runs as tables, pages and plots; everything here is derived from the files of the runs themselves."""
+"""Finished runs: found in folders, told apart by their settings, their seeds summed up in a table for each command."""
 
 from __future__ import annotations
 
-import contextlib
-import math
-import shlex
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -14,10 +11,12 @@ from typing import Any
 
 from gpt1cli import rundir
 from gpt1cli.config import InputError
+from gpt1cli.pages import Table
 
 # Keys that tell one run from another of the same kind without making it another experiment.
-NO_VARIANT = {"seed", "name", "out", "cache", "hub", "resume", "config", "init", "dry_run"}
-NO_VARIANT_GROUPS = ("runtime.", "ablation.")  # what an ablation does shows in the keys that it sets
+NO_VARIANT = {"seed", "name", "out", "cache", "hub", "resume", "config", "init", "init_lstm", "dry_run"}
+# What an ablation does shows in the keys that it sets; where predictions are handed in changes none of them.
+NO_VARIANT_GROUPS = ("runtime.", "ablation.", "task.submission.")
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Finished:
     def settings(self) -> dict[str, Any]:
         """The configuration, flat: `limit.train` -> 256; without an init nothing was pretrained, whatever it says."""
         fresh = {"pretrained": False} if self.result["command"] == "finetune" and self.config["init"] == "none" else {}
-        return {**dict(_flat(self.config)), **fresh}
+        return {**dict(flat(self.config)), **fresh}
 
     def scores(self) -> dict[str, float]:
         """The headline numbers: the task's first metric on each labelled split, the perplexity of a pretraining run."""
@@ -41,34 +40,6 @@ class Finished:
         headline = self.config["task"]["metrics"][0]
         splits = [split for split in self.config["task"]["splits"] if split in self.result]
         return {f"{headline} ({split})": self.result[split][headline] for split in splits}
-
-
-@dataclass(frozen=True)
-class Table:
-    """A title, a header and rows of text."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def markdown(self) -> str:
-        """The table as GitHub reads it."""
-        lines = [self.header, ["---"] * len(self.header), *self.rows]
-        body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-        return f"## {self.title}\n\n{body}\n"
-
-    def show(self) -> None:
-        """Print the table, fitted to the terminal."""
-        import rich
-        import rich.table
-        from rich.markup import escape
-
-        drawn = rich.table.Table(title=self.title, title_justify="left")
-        for name in self.header:
-            drawn.add_column(escape(name), overflow="fold")  # paths differ at their ends
-        for row in self.rows:
-            drawn.add_row(*map(escape, row))
-        rich.print(drawn)
 
 
 KINDS = {  # command -> title of its table, and the group that names a row
@@ -102,17 +73,37 @@ def tables(runs: Sequence[Finished]) -> list[Table]:
     """One table for each command among the runs: a row for each task (corpus) and variant, its seeds summed up."""
     made = []
     for command, (title, what) in KINDS.items():
-        chosen = [run for run in runs if run.result["command"] == command]
-        if not chosen:
-            continue
         rows = []
-        for name in sorted({run.config[what]["name"] for run in chosen}):
-            for variant, group in sorted(variants([run for run in chosen if run.config[what]["name"] == name]).items()):
-                seeds = by_seed(group)
-                told = [f"{seed} ({len(same)} runs)" if len(same) > 1 else f"{seed}" for seed, same in seeds.items()]
-                rows.append([name, variant, ", ".join(told), ", ".join(summed_up([*map(mean, seeds.values())]))])
-        made.append(Table(title, [what, "variant", "seeds", "result"], rows))
+        for name, variant, group in experiments(runs, command):
+            seeds = by_seed(group)
+            told = [f"{seed} ({len(same)} runs)" if len(same) > 1 else f"{seed}" for seed, same in seeds.items()]
+            rows.append([name, variant, ", ".join(told), ", ".join(summed_up([*map(mean, seeds.values())]))])
+        if rows:
+            made.append(Table(title, [what, "variant", "seeds", "result"], rows))
     return made
+
+
+def records(runs: Sequence[Finished]) -> list[dict[str, Any]]:
+    """The numbers of those tables, one by one, as they were measured."""
+    found = []
+    for command in KINDS:
+        for name, variant, group in experiments(runs, command):
+            scores = [*map(mean, by_seed(group).values())]
+            for column in dict.fromkeys(column for one in scores for column in one):
+                values = [one[column] for one in scores if column in one]
+                about = {"table": command, "row": f"{name}, {variant}", "column": column, "seeds": len(values)}
+                spread = statistics.stdev(values) if len(values) > 1 else None
+                numbers = {"mean": statistics.mean(values), "sd": spread, "median": statistics.median(values)}
+                found.append({**about, **numbers})
+    return found
+
+
+def experiments(runs: Sequence[Finished], command: str) -> Iterable[tuple[str, str, list[Finished]]]:
+    """Task (corpus), variant and runs of each experiment of a command."""
+    chosen, what = [run for run in runs if run.result["command"] == command], KINDS[command][1]
+    for name in sorted({run.config[what]["name"] for run in chosen}):
+        for variant, group in sorted(variants([run for run in chosen if run.config[what]["name"] == name]).items()):
+            yield name, variant, group
 
 
 def variants(runs: Sequence[Finished]) -> dict[str, list[Finished]]:
@@ -122,10 +113,10 @@ def variants(runs: Sequence[Finished]) -> dict[str, list[Finished]]:
     """
     settings = [run.settings for run in runs]
     differing = varying(settings)
-    groups = _grouped(runs, differing)
+    groups = grouped(runs, differing)
     seeds = [same for group in groups.values() for same in by_seed(group).values()]
     if any(len({run.settings.get("init") for run in same}) > 1 for same in seeds):
-        groups = _grouped(runs, [*differing, "init"])
+        groups = grouped(runs, [*differing, "init"])
     return groups
 
 
@@ -144,7 +135,8 @@ def mean(runs: Sequence[Finished]) -> dict[str, float]:
     return {name: statistics.mean(one[name] for one in scores if name in one) for name in names}
 
 
-def _grouped(runs: Sequence[Finished], keys: Sequence[str]) -> dict[str, list[Finished]]:
+def grouped(runs: Sequence[Finished], keys: Sequence[str]) -> dict[str, list[Finished]]:
+    """The runs by their values of these settings."""
     groups: dict[str, list[Finished]] = {}
     for run in runs:
         variant = ", ".join(f"{key}={run.settings.get(key)}" for key in keys) or "default"
@@ -185,71 +177,10 @@ def summed_up(scores: Sequence[Mapping[str, float]]) -> list[str]:
     return lines
 
 
-# --- a run's own page -------------------------------------------------------------------------------------------------
-
-
-def write_run_report(folder: Path, result: Mapping[str, Any]) -> None:
-    """report.md with its plots, of training plots/loss.png too, from a run's own files and what it will declare."""
-    if "steps" in result:  # of training
-        plot_losses(rundir.read_jsonl(folder / "metrics.jsonl"), folder / "plots" / "loss.png")
-    plots = [f"![{path.stem}](plots/{path.name})\n" for path in sorted(folder.glob("plots/*.png"))]
-    command_line = rundir.environment(folder).get("command_line", [])
-    settings = dict(_flat(rundir.read_config(folder / "config.yaml"))) if (folder / "config.yaml").exists() else {}
-    facts = [[key, _shown(value)] for key, value in _flat(result)]
-    lines = [
-        f"# {result['command']} {result['name']}\n",
-        f"    gpt1 {shlex.join(command_line)}\n",
-        *plots,
-        Table("Result", ["what", "value"], facts).markdown(),
-        Table("Settings", ["key", "value"], [[key, _shown(value)] for key, value in settings.items()]).markdown(),
-    ]
-    rundir.write_text(folder / "report.md", "\n".join(lines))
-
-
-def plot_losses(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Training and validation loss against the updates."""
-    with figure(path, "updates", "loss (nats)") as axes:
-        for split, style in (("train", "-"), ("valid", "o-")):
-            # what fine-tuning minimises also holds the language-model loss; the validation loss is the task's alone
-            points = [(line["step"], line.get("task_loss", line["loss"])) for line in metrics if line["split"] == split]
-            if points:
-                axes.plot(*zip(*points, strict=True), style, label=split, markersize=3, linewidth=1)
-        axes.legend()
-
-
-def plot_sizes(label: str, sizes: Sequence[float], unit: str, rates: Sequence[float], path: Path) -> None:
-    """A rate against a size that grows by factors."""
-    with figure(path, label, unit) as axes:
-        axes.plot(sizes, rates, "o-", markersize=4, linewidth=1)
-        axes.set_xscale("log")
-        axes.set_ylim(bottom=0)
-
-
-@contextlib.contextmanager
-def figure(path: Path, x: str, y: str) -> Iterator[Any]:
-    """Axes to draw into, written as a picture when that is done."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    yield axes
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(alpha=0.3)
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def flat(nested: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Dotted keys and values: `limit.train`, 256."""
     for key, value in nested.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) and math.isfinite(value) else str(value)

@@ -189,7 +189,7 @@ def test_a_sweep_and_its_report(world, capsys):
     capsys.readouterr()
     assert main(["report", f"runs=[{world / 'sweep'}]", f"hydra.run.dir={world / 'report'}"]) == 0
     page = (world / "report" / "report.md").read_text()
-    rows = [line for line in page.splitlines() if line.startswith("| demo_sentiment")]
+    rows = [line for line in page.splitlines() if line.startswith("| demo_sentiment | pretrained=")]
     assert len(rows) == 2 and all("| 0, 1 |" in row and "±" in row for row in rows)
     scores = [
         json.loads((world / "sweep" / job / "result.json").read_text())["test"]["accuracy"]

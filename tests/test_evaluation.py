@@ -70,6 +70,7 @@ def finetune(cache: Path, run: Path, *words: str) -> tuple[dict, dict[str, list[
 @pytest.mark.parametrize("name", ["demo_similarity", "demo_choice", "demo_pronoun", "demo_entailment"])
 def test_every_layout_trains_and_its_metrics_are_those_of_its_predictions(name, cache, tmp_path):
     result, predicted = finetune(cache, tmp_path / "run", f"task={name}", *LIMITS)
+    assert not (tmp_path / "run/submission").exists()
     assert predicted.keys() == {"valid", "test"}
     for split, lines in predicted.items():
         labels, found = ([line[key] for line in lines] for key in ("label", "prediction"))
@@ -101,6 +102,9 @@ def test_scores_are_predicted_and_correlated(loss, cache, hub, tmp_path):
     assert result["valid"]["pearson"] == pytest.approx(pearsonr(labels, found)[0], abs=1e-4)
     assert result["valid"]["spearmanr"] == pytest.approx(spearmanr(labels, found)[0], abs=1e-4)
     assert "test" not in result and {line["label"] for line in predicted["test"]} == {None}
+    handed_in = [f"{i}\t{min(max(line['prediction'], 0), 5):.3f}" for i, line in enumerate(predicted["test"])]
+    submission = (tmp_path / "run/submission/STS-B.tsv").read_text()
+    assert submission.splitlines() == ["index\tprediction", *handed_in]
     if loss == "ordinal":
         assert all(0 <= score <= 5 for score in found)
     else:

@@ -22,9 +22,9 @@ FLOORS = {  # a module imports from its own floor and from those below; a family
     4: "cli argv help overview __main__ __init__",
     3: "commands",
     2: "running compose composer overrides fit scoring generation evaluation probing objectives checkpoint convert "
-    "report curves planning rehearsal benchmarks studies",
+    "report planning rehearsal benchmarks studies pages plots curves runpage paper layers comparison",
     1: "models tasks text lookup tokenizer documents workers corpus batches optim metrics loggers rundir hub "
-    "demo_world runtime options published origins distributed",
+    "demo_world runtime options published origins distributed glue",
     0: "config kernels",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
@@ -40,7 +40,7 @@ ONLY_IN = {  # library: the modules that may import it
     "datasets": {"hub", "tasks", "documents"},
     "ftfy": {"text"},
     "spacy": {"text"},
-    "rich": {"cli", "help", "loggers", "report"},
+    "rich": {"cli", "help", "loggers", "pages"},
 }
 QUICK = DOOR | {"config", "options", "rundir", "origins", "published"}
 NOT_IN = {"torch": QUICK}

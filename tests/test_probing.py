@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gpt1cli.batches import Item
 from gpt1cli.config import InputError, TaskConfig, build
-from gpt1cli.curves import Curve, relative, write
+from gpt1cli.curves import Curve, picture, relative, table
 from gpt1cli.evaluation import Split
 from gpt1cli.probing import RULES, Question, against, best_threshold, lay, likelihoods, measured, predictions
 from gpt1cli.scoring import ending_log_probabilities
@@ -185,12 +185,13 @@ def test_a_curve_runs_from_chance_to_the_reference():
     assert relative(0.4, 0.25, None) == 0.4
 
 
-def test_the_points_of_a_figure_are_written_beside_it(tmp_path):
-    curves = [Curve("a/b", "transformer", [(100, 0.5), (10, 0.25)]), Curve("c, d", "lstm", [(10, -0.1)])]
-    write(curves, "accuracy", tmp_path / "plots" / "some.png")
-    assert (tmp_path / "plots" / "some.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "plots" / "some.csv").read_text() == (
+def test_the_points_of_a_figure_are_also_a_table():
+    curves = [Curve("a/b", "transformer", [(100, 0.5), (10, 0.25)]), Curve("c, d", "lstm", [(10, -0.1), (100, 0.3)])]
+    assert table(curves) == (
         "label,architecture,step,value\n"
         "a/b,transformer,10,0.25\na/b,transformer,100,0.5\n"
-        '"c, d",lstm,10,-0.1\n'
+        '"c, d",lstm,10,-0.1\n"c, d",lstm,100,0.3\n'
     )  # fmt: skip
+    drawn = picture("zeroshot", "cola without training", "accuracy", curves)
+    assert drawn.png.startswith(b"\x89PNG") and ">a/b<" in drawn.svg and ">c, d<" in drawn.svg
+    assert drawn.svg.count("stroke-dasharray") == 2  # the LSTM's curve, and its line in the legend

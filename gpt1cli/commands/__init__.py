@@ -12,5 +12,5 @@ COMMANDS: dict[str, str] = {  # gpt1cli.commands.<name> -> what it is about
     "zeroshot": "a task answered by a language model as it is, without training (paper, section 5)",
     "bench": "our speed beside a peer's, measured in turn on this machine",
     "doctor": "what is at hand here, and the remedy for what is not",
-    "report": "finished runs laid out as tables",
+    "report": "finished runs laid out as the tables and figures of the paper",
 }

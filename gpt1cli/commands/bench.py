@@ -18,7 +18,8 @@ from gpt1cli.benchmarks.contest import Contest, Measured, Setting, hold, ratio
 from gpt1cli.config import BenchConfig, InputError
 from gpt1cli.hub import Need
 from gpt1cli.loggers import Progress, short
-from gpt1cli.report import Table, plot_sizes
+from gpt1cli.pages import Table
+from gpt1cli.plots import save_sizes
 
 HEADER = ("contender", "a second", "range", "gpt1 is", "floor", "of the ceiling", "peak memory")
 
@@ -48,7 +49,7 @@ def run(config: BenchConfig, folder: Path) -> None:
             if contest.axis:
                 label, sizes = contest.axis
                 path = folder / "plots" / f"{contest.name.replace(', ', '-')}.png"
-                plot_sizes(label, sizes, f"{contest.unit} a second", [one.rate for one in measured], path)
+                save_sizes(label, sizes, f"{contest.unit} a second", [one.rate for one in measured], path)
             progress.update(number)
     for table in tables:
         table.show()

@@ -8,7 +8,7 @@ from typing import Any
 from gpt1cli import hub, options, rundir
 from gpt1cli.config import CorpusConfig, DoctorConfig, TaskConfig, TokenizerConfig, build
 from gpt1cli.hub import Need
-from gpt1cli.report import Table
+from gpt1cli.pages import Table
 
 
 def needs(config: DoctorConfig) -> list[Need]:

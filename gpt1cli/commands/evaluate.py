@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import checkpoint, origins, rundir, runtime, tasks
+from gpt1cli import checkpoint, glue, origins, rundir, runtime, tasks
 from gpt1cli.config import EvaluateConfig, InputError
 from gpt1cli.evaluation import load_split, refuse_other_labels, score_split, warn_absent
 from gpt1cli.hub import Need, task_needs
 from gpt1cli.loggers import Progress
-from gpt1cli.report import write_run_report
+from gpt1cli.runpage import write_run_report
 from gpt1cli.scoring import head_outputs
 
 
@@ -46,6 +46,8 @@ def run(config: EvaluateConfig, folder: Path) -> None:
             progress.say(f"{name}: {split}")
             outputs = head_outputs(model, split.items, machine.micro_batch, machine.token_budget)
             found = score_split(config.task, name, split, outputs, folder)
+            if told := glue.write_submission(folder, config.task, name, config.limit.test):
+                progress.say(told)
             examples[name], checksums[name] = len(split.items), split.digest
             result |= found
             told = " ".join(f"{metric} {value:.4f}" for metric, value in found.get(name, {}).items())

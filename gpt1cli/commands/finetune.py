@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt1cli import checkpoint, corpus, distributed, planning, rehearsal, rundir, runtime, tasks
+from gpt1cli import checkpoint, corpus, distributed, glue, planning, rehearsal, rundir, runtime, tasks
 from gpt1cli.batches import Batch, Epochs
 from gpt1cli.checkpoint import State
 from gpt1cli.config import FinetuneConfig
@@ -24,7 +24,7 @@ from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.objectives import fine_tuning
 from gpt1cli.optim import SCHEDULES, Optimizer
-from gpt1cli.report import write_run_report
+from gpt1cli.runpage import write_run_report
 from gpt1cli.scoring import head_outputs
 from gpt1cli.tokenizer import Tokenizer
 
@@ -116,6 +116,8 @@ def run(config: FinetuneConfig, folder: Path) -> None:
         for name, split in splits.items():
             if name != "train" or config.score_train:
                 result |= score_split(task, name, split, outputs(split), folder)
+                if told := glue.write_submission(folder, task, name, config.limit.test):
+                    progress.say(told)
         write_run_report(folder, result)
         rundir.finish(folder, result)
         headline = task.metrics[0]

@@ -21,7 +21,7 @@ from gpt1cli.models import fresh
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.objectives import language_modelling
 from gpt1cli.optim import SCHEDULES, Optimizer
-from gpt1cli.report import write_run_report
+from gpt1cli.runpage import write_run_report
 from gpt1cli.runtime import Machine
 from gpt1cli.scoring import mean_token_loss
 from gpt1cli.tokenizer import Tokenizer

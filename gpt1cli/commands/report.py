@@ -1,12 +1,18 @@
-"""gpt1 report: finished runs laid out as tables, in the terminal and in report.md."""
+"""gpt1 report: finished runs laid out as the paper lays out its own, in the terminal and in pages to keep."""
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from gpt1cli import report, rundir
+from gpt1cli import comparison, glue, layers, pages, paper, report, rundir
 from gpt1cli.config import ReportConfig
 from gpt1cli.hub import Need
+from gpt1cli.pages import Block, Table
+from gpt1cli.report import Finished
 
 
 def needs(config: ReportConfig) -> list[Need]:
@@ -15,13 +21,72 @@ def needs(config: ReportConfig) -> list[Need]:
 
 
 def run(config: ReportConfig, folder: Path) -> None:
-    """Find the finished runs, show their tables, write report.md."""
+    """Find the finished runs -> the paper's tables and figures, tables of the rest -> report.md, .html, table.csv."""
     runs = report.find_runs(config.runs)
-    made = report.tables(runs)
-    for table in made:
-        table.show()
-    sources = "\n".join(f"- {run.folder}" for run in runs)
-    page = "\n".join(["# Report\n", *(table.markdown() for table in made), "## Runs\n", sources, ""])
-    rundir.write_text(folder / "report.md", page)
+    blocks, records = of_the_paper(runs)
+    if found := layers.series(runs):
+        blocks += layers.figure(found)
+    rest = unplaced(runs)
+    blocks += report.tables(rest)
+    records += report.records(rest)
+    if config.submission:
+        packed = glue.pack(Path(config.submission), submitted(runs))
+        blocks.append(Table(f"Submission: {config.submission}", ["file", "from"], packed))
+    blocks.append(Table("Runs", ["folder"], [[str(run.folder)] for run in runs]))
+
+    for block in blocks[:-1]:
+        if isinstance(block, Table):
+            block.show()
+    pages.write(folder, "Report", blocks)
+    rundir.write_text(folder / "table.csv", separated(records))
     rundir.finish(folder, {"status": "finished", "command": "report", "name": config.name, "runs": len(runs)})
-    print(f"report: {folder / 'report.md'}")
+    print(f"report: {folder / 'report.md'}, report.html, table.csv")
+
+
+def of_the_paper(runs: Sequence[Finished]) -> tuple[list[Block], list[dict[str, Any]]]:
+    """The paper's tables as far as the runs fill them, and the demo world's; their numbers as records."""
+    blocks: list[Block] = []
+    records: list[dict[str, Any]] = []
+    demo = paper.demo_layout(runs)
+    for layout in [*paper.layouts().values(), *([demo] if demo else [])]:
+        if rows := paper.rows_of(layout, runs):
+            table, own = paper.table_of(layout, rows)
+            blocks += [table, paper.picture_of(layout, rows)]
+            records += own
+            if len(layout.variants) > 1 and (worth := comparison.table(rows)):
+                blocks.append(worth)
+    return blocks, records
+
+
+def unplaced(runs: Sequence[Finished]) -> list[Finished]:
+    """The runs that are in no table and no figure of the paper."""
+    placed = {
+        run.folder
+        for layout in paper.layouts().values()
+        for row in paper.rows_of(layout, runs)
+        for same in row.runs.values()
+        for run in same
+    }
+    placed |= {run.folder for *_, drawn in layers.series(runs) for same in drawn.values() for run in same}
+    return [run for run in runs if run.folder not in placed]
+
+
+def submitted(runs: Sequence[Finished]) -> dict[str, Path]:
+    """File of a submission -> where it is: where several runs have it, that of the best on validation."""
+    best: dict[str, tuple[float, Path]] = {}
+    for run in runs:
+        headline = run.config["task"]["metrics"][0] if "task" in run.config else ""
+        score = run.result.get("valid", {}).get(headline, float("-inf"))
+        for path in sorted((run.folder / "submission").glob("*.tsv")):
+            if path.stem not in best or score > best[path.stem][0]:
+                best[path.stem] = score, path
+    return {name: path for name, (_, path) in best.items()}
+
+
+def separated(records: Sequence[dict[str, Any]]) -> str:
+    """The records as comma-separated values."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, paper.FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()

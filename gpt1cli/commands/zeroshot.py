@@ -15,7 +15,7 @@ from gpt1cli.hub import Need, init_needs, task_needs
 from gpt1cli.loggers import Progress
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.probing import Probes, against, best_threshold, likelihoods, load_probes, measured, predictions
-from gpt1cli.report import write_run_report
+from gpt1cli.runpage import write_run_report
 from gpt1cli.runtime import Machine
 from gpt1cli.scoring import ending_log_probabilities
 from gpt1cli.tokenizer import Tokenizer
@@ -59,10 +59,13 @@ def run(config: ZeroshotConfig, folder: Path) -> None:
                 drawn.setdefault(init, Curve(label, model.config.architecture, [])).points.append(point)
             progress.say(f"{name}: {told(task, scores)}")
             progress.update(number)
+        pictures = []
         if len(chosen) > 1 and drawn:
-            what = f"{task.name}: {task.metrics[0]}"
-            y = what if task.zeroshot.reference is None else f"{what}, from chance (0) to reference (1)"
-            curves.write(list(drawn.values()), y, folder / "plots" / "zeroshot.png")
+            scale = "" if task.zeroshot.reference is None else ", from chance (0) to reference (1)"
+            several = list(drawn.values())
+            pictures = [curves.picture("zeroshot", f"{task.name} without training", task.metrics[0] + scale, several)]
+            (folder / "plots").mkdir()
+            rundir.write_text(folder / "plots" / "zeroshot.csv", curves.table(several))
         write_answers(folder, answers, several=bool(config.runs))
         splits = {name: probes.split for name, probes in next(iter(asked.values())).items()}
         tokenizers = " ".join(dict.fromkeys(identity for identity, _, _ in asked))
@@ -79,7 +82,7 @@ def run(config: ZeroshotConfig, folder: Path) -> None:
             "cut": {name: split.cut for name, split in splits.items()},
             **({"runs": found} if config.runs else found[config.inits[0]]),
         }
-        write_run_report(folder, result)
+        write_run_report(folder, result, pictures)
         rundir.finish(folder, result)
         progress.say(f"predictions: {folder / 'predictions'}")
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from gpt1cli import glue
 from gpt1cli.config import InputError, TaskConfig, unknown
 from gpt1cli.metrics import CLASSIFICATION, METRICS, REGRESSION
 from gpt1cli.tasks.layouts import Example
@@ -56,6 +57,7 @@ def check(task: TaskConfig) -> None:
         errors.append(f"task.path={task.path}: only task.source={', '.join(READ_FILES)} reads files of one's own")
     elif task.path and not Path(task.path).is_dir():
         errors.append(f"task.path={task.path}: no such folder")
+    errors += glue.check(task)
     if errors:
         raise InputError("\n".join(errors))
 
