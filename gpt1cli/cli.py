@@ -132,7 +132,7 @@ def _run(line: CommandLine, command: str, words: list[str]) -> None:
         return
     sweep = "--multirun" in line.flags or "hydra.mode=MULTIRUN" in line.overrides
     asked = "--cfg" in line.flags or "--info" in line.flags
-    given = _for_cells(line.overrides, composer) if command == "ablation" else list(line.overrides)
+    given = list(line.overrides)
     if several := running.by_torchrun():
         if sweep or not issubclass(config.COMMANDS[command], config.TrainConfig):
             raise InputError("torchrun starts one training on many devices: no sweep, and no other command")
@@ -146,27 +146,6 @@ def _run(line: CommandLine, command: str, words: list[str]) -> None:
         _sweep(composer, overrides, words)
     else:
         _single(composer, overrides, words)
-
-
-def _for_cells(words: list[str], composer: Composer) -> list[str]:
-    """The overrides of a study: those of fine-tuning among them are gathered in `cells`, which every cell gets."""
-    from gpt1cli.compose import settled
-    from gpt1cli.overrides import quote
-
-    own: list[str] = []
-    cells: list[str] = []
-    for word in words:
-        key = word.lstrip("+~").partition("=")[0]
-        here, there = (config.annotation_of(cls, key) for cls in (composer.cls, config.FinetuneConfig))
-        (own if here is not None or there is None or key.startswith("hydra.") else cells).append(word)
-    if not cells:
-        return own
-    if any(word.startswith(("task=", "task@")) for word in cells):
-        raise InputError("a study runs several tasks: name tasks=[...] instead of task=")
-    if any(word.startswith("cells=") for word in own):
-        raise InputError(f"cells= and {', '.join(cells)}: name these inside of it, or leave cells= out")
-    type(composer)("finetune").check(cells, whole=False)
-    return [*own, f"cells=[{','.join(quote(settled(word)) for word in cells)}]"]
 
 
 def _single(composer: Composer, overrides: list[str], words: list[str]) -> None:

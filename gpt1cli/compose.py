@@ -19,11 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from gpt1cli import config, origins, overrides, rundir
 from gpt1cli.composer import Composer, absolute, hydra_known, told_by_hydra
 from gpt1cli.config import InputError, ModelConfig, bare, shown
+from gpt1cli.overrides import FOUND, NO_PATHS, PATHS
 
-# Where ~ is the home folder:
-FOUND = ("cache", "hub", "init", "init_lstm", "run", "input", "corpus.path", "task.path")  # stored, from any folder
-PATHS = (*FOUND, "out", "resume", "config", "runs", "submission")
-NO_PATHS = (("init", "none"), ("init", "openai"), ("input", "-"))
 BROUGHT = {"model", "tokenizer", "init", "epochs"}  # by a task of the demo, for the commands that have these keys
 FREE = ("runtime", "resume", "config")  # what may differ when a run is resumed, besides more steps
 
@@ -93,14 +90,6 @@ def compose(composer: Composer, words: list[str]) -> Composed:
     if stored and resumed:
         _refuse_changes(stored[1], dataclasses.asdict(built), named)
     return Composed(built, folder, resumed)
-
-
-def settled(word: str) -> str:
-    """An override whose path, if it names one, is told from the root: it holds in any folder."""
-    key, _, value = word.partition("=")
-    if key not in FOUND or value in ("", "null") or (key, value) in NO_PATHS:
-        return word
-    return f"{key}={absolute(value)}"
 
 
 # --- stored configurations --------------------------------------------------------------------------------------------

@@ -68,11 +68,25 @@ class Composer:
     def check(self, words: list[str], sweep: bool = False, whole: bool = True) -> list[str]:
         """Overrides as typed -> in Hydra's grammar. InputError lists every mistake; where they are whole, also gaps."""
         groups = self.groups if whole else dict.fromkeys(self.groups, "")
+        if self.cls is config.SweepsConfig:
+            words = self._for_cells(words)
         defaults = options.defaults(self.command)[1]
         needed = [key for key in defaults if defaults[key] is None and self._wants(key)] if whole else []
         if found := overrides.problems(words, self.cls, groups, needed, self.options, sweep):
             raise InputError("\n".join(found))
         return [overrides.translate(word, self.cls, sweep) for word in words]
+
+    def _for_cells(self, words: list[str]) -> list[str]:
+        """Of a study: what only fine-tuning knows is gathered in `cells`, which every cell gets."""
+        own, cells = overrides.gathered(words, self.cls, config.FinetuneConfig)
+        if not cells:
+            return own
+        if any(word.partition("=")[0] == "task" for word in cells):
+            raise InputError("a study runs several tasks: name tasks=[...] instead of task=")
+        if any(word.startswith("cells=") for word in own):
+            raise InputError(f"cells= and {', '.join(cells)}: name these inside of it, or leave cells= out")
+        Composer("finetune", self.source).check(cells, whole=False)
+        return [*own, f"cells=[{','.join(map(overrides.quote, cells))}]"]
 
     def _wants(self, key: str) -> bool:
         """Whether null is no value of the key."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import os
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,7 +24,12 @@ from gpt1cli import config
 from gpt1cli.config import bare, shown
 
 LITERAL = {"text", "prompt", "input", "output"}
-LITERAL |= {"init", "resume", "config", "run", "runs", "submission", "out", "hub", "cache", "name"}
+LITERAL |= {"init", "init_lstm", "resume", "config", "run", "runs", "submission", "out", "hub", "cache", "name"}
+
+# Where ~ is the home folder; stored, the first ones hold from any folder:
+FOUND = ("cache", "hub", "init", "init_lstm", "run", "input", "corpus.path", "task.path")
+PATHS = (*FOUND, "out", "resume", "config", "runs", "submission")
+NO_PATHS = (("init", "none"), ("init", "openai"), ("input", "-"))
 
 # ${gpt1.text:x6869} stands for a text that OmegaConf would otherwise interpolate, as hexadecimal UTF-8.
 SEALED = re.compile(r"\$\{gpt1\.text:x([0-9a-f]*)\}")
@@ -55,6 +61,21 @@ def _literal(value: str, key: str, annotation: Any, sweep: bool) -> str:
     if key == "init" and sweep:
         return ",".join(map(quote, value.split(",")))
     return quote(value)
+
+
+def gathered(words: Iterable[str], cls: type, cells: type) -> tuple[list[str], list[str]]:
+    """The overrides of a study apart from those that only its cells know, whose paths are told from the root."""
+    own, given = [], []
+    for word in words:
+        _, key, value = _split(word)
+        here, there = (config.annotation_of(known, key) for known in (cls, cells))
+        if here is not None or there is None or key.startswith("hydra."):
+            own.append(word)
+        elif key in FOUND and value and value != "null" and (key, value) not in NO_PATHS:
+            given.append(f"{key}={os.path.abspath(os.path.expanduser(value))}")
+        else:
+            given.append(word)
+    return own, given
 
 
 def quote(text: str) -> str:

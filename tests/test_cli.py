@@ -73,7 +73,7 @@ def test_a_flags_value_is_no_command():
     ("words", "told"),
     [
         (["pretrian"], "pretrian: no such command; did you mean pretrain?"),
-        (["train-a-model"], "known: bench, doctor, evaluate, export, finetune, generate, prepare"),
+        (["train-a-model"], "known: ablation, bench, doctor, evaluate, export, finetune, generate, prepare"),
         ([""], ": no such command"),
         (["pretrain", "model=tiny", "finetune"], "finetune: a second command after pretrain"),
         (["finetune", "sst2"], "sst2: a second command after finetune; did you mean task=sst2?"),
@@ -87,7 +87,7 @@ def test_a_flags_value_is_no_command():
         (["pretrain", "--config-dir", "nowhere"], "--config-dir nowhere: no such folder"),
         (["pretrain", "-m", "--cfg", "job"], "--multirun and --cfg: one of them at a time"),
         (["pretrain", "--resolve"], "--resolve goes with --cfg"),
-        (["model=base"], "no command was named; there are prepare, pretrain, finetune, evaluate, export, score"),
+        (["model=base"], "no command was named; there are prepare, pretrain, finetune, ablation, evaluate, export"),
         (["-m"], "no command was named"),
     ],
 )
@@ -349,7 +349,7 @@ def test_a_sweep_folder_that_is_in_use_is_refused(capsys, commands):
         ("gpt1 --mu", {"--multirun"}),
         ("gpt1 -m finetune mod", {"model=", "model."}),
         ("gpt1 finetune limit.t", {"limit.train=", "limit.test="}),
-        ("gpt1 lr=1 finetune model=", {"model=base", "model=mini", "model=small", "model=tiny"}),
+        ("gpt1 lr=1 finetune model=", {f"model={name}" for name in ("base", "lstm", "mini", "small", "tiny")}),
         ("gpt1 finetune task=demo_s", {"task=demo_sentiment", "task=demo_similarity"}),
         ("gpt1 finetune aux_lm=", {"aux_lm=false", "aux_lm=true"}),
         ("gpt1 pretrain runtime.device=c", {"runtime.device=cpu", "runtime.device=cuda"}),
