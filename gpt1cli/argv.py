@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from gpt1cli import config, options
 from gpt1cli.config import InputError, shown
 
-ALIASES: dict[str, str] = {"sweeps": "ablation"}  # another name of a command -> the command
+ALIASES = {"sweeps": "ablation", "zero-shot": "zeroshot"}  # another name of a command -> the command
 
 # Hydra's flags -> what may follow them: nothing, one of these values, or (None) any value. --experimental-rerun is
 # missing on purpose: it would unpickle a file.

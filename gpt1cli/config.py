@@ -204,6 +204,30 @@ SCORES = ("mse", "ordinal")  # losses of tasks whose label is a number, not a cl
 
 
 @dataclass(frozen=True, kw_only=True)
+class ZeroshotRule:
+    """How a language model answers a task as it is, without training (paper, section 5): see probing.RULES."""
+
+    rule: Annotated[
+        Literal["sentence", "answer", "rest"] | None,
+        Key("what is scored: the text itself, an answer behind it, what follows a referent (null: no rule)"),
+    ] = None
+    cue: Annotated[str, Key("text between the example and its answers (rule answer)")] = ""
+    words: Annotated[list[str], Key("a word for each label, the answers of a task without choices (rule answer)")] = (
+        field(default_factory=list)
+    )
+    opening: Annotated[
+        str, Key("text before what nothing precedes (empty: nothing, and its first token is not scored)")
+    ] = ""
+    normalise: Annotated[Literal["mean", "sum"], Key("of the log-probabilities of the scored tokens")] = "mean"
+    chance: Annotated[float, Key("headline metric of guessing: 0 in a figure")] = 0.0
+    reference: Annotated[float | None, Key("headline metric of a trained model: 1 in a figure (null: unknown)")] = None
+
+    def problems(self) -> Iterator[str]:
+        if self.reference is not None and self.reference <= self.chance:
+            yield f"reference={self.reference} is not above chance={self.chance}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskConfig:
     """A labelled data set and how its rows become inputs (paper, section 3.3)."""
 
@@ -234,6 +258,7 @@ class TaskConfig:
     submission: Annotated[dict[str, GlueFile], Key("our split name: the GLUE server's file for its predictions")] = (
         field(default_factory=dict)
     )
+    zeroshot: ZeroshotRule = field(default_factory=ZeroshotRule)
 
     @property
     def classes(self) -> bool:
@@ -266,6 +291,24 @@ class TaskConfig:
             yield f"submission: {', '.join(odd)}: the server takes predictions of test, or of a test_X"
         if odd := [name for name in self.splits if not re.fullmatch(r"(train|valid|test)(_\w+)?", name)]:
             yield f"splits: {', '.join(odd)}: our names are train, valid, test, and valid_X, test_X for further ones"
+        if self.zeroshot.rule is not None:
+            yield from self._misruled(self.zeroshot)
+
+    def _misruled(self, zeroshot: ZeroshotRule) -> Iterator[str]:
+        """What keeps the zero-shot rule from fitting the task."""
+        rule, words = zeroshot.rule, zeroshot.words
+        if (rule == "rest") != (self.layout == "pronoun"):
+            yield f"zeroshot.rule={rule}: rule rest and layout pronoun go together, but layout={self.layout}"
+        if rule == "sentence" and (len(self.columns) != 1 or len(self.labels) != 2):
+            yield f"zeroshot.rule=sentence tells two labels of one text apart: columns={self.columns}"
+        if rule == "sentence" and "train" not in self.splits:
+            yield f"zeroshot.rule=sentence takes its threshold from a train split; there: {', '.join(self.splits)}"
+        if rule == "answer" and not self.choices and (len(words) != len(self.labels) or not words):
+            yield f"zeroshot.words={words}: without choices one is needed for each of labels={self.labels}"
+        if words and (rule != "answer" or self.choices):
+            yield f"zeroshot.words={words}: they are for rule answer, of tasks without choices"
+        if zeroshot.cue and rule != "answer":
+            yield f"zeroshot.cue={shown(zeroshot.cue)}: it is for rule answer"
 
 
 @dataclass(frozen=True)
@@ -578,6 +621,35 @@ class GenerateConfig(SpeakConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ZeroshotConfig(RunConfig):
+    """What gpt1 zeroshot takes."""
+
+    task: TaskConfig
+    init: Annotated[
+        str | None, Key("the model: openai (null), a run folder, a checkpoint folder, an exported folder", filled=True)
+    ]
+    runs: Annotated[list[str], Key("run folders, instead of init: a curve for each")]
+    checkpoint: Annotated[
+        Count | Literal["best", "last", "all"], Key("which checkpoint of a run: its best, its last, a step, every one")
+    ]
+    limit: Limit
+
+    @property
+    def inits(self) -> list[str]:
+        """What to score, at least one."""
+        return self.runs or [self.init or "openai"]
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.runs and self.init not in (None, "none"):
+            yield f"init={shown(self.init)} and runs={shown(self.runs)}: one of them at a time"
+        if "none" in self.inits:
+            yield "init=none: fresh weights know nothing; name a run folder, or openai"
+        if repeated := sorted({run for run in self.runs if self.runs.count(run) > 1}):
+            yield f"runs: {', '.join(repeated)} is named twice"
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchConfig(RunConfig):
     """What gpt1 bench takes."""
 
@@ -626,6 +698,7 @@ COMMANDS: dict[str, type[RunConfig]] = {
     "export": ExportConfig,
     "score": ScoreConfig,
     "generate": GenerateConfig,
+    "zeroshot": ZeroshotConfig,
     "bench": BenchConfig,
     "doctor": DoctorConfig,
     "report": ReportConfig,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ import torch
 
 from gpt1cli import metrics, rundir, tasks
 from gpt1cli.batches import Item
-from gpt1cli.config import EvaluateConfig, FinetuneConfig, InputError, TaskConfig
+from gpt1cli.config import EvaluateConfig, FinetuneConfig, InputError, TaskConfig, ZeroshotConfig
 from gpt1cli.loggers import Progress
 from gpt1cli.objectives import TASK_LOSSES, TaskLoss, ordinal
-from gpt1cli.tasks.layouts import LAYOUTS, Example, special
+from gpt1cli.tasks.layouts import LAYOUTS, Example, Ids, special
 from gpt1cli.tokenizer import Tokenizer
 
 TOGETHER = 1024  # examples whose texts go to the tokenizer at a time
@@ -60,24 +60,44 @@ def load_split(
 ) -> Split | None:
     """A split of the command's task as items of which no position exceeds n_positions; None where there is no such.
 
-    A model without branches gets every sequence in a row of its own. The examples that a limit leaves for validation
-    and test are the same for every seed.
+    A model without branches gets every sequence in a row of its own.
+    """
+    loaded = load_examples(config, name)
+    if loaded is None:
+        return None
+    examples, dropped = loaded
+    arrange, items, cuts = LAYOUTS[config.task.layout], [], 0
+    for example, texts, choices in encoded(examples, vocabulary):
+        laid = arrange(texts, choices, special(len(vocabulary)), n_positions)
+        items.append(Item.of(laid.rows, example.label, laid.shared if branches else 0))
+        cuts += laid.cut
+    return Split(examples, items, cuts, dropped)
+
+
+def load_examples(
+    config: FinetuneConfig | EvaluateConfig | ZeroshotConfig, name: str
+) -> tuple[list[Example], int] | None:
+    """The examples of a split within the command's limit, and how many rows had no label; None: no such split.
+
+    The examples that a limit leaves for validation and test are the same for every seed.
     """
     loaded = tasks.load(config.task, name, config.hub, config.cache)
     if loaded is None:
         return None
     limit = getattr(config.limit, name.partition("_")[0])  # of valid_mismatched: that of valid
-    examples = tasks.limit(loaded.examples, limit, config.seed if name == "train" else 0)
-    arrange, items, cuts = LAYOUTS[config.task.layout], [], 0
+    return tasks.limit(loaded.examples, limit, config.seed if name == "train" else 0), loaded.dropped
+
+
+def encoded(
+    examples: Sequence[Example], vocabulary: Tokenizer
+) -> Iterator[tuple[Example, Sequence[Ids], Sequence[Ids]]]:
+    """Each example with the token ids of its texts and of its choices, every text tokenised by itself."""
     for start in range(0, len(examples), TOGETHER):
         some = examples[start : start + TOGETHER]
         ids = iter(vocabulary.encode_batch(text for each in some for text in (*each.texts, *each.choices)))
         for example in some:
             texts, choices = (list(itertools.islice(ids, len(given))) for given in (example.texts, example.choices))
-            laid = arrange(texts, choices, special(len(vocabulary)), n_positions)
-            items.append(Item.of(laid.rows, example.label, laid.shared if branches else 0))
-            cuts += laid.cut
-    return Split(examples, items, cuts, loaded.dropped)
+            yield example, texts, choices
 
 
 # --- what the head gives: how many values, which loss, which prediction -----------------------------------------------

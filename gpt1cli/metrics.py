@@ -49,6 +49,13 @@ def spearmanr(labels: Values, predictions: Values) -> float:
     return _defined(float(_quiet(spearmanr, predictions, labels)[0])) if len(labels) > 1 else 0.0
 
 
+def roc_auc(labels: Values, scores: Values) -> float:
+    """Chance that an example of class 1 scores above one of class 0, equal scores counting half; 0.5 of one class."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(labels, scores)) if len(set(labels)) == 2 else 0.5
+
+
 Metric = Callable[[Values, Values], float]
 CLASSIFICATION: dict[str, Metric] = {"accuracy": accuracy, "f1": f1, "matthews_correlation": matthews_correlation}
 REGRESSION: dict[str, Metric] = {"pearson": pearson, "spearmanr": spearmanr}

@@ -45,6 +45,30 @@ def find(init: str, key: str = "init") -> Path:
     raise InputError(f"{key}={shown(init)}: {found}\n{key} takes {takes}")
 
 
+def checkpoints(init: str, which: int | str = "best") -> list[str]:
+    """The checkpoints that `which` picks of a run, each as init= would name it: best, last, a step, or all, in order.
+
+    What is no run has one, its best. InputError where there is none.
+    """
+    if which == "best":
+        return [init] if init == "openai" else [str(find(init))]
+    folder = os.path.join(os.path.expanduser(init), "checkpoints")
+    if not os.path.isdir(folder):
+        raise InputError(f"checkpoint={which}: {shown(init)} is no run folder with checkpoints")
+    if which != "all":
+        return [str(find(os.path.join(folder, str(which))))]
+    steps = sorted(int(name) for name in os.listdir(folder) if name.isdecimal())
+    if not steps:
+        raise InputError(f"checkpoint=all: {shown(folder)} holds no checkpoint yet")
+    return [os.path.join(folder, str(step)) for step in steps]
+
+
+def step_of(checkpoint: str) -> int | None:
+    """The update after which a checkpoint was written; None for what is no run's."""
+    path = Path(checkpoint).resolve()  # last and best are links
+    return int(path.name) if path.parent.name == "checkpoints" and path.name.isdecimal() else None
+
+
 def described(folder: Path) -> dict[str, Any]:
     """What a checkpoint's config.json says of its model and tokenizer. InputError lists what is wrong with it."""
     path = folder / "config.json"

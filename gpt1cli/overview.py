@@ -48,6 +48,11 @@ EXAMPLES = {
         ('init=openai prompt="the sea" temperature=0.8 top_p=0.9', "less of what is unlikely"),
         ('init=openai prompt="the sea" samples=4 tokens=30 top_k=40', "four continuations"),
     ),
+    "zeroshot": (
+        ("task=sst2", "the paper's rule on the published weights"),
+        ("task=cola init=outputs/pretrain/text/RUN checkpoint=all", "a curve over the checkpoints of a run"),
+        ("task=race runs=[outputs/pretrain/text/A,outputs/pretrain/text/B] checkpoint=all", "two runs in one figure"),
+    ),
     "bench": (
         ("peer=transformers", "everything, beside transformers: some twenty minutes on two cores"),
         ("what=[tokenize,generate] input=book.txt hub=DIR", "two jobs, on a text of your own"),

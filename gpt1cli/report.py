@@ -48,6 +48,7 @@ KINDS = {  # command -> title of its table, and the group that names a row
     "pretrain": ("Pretraining", "corpus"),
     "finetune": ("Fine-tuning", "task"),
     "evaluate": ("Evaluation", "task"),
+    "zeroshot": ("Zero-shot", "task"),
 }
 
 

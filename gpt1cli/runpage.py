@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from gpt1cli.report import flat
 WHERE = ("name", "out", "cache", "hub")  # settings that say where, and not what
 
 
-def write_run_report(folder: Path, result: Mapping[str, Any]) -> None:
-    """report.md, report.html and plots/ from a run's own files and the result it is about to declare."""
+def write_run_report(folder: Path, result: Mapping[str, Any], drawn: Sequence[Picture] = ()) -> None:
+    """report.md, report.html and plots/ from a run's own files, what it is about to declare, and what it has drawn."""
     path = folder / "config.yaml"
     config = rundir.read_config(path) if path.exists() else {}
     facts = [[key, _shown(value)] for key, value in flat(result)]
@@ -26,6 +26,7 @@ def write_run_report(folder: Path, result: Mapping[str, Any]) -> None:
     blocks: list[Block] = [
         Command(again(folder, result["command"])),
         *_curves(folder, config),
+        *drawn,
         Table("Result", ["what", "value"], facts),
         *_predicted(folder, config, result),
         Table("Settings that differ from the default", ["key", "value", "default"], changed, ["all: config.yaml"]),
@@ -70,6 +71,8 @@ def _curves(folder: Path, config: Mapping[str, Any]) -> Iterator[Picture]:
     if not (folder / "metrics.jsonl").exists():
         return
     lines = rundir.read_jsonl(folder / "metrics.jsonl")
+    if not any("loss" in line for line in lines):  # nothing was trained
+        return
     yield plots.losses(lines)
     headline = config["task"]["metrics"][0] if "task" in config else "perplexity"
     if any(headline in line for line in lines):

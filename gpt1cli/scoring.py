@@ -5,6 +5,7 @@ N sequences, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -102,6 +103,37 @@ def _ends_scored(
         pieces = np.split(values, np.cumsum(counts.sum(1))[:-1])
         for i, piece in zip(group, pieces, strict=True):
             found[i] = piece
+    return found
+
+
+@torch.no_grad()
+def ending_log_probabilities(
+    model: LanguageModel,
+    items: Sequence[Item],
+    counts: Sequence[Sequence[int]],
+    vocabulary: int,
+    micro_batch: int | None,
+    token_budget: int,
+) -> list[list[np.ndarray]]:
+    """log p(token | all before it) of the last counts[n][k] tokens of item n's sequence k: arrays [counts[n][k]], fp32.
+
+    A count leaves out the shared prefix and its last token. `vocabulary` entries can come next: of a fine-tuned model
+    the special rows cannot.
+    """
+    model.eval()
+    found: list[list[np.ndarray]] = [[]] * len(items)
+    table = model.tokens.weight[:vocabulary].float()  # in bf16 scores would come in ties, as in heads.py
+    for group in by_length(items, micro_batch, token_budget):
+        batch = items_batch([items[i] for i in group]).to(device_of(model))
+        assert batch.ends is not None
+        lengths = [count for i in group for count in counts[i]]
+        ends = zip(batch.ends.flatten().tolist(), lengths, strict=True)
+        places = torch.cat([torch.arange(end - length, end) for end, length in ends]).to(table.device)
+        hidden, targets = batch.through(model).flatten(0, 1)[places], batch.tokens.flatten()[places + 1]
+        values = log_probabilities(hidden.float(), table, targets).cpu().numpy()
+        pieces = iter(np.split(values, np.cumsum(lengths)[:-1]))
+        for i in group:
+            found[i] = list(itertools.islice(pieces, len(counts[i])))
     return found
 
 

@@ -86,6 +86,7 @@ PROBES = [name for name, splits in SPLITS.items() if not {"train", "valid"} <= s
 NEEDED = {  # what has no default
     "evaluate": ["run=outputs/finetune"],
     "generate": ["prompt=the sea"],
+    "zeroshot": ["init=openai"],  # not what a demo task brings
     "score": ["input=-"],
     "report": ["runs=[outputs]"],
 }

@@ -21,8 +21,8 @@ SOURCES = Path(gpt1cli.__file__).parent
 FLOORS = {  # a module imports from its own floor and from those below; a family (a folder) has the floor of its name
     4: "cli argv help overview __main__ __init__",
     3: "commands",
-    2: "running compose composer overrides fit scoring generation evaluation objectives checkpoint convert report "
-    "planning rehearsal benchmarks studies pages plots runpage paper layers comparison",
+    2: "running compose composer overrides fit scoring generation evaluation probing objectives checkpoint convert "
+    "report planning rehearsal benchmarks studies pages plots curves runpage paper layers comparison",
     1: "models tasks text lookup tokenizer documents workers corpus batches optim metrics loggers rundir hub "
     "demo_world runtime options published origins distributed glue",
     0: "config kernels",

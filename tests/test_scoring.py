@@ -8,10 +8,12 @@ import torch
 from small import SHAPE, item, model_config, peer_config, stir, tokens_of
 from transformers import OpenAIGPTLMHeadModel
 
+from gpt1cli.batches import Item
 from gpt1cli.convert import from_published
 from gpt1cli.models.heads import Classifier
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.scoring import (
+    ending_log_probabilities,
     head_outputs,
     log_probabilities_behind,
     mean_token_loss,
@@ -130,3 +132,42 @@ def test_what_does_not_fit_behind_a_prefix_is_refused(model):
         log_probabilities_behind(model.body, prefix, [ending], None, 100)
     with pytest.raises(ValueError, match="a prefix of 0 tokens"):
         log_probabilities_behind(model.body, prefix[:0], [ending], None, 100)
+
+
+# --- endings as branches ----------------------------------------------------------------------------------------------
+
+CONTEXTS = [[3], [9, 1], [], [4, 4, 8, 15, 16, 23], [7, 7, 7]]
+ENDINGS = [[[5], [6, 8, 1]], [[1, 2, 3, 4], [1]], [[0, 1], [2, 0, 5]], [[9], [8]], [[2, 2], [2, 2]]]
+COUNTS = [[1, 3], [4, 0], [1, 2], [1, 1], [1, 2]]  # of each ending, the tokens at its end that are asked for
+
+
+@pytest.mark.parametrize("branches", [True, False])
+@pytest.mark.parametrize(("micro_batch", "token_budget"), [(None, 1), (None, 30), (None, 10_000), (2, 1)])
+def test_endings_behind_a_shared_context_are_scored_as_whole_rows(model, branches, micro_batch, token_budget):
+    rows = [[context + ending for ending in both] for context, both in zip(CONTEXTS, ENDINGS, strict=True)]
+    items = [Item.of(both, None, len(context)) for both, context in zip(rows, CONTEXTS, strict=True)]
+    items = items if branches else [item.apart() for item in items]
+    assert {item.height for item in items} == ({1, 2} if branches else {2})
+    found = ending_log_probabilities(model.body, items, COUNTS, V, micro_batch, token_budget)
+    for both, counts, values in zip(rows, COUNTS, found, strict=True):
+        for row, count, array in zip(both, counts, values, strict=True):
+            wanted = whole_row(model.body, row)
+            assert array.tolist() == pytest.approx(wanted[len(wanted) - count :], abs=1e-5)
+
+
+def test_rows_beyond_the_vocabulary_cannot_come_next(model):
+    row = [1, 2, 3, 4]
+    (found,) = ending_log_probabilities(model.body, [Item.of([row])], [[3]], V - 3, None, 100)
+    with torch.no_grad():
+        log_p = model.body(torch.tensor([row]))[0] @ model.body.tokens.weight[: V - 3].T
+    wanted = log_p.log_softmax(-1)[[0, 1, 2], row[1:]].tolist()
+    assert found[0].tolist() == pytest.approx(wanted, abs=1e-5)
+
+
+def test_the_words_of_a_bf16_model_are_compared_in_fp32(model):
+    body, rows = model.body.to(torch.bfloat16), [[3, word] for word in range(V)]
+    (found,) = ending_log_probabilities(body, [Item.of(rows, None, 1)], [[1] * V], V, None, 100)
+    with torch.no_grad():
+        logits = body(torch.tensor(rows))[:, 0].float() @ body.tokens.weight.float().T
+    wanted = logits.log_softmax(-1).diagonal()
+    assert np.concatenate(found).tolist() == pytest.approx(wanted.tolist(), abs=1e-5)

@@ -1,0 +1,214 @@
+"""gpt1 zeroshot through the command line, on runs of a few updates; its scores found again token by token."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.metrics import matthews_corrcoef, roc_auc_score
+
+import gpt1cli
+from gpt1cli import demo_world, rundir
+from gpt1cli.cli import main
+
+QUIET = ("runtime.threads=1", "runtime.progress=none", "runtime.precision=fp32")
+LIMITS = ("limit.train=30", "limit.valid=12", "limit.test=10")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """Two pretraining runs of six updates: `a`, and `b`, an LSTM that reads shorter texts with another tokenizer."""
+    root = tmp_path_factory.mktemp("runs")
+    (root / "text").mkdir()
+    (root / "text" / "stories.txt").write_text("\n\n".join(demo_world.documents(count=60)))
+    words = ["corpus=text", f"corpus.path={root / 'text'}", "tokenizer=bpe", f"cache={root / 'cache'}", "model=tiny"]
+    words += ["steps=6", "lr=0.01", "keep_checkpoints=[2,4]", "eval_every=6", "checkpoint_every=6"]
+    words += ["model.n_layer=1", "model.d_model=16", "model.n_head=2", "model.d_ff=64"]
+    for name, merges, positions, more in (
+        ("a", 300, 128, []),
+        ("b", 100, 64, ["model.architecture=lstm", "model.lstm_units=24"]),
+    ):
+        more = [*more, f"tokenizer.merges={merges}", f"model.n_positions={positions}"]
+        more += [f"model.pretraining.context={positions}", f"hydra.run.dir={root / name}"]
+        assert main(["pretrain", *words, *more, *QUIET]) == 0
+    return root
+
+
+def zeroshot(into: Path, *words: str, command: str = "zeroshot") -> int:
+    return main([command, *LIMITS, *QUIET, *words, f"hydra.run.dir={into}"])
+
+
+def result_of(run: Path) -> dict:
+    return json.loads((run / "result.json").read_text())
+
+
+def predicted(run: Path, split: str = "valid") -> list[dict]:
+    return rundir.read_jsonl(run / "predictions" / f"{split}.jsonl")
+
+
+def log_p(init: Path, texts: Sequence[str], scored: int = 1, positions: int = 128) -> list[float]:
+    """log p(token | all before it) of the texts from number `scored` on, read as one row that loses its beginning."""
+    model, tokenizer = gpt1cli.load(init)
+    parts = [tokenizer.encode(text) for text in texts]
+    ids = [token for part in parts for token in part][-positions:]
+    with torch.no_grad():
+        log_p = model.logits(model(torch.tensor([ids])))[0].log_softmax(-1)
+    values = [log_p[i, token].item() for i, token in enumerate(ids[1:])]
+    return values[-sum(map(len, parts[scored:])) :] if scored else values
+
+
+def examples(task: str, split: str = "valid") -> dict[str, dict]:
+    return {example["id"]: example for example in demo_world.examples(task, split)}
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+# --- each rule --------------------------------------------------------------------------------------------------------
+
+
+def test_words_behind_the_cue(runs, tmp_path):
+    assert zeroshot(tmp_path / "run", "task=demo_sentiment", f"init={runs / 'a'}") == 0
+    lines, known = predicted(tmp_path / "run"), examples("demo_sentiment")
+    for line in lines:
+        text = known[line["id"]]["text"]
+        for label, word in (("negative", "terrible"), ("positive", "great")):
+            wanted = mean(log_p(runs / "a", [text, "all in all it was", word], 2))
+            assert line["scores"][label] == pytest.approx(wanted, abs=1e-4)
+        assert (line["label"], line["prediction"]) == (
+            known[line["id"]]["label"], max(line["scores"], key=line["scores"].__getitem__),
+        )  # fmt: skip
+    result = result_of(tmp_path / "run")
+    assert result["valid"]["accuracy"] == pytest.approx(mean([line["label"] == line["prediction"] for line in lines]))
+    margins = [line["scores"]["positive"] - line["scores"]["negative"] for line in lines]
+    assert result["valid"]["roc_auc"] == roc_auc_score([line["label"] == "positive" for line in lines], margins)
+    assert (result["status"], result["command"], result["step"]) == ("finished", "zeroshot", 6)
+    assert result["examples"] == {"valid": 12, "test": 10} and result["valid"]["ties"] == 0
+    assert "accuracy" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_a_sentence_against_the_threshold_of_the_training_split(runs, tmp_path):
+    words = ("task=demo_acceptability", f"init={runs / 'a'}", "task.metrics=[matthews_correlation]")
+    assert zeroshot(tmp_path / "run", *words, "task.zeroshot.normalise=sum", "task.zeroshot.opening=.") == 0
+    lines, known, result = predicted(tmp_path / "run"), examples("demo_acceptability"), result_of(tmp_path / "run")
+    for line in lines:
+        wanted = sum(log_p(runs / "a", [".", known[line["id"]]["text"]]))
+        assert line["scores"]["acceptable"] == pytest.approx(wanted, abs=1e-3)
+        assert line["scores"]["unacceptable"] == pytest.approx(result["threshold"], abs=1e-6)
+    labels = [line["label"] == "acceptable" for line in lines]
+    likely = [line["scores"]["acceptable"] > result["threshold"] for line in lines]
+    assert result["valid"]["matthews_correlation"] == pytest.approx(matthews_corrcoef(labels, likely))
+    assert zeroshot(tmp_path / "other", *words) == 0
+    (first, *_), threshold = predicted(tmp_path / "other"), result_of(tmp_path / "other")["threshold"]
+    wanted = mean(log_p(runs / "a", [known[first["id"]]["text"]], 0))  # without the first token, and the mean
+    assert first["scores"] == {"unacceptable": pytest.approx(threshold), "acceptable": pytest.approx(wanted, abs=1e-4)}
+
+
+def test_answers_behind_a_context_that_loses_its_beginning(runs, tmp_path):
+    assert zeroshot(tmp_path / "run", "task=demo_choice", f"init={runs / 'b'}") == 0
+    _, tokenizer = gpt1cli.load(runs / "b")
+    known, cut = examples("demo_choice"), 0
+    for line in predicted(tmp_path / "run"):
+        context, answers = known[line["id"]]["context"], known[line["id"]]["choices"]
+        lengths = [len(tokenizer.encode(answer)) for answer in answers]
+        cut += len(tokenizer.encode(context)) + max(lengths) > 64
+        # both stand behind the same context, which leaves room for the longer one
+        room = 64 - max(lengths)
+        wanted = [mean(log_p(runs / "b", [context, a], 1, room + n)) for a, n in zip(answers, lengths, strict=True)]
+        assert [line["scores"][label] for label in ("0", "1")] == pytest.approx(wanted, abs=1e-4)
+    assert 0 < cut == result_of(tmp_path / "run")["cut"]["valid"] < 12
+
+
+def test_what_follows_each_candidate(runs, tmp_path):
+    assert zeroshot(tmp_path / "run", "task=demo_pronoun", f"init={runs / 'a'}", command="zero-shot") == 0
+    known = examples("demo_pronoun")
+    for line in predicted(tmp_path / "run"):
+        before, after = known[line["id"]]["before"], known[line["id"]]["after"]
+        wanted = [mean(log_p(runs / "a", [before, name, after], 2)) for name in known[line["id"]]["candidates"]]
+        assert [line["scores"][label] for label in ("0", "1")] == pytest.approx(wanted, abs=1e-4)
+
+
+# --- checkpoints and figures ------------------------------------------------------------------------------------------
+
+
+def points(run: Path) -> list[dict[str, str]]:
+    with (run / "plots" / "zeroshot.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_kept_checkpoint_is_a_point_of_the_curve(runs, tmp_path):
+    words = ("task=demo_sentiment", "task.zeroshot.reference=0.9", f"init={runs / 'a'}", "checkpoint=all")
+    assert zeroshot(tmp_path / "run", *words) == 0
+    lines = [line for line in rundir.read_jsonl(tmp_path / "run" / "metrics.jsonl") if line["split"] == "valid"]
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    found = points(tmp_path / "run")
+    assert [(point["label"], point["architecture"], int(point["step"])) for point in found] == [
+        (f"{runs.name}/a", "transformer", step) for step in (2, 4, 6)
+    ]
+    wanted = [(line["accuracy"] - 0.5) / (0.9 - 0.5) for line in lines]
+    assert [float(point["value"]) for point in found] == pytest.approx(wanted)
+    result = result_of(tmp_path / "run")
+    assert (result["checkpoints"], result["step"]) == (3, 6)
+    assert result["valid"]["accuracy"] == lines[-1]["accuracy"] and len(predicted(tmp_path / "run")) == 12
+    assert "](plots/zeroshot.png)" in (tmp_path / "run" / "report.md").read_text()
+    assert zeroshot(tmp_path / "one", "task=demo_sentiment", f"init={runs / 'a'}", "checkpoint=4") == 0
+    alone = result_of(tmp_path / "one")
+    assert alone["step"] == 4 and alone["valid"]["accuracy"] == lines[1]["accuracy"]
+    assert not list((tmp_path / "one" / "plots").glob("zeroshot.*"))
+
+
+def test_several_runs_share_a_figure_each_with_its_own_tokenizer(runs, tmp_path):
+    both = f"runs=[{runs / 'a'},{runs / 'b'}]"
+    assert zeroshot(tmp_path / "run", "task=demo_pronoun", both, "checkpoint=last") == 0
+    found, result = points(tmp_path / "run"), result_of(tmp_path / "run")
+    assert [(point["label"], point["architecture"]) for point in found] == [
+        (f"{runs.name}/a", "transformer"), (f"{runs.name}/b", "lstm"),
+    ]  # fmt: skip
+    for point, name in zip(found, "ab", strict=True):  # without a reference the plain score
+        assert float(point["value"]) == result["runs"][str(runs / name)]["valid"]["accuracy"]
+        assert zeroshot(tmp_path / name, "task=demo_pronoun", f"init={runs / name}") == 0
+        alone, together = predicted(tmp_path / name), predicted(tmp_path / "run")
+        assert [line["scores"] for line in alone] == [
+            line["scores"] for line in together if line["init"] == str(runs / name)
+        ]
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["task=mnli", "init=openai"], "task=mnli has no task.zeroshot.rule; those that have: blimp, cola, demo_a"),
+        (["task=demo_pronoun"], "init=none: fresh weights know nothing; name a run folder, or openai"),
+        (["task=demo_pronoun", "init=RUN/a", "runs=[RUN/b]"], "one of them at a time"),
+        (["task=demo_pronoun", "runs=[RUN/b,RUN/b]"], "RUN/b is named twice"),
+        (["task=demo_pronoun", "init=RUN/a", "checkpoint=5"], "no such checkpoint; there are 2, 4, 6, best, last"),
+        (["task=demo_pronoun", "init=RUN/a/checkpoints/2", "checkpoint=all"], "is no run folder with checkpoints"),
+        (["task=demo_pronoun", "init=RUN/a", "checkpoint=first"], "takes a whole number or one of best, last, all"),
+        (["task=demo_pronoun", "init=RUN/a", "task.zeroshot.cue=so"], "task.zeroshot.cue=so: it is for rule answer"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused(runs, tmp_path, capsys, words, told):
+    words = [word.replace("RUN", str(runs)) for word in words]
+    assert zeroshot(tmp_path / "run", *words) == 2
+    assert told.replace("RUN", str(runs)) in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+# --- real data --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("task", ["winograd", "sst2", "cola", "race", "story_cloze"])
+def test_the_papers_tasks_are_answered(test_hub, runs, tmp_path, task):
+    words = (f"task={task}", f"init={runs / 'a'}", f"hub={test_hub}", f"cache={runs / 'cache'}")
+    assert zeroshot(tmp_path / "run", *words, "limit.valid=6", "limit.test=6") == 0
+    result = result_of(tmp_path / "run")
+    split = "test" if task == "winograd" else "valid"
+    assert result["examples"][split] == 6 and 0 <= result[split]["accuracy"] <= 1
+    assert ("threshold" in result) == (task == "cola")
