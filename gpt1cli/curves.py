@@ -6,9 +6,12 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from gpt1cli.config import InputError, shown
 from gpt1cli.plots import Picture, draw
+from gpt1cli.report import Finished
 
 STYLES = {"transformer": "o-", "lstm": "o--"}  # as in the paper: solid and dashed
 
@@ -20,6 +23,7 @@ class Curve:
     label: str
     architecture: str
     points: list[tuple[int, float]]
+    task: str = ""  # curves of one task share a colour
 
 
 def relative(score: float, chance: float, reference: float | None) -> float:
@@ -30,15 +34,45 @@ def relative(score: float, chance: float, reference: float | None) -> float:
 def picture(name: str, caption: str, y: str, curves: Sequence[Curve]) -> Picture:
     """The curves, updates on a logarithmic axis."""
 
+    colours = {key: f"C{n}" for n, key in enumerate(dict.fromkeys(c.task or c.label for c in curves))}
+
     def marks(axes: Any) -> None:
         for curve in curves:
-            points = zip(*sorted(curve.points), strict=True)
-            axes.plot(*points, STYLES[curve.architecture], label=curve.label, markersize=3, linewidth=1)
+            points, colour = zip(*sorted(curve.points), strict=True), colours[curve.task or curve.label]
+            style = STYLES[curve.architecture]
+            axes.plot(*points, style, color=colour, label=curve.label, markersize=3, linewidth=1)
         axes.set_xscale("log")
         axes.grid(alpha=0.3)
         axes.legend()
 
     return draw(name, caption, "updates", y, marks, (7, 4))
+
+
+def figure(runs: Sequence[Finished]) -> Picture | None:
+    """The curves of all runs of gpt1 zeroshot that scored several checkpoints; None where there is no such run."""
+    found = []
+    for run in runs:
+        points = run.folder / "plots" / "zeroshot.csv"
+        if run.result["command"] == "zeroshot" and points.is_file():
+            task = run.config["task"]["name"]
+            found += [Curve(f"{task}, {c.label}", c.architecture, c.points, task) for c in read(points)]
+    title = "Figure 2, right: what pretraining alone brings (solid: Transformer, dashed: LSTM)"
+    return picture("figure2-right", title, "from chance (0) to reference (1), else the score", found) if found else None
+
+
+def read(path: Path) -> list[Curve]:
+    """The curves of a table. InputError where it is none."""
+    found: dict[str, Curve] = {}
+    try:
+        for row in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))):
+            curve = found.setdefault(row["label"], Curve(row["label"], row["architecture"], []))
+            curve.points.append((int(row["step"]), float(row["value"])))
+        unknown = {curve.architecture for curve in found.values()} - STYLES.keys()
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} holds no curves: {error}") from error
+    if unknown:
+        raise InputError(f"{path} holds no curves: there is no architecture {shown(', '.join(unknown))}")
+    return list(found.values())
 
 
 def table(curves: Sequence[Curve]) -> str:

@@ -81,6 +81,14 @@ def finetunings(config: SweepsConfig, folder: Path | None) -> list[Cell]:
     return [cell.seeded(seed) for seed in config.seeds for cell in cells]
 
 
+def probings(config: SweepsConfig, folder: Path | None) -> list[Cell]:
+    """The tasks scored at every kept checkpoint of the study's own pretraining; one checkpoint stands in for those."""
+    ran = ",".join(str(home(folder) / cell.name) for cell in pretrainings(config)) if folder else ""
+    words = [f"runs=[{ran}]", "checkpoint=all"] if folder else ["init=null"]
+    limits = [word for word in config.cells if word.startswith("limit.")]
+    return [_cell(f"zeroshot-{task}", "zeroshot", [f"task={task}", *words, *limits], config) for task in probed(config)]
+
+
 def tasks(config: SweepsConfig) -> list[str]:
     """The tasks of the study's table; none where the study is a figure alone."""
     return (config.tasks or config.study.tasks) if config.study.tasks else []

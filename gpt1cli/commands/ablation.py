@@ -18,8 +18,8 @@ from gpt1cli import rundir, running, studies
 from gpt1cli.commands import report
 from gpt1cli.compose import compose
 from gpt1cli.composer import Composer
-from gpt1cli.config import InputError, SweepsConfig, TrainConfig
-from gpt1cli.hub import Need
+from gpt1cli.config import InputError, SweepsConfig, TrainConfig, ZeroshotConfig
+from gpt1cli.hub import Need, task_needs
 from gpt1cli.loggers import clock
 from gpt1cli.overrides import quote
 from gpt1cli.pages import Table
@@ -31,6 +31,9 @@ def needs(config: SweepsConfig) -> list[Need]:
     """What must be at hand for every cell, before the first one runs."""
     cells = [*studies.pretrainings(config), *studies.finetunings(config, None)]
     found = [need for cell in cells for need in _module(cell).needs(cell.config)]
+    for cell in studies.probings(config, None):
+        assert isinstance(cell.config, ZeroshotConfig)
+        found += task_needs(cell.config.task)
     return list(dict.fromkeys(found))
 
 
@@ -42,9 +45,9 @@ def run(config: SweepsConfig, folder: Path) -> None:
     began, failed = time.perf_counter(), dict[str, str]()
     home = studies.home(folder)
     own = studies.pretrainings(config)
-    expected = len(own) + len(studies.finetunings(config, None))
+    expected = len(own) + len(studies.finetunings(config, None)) + len(studies.probings(config, None))
     _run_all(own, home, config, failed, 0, expected)
-    cells = studies.finetunings(config, folder) if not failed else []
+    cells = [*studies.probings(config, folder), *studies.finetunings(config, folder)] if not failed else []
     _run_all(cells, home, config, failed, len(own), len(own) + len(cells))
     summarise(folder, failed)
     about = {"status": "finished", "command": "ablation", "name": config.name, "cells": len(own) + len(cells)}
@@ -124,8 +127,10 @@ def _run_all(
 
 def _run_one(cell: Cell, place: Path) -> None:
     """One cell in its folder: begun, or gone on with where it was interrupted."""
-    resumed = rundir.is_run(place)
+    resumed = rundir.is_run(place) and hasattr(cell.config, "resume")
     config = cell.config
+    if rundir.is_run(place) and not resumed:  # interrupted, and nothing to go on from
+        rundir.clear(place)
     if resumed:
         runtime = [word for word in cell.words if word.startswith("runtime.")]
         config = compose(Composer(cell.command), [f"resume={quote(str(place))}", *runtime]).config

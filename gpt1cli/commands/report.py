@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import comparison, glue, layers, pages, paper, report, rundir
+from gpt1cli import comparison, curves, glue, layers, pages, paper, report, rundir
 from gpt1cli.config import ReportConfig
 from gpt1cli.hub import Need
 from gpt1cli.pages import Block, Table
@@ -37,6 +37,8 @@ def laid_out(runs: Sequence[Finished]) -> tuple[list[Block], list[dict[str, Any]
     blocks, records = of_the_paper(runs)
     if found := layers.series(runs):
         blocks += layers.figure(found)
+    if picture := curves.figure(runs):
+        blocks.append(picture)
     rest = unplaced(runs)
     return [*blocks, *report.tables(rest)], [*records, *report.records(rest)]
 
