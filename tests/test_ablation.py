@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt1cli import rundir, studies
+from gpt1cli import curves, rundir, studies
 from gpt1cli.cli import main
 from gpt1cli.commands import finetune
 from gpt1cli.compose import compose
@@ -233,6 +233,31 @@ def test_a_dry_run_tells_hours_and_disk_of_all_cells(world, capsys):
     assert found["bytes"] == 3 * sum(4 * plan["parameters"]["all"] for plan in plans) and len(plans) == 2
     assert found["hours"] == pytest.approx(3 * sum(plan["here"]["hours"] for plan in plans))
     assert re.search(r"all\W+6\W", told) and not list((world / "dry").rglob("checkpoints"))
+
+
+def test_a_study_pretrains_both_architectures_itself_and_probes_every_kept_checkpoint(world):
+    small = [word for word in SMALL if not word.startswith("runtime")]
+    text = ["corpus=text", f"corpus.path={world / 'story.txt'}", "tokenizer=bpe", "tokenizer.merges=30"]
+    own = [*small, *text, "steps=4", "keep_checkpoints=[1,2]"]
+    words = [word for word in study(world, "own") if not word.startswith(("init=", "tasks="))]
+    words += [f"study.pretraining={json.dumps(own)}", "study.overrides=[]", "limit.train=8"]
+    words += ["study=demo", "study.tasks=[demo_sentiment]", "study.transfer=[demo_sentiment]"]
+    assert main([*words, "study.zeroshot=[demo_sentiment]"]) == 0
+    cells = world / "own" / "cells"
+    tuned = [f"demo_sentiment-{kind}-seed0" for kind in ("full", "lstm", "layers0", "layers1")]
+    names = {"pretrain-transformer", "pretrain-lstm", "zeroshot-demo_sentiment", *tuned}
+    assert {path.name for path in cells.iterdir()} == names
+    for name, start in (("full", "transformer"), ("lstm", "lstm")):
+        stored = rundir.read_config(cells / f"demo_sentiment-{name}-seed0" / "config.yaml")
+        assert stored["init"] == str(cells / f"pretrain-{start}") and stored["model"]["architecture"] == start
+    assert result(cells / "demo_sentiment-layers0-seed0")["train"].keys() >= {"accuracy", "loss"}
+    lines = rundir.read_jsonl(cells / "zeroshot-demo_sentiment" / "metrics.jsonl")
+    steps = {(line["init"], line["step"]) for line in lines}
+    assert steps == {(str(cells / f"pretrain-{start}"), k) for start in ("transformer", "lstm") for k in (1, 2, 4)}
+    page = (world / "own" / "report.html").read_text()
+    assert "Figure 2, left" in page and "Figure 2, right" in page
+    drawn = curves.read(cells / "zeroshot-demo_sentiment" / "plots" / "zeroshot.csv")
+    assert {(curve.architecture, len(curve.points)) for curve in drawn} == {("transformer", 3), ("lstm", 3)}
 
 
 # --- sweeps -----------------------------------------------------------------------------------------------------------
