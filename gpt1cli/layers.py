@@ -22,12 +22,13 @@ def series(runs: Sequence[Finished]) -> list[Series]:
 def _of(task: str, tuned: Sequence[Finished]) -> Iterator[Series]:
     chosen = [run for run in tuned if run.config["task"]["name"] == task]
     keys = [key for key in varying([run.settings for run in chosen]) if key != "transfer_layers"]
+    found: dict[str, dict[int, list[Finished]]] = {}
     for label, group in grouped(chosen, keys).items():
-        by_layers: dict[int, list[Finished]] = {}
         for run in sorted(group, key=transferred):
-            by_layers.setdefault(transferred(run), []).append(run)
-        if len(by_layers) > 1:
-            yield task, label if keys else "", by_layers
+            found.setdefault(label, {}).setdefault(transferred(run), []).append(run)
+    curves = {label: by_layers for label, by_layers in found.items() if len(by_layers) > 1}
+    for label, by_layers in curves.items():
+        yield task, label if len(curves) > 1 else "", by_layers
 
 
 def transferred(run: Finished) -> int:

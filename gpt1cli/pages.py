@@ -6,7 +6,9 @@ escaped, and the html page forbids itself every script and every request, so tha
 
 from __future__ import annotations
 
+import os
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -15,6 +17,7 @@ from pathlib import Path
 from gpt1cli import rundir
 from gpt1cli.plots import Picture
 
+WIDTH = 160  # columns of a table that no terminal fits
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # no script, no request; drawings have styles of their own
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
@@ -57,9 +60,9 @@ class Table:
         )
 
     def show(self) -> None:
-        """Print the table, fitted to the terminal."""
-        import rich
+        """Print the table, fitted to the terminal; into a pipe or a file WIDTH columns wide."""
         import rich.table
+        from rich.console import Console
         from rich.markup import escape
 
         drawn = rich.table.Table(title=self.title, title_justify="left")
@@ -67,9 +70,11 @@ class Table:
             drawn.add_column(escape(name), overflow="fold")  # paths differ at their ends
         for row in self.rows:
             drawn.add_row(*map(escape, row))
-        rich.print(drawn)
+        fitted = sys.stdout.isatty() or "COLUMNS" in os.environ
+        console = Console(width=None if fitted else WIDTH)
+        console.print(drawn)
         for note in self.notes:
-            rich.print(escape(f"  {note}"))
+            console.print(escape(f"  {note}"))
 
 
 @dataclass(frozen=True)

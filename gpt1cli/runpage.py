@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt1cli import options, pages, plots, rundir
-from gpt1cli.config import shown
+from gpt1cli.config import COMMANDS, annotation_of, shown
 from gpt1cli.pages import Block, Command, Table
 from gpt1cli.plots import Picture
 from gpt1cli.report import flat
@@ -35,10 +35,14 @@ def write_run_report(folder: Path, result: Mapping[str, Any], drawn: Sequence[Pi
 
 
 def again(folder: Path, command: str) -> list[str]:
-    """The words that repeat the run: its own, or its configuration where those were a whole sweep's."""
+    """The words that repeat the run: its own, or its configuration where those were a whole sweep's.
+
+    A command that takes no config= is told as the sweep that it was.
+    """
     words = rundir.environment(folder).get("command_line", [command])
     sweep = {"-m", "--multirun"} & {*words}
-    return [command, f"config={folder / 'config.yaml'}"] if sweep else words
+    repeats = annotation_of(COMMANDS[command], "config") is not None
+    return [command, f"config={folder / 'config.yaml'}"] if sweep and repeats else words
 
 
 def differences(command: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt1cli import options
 from gpt1cli.compose import compose
 from gpt1cli.composer import Composer
 from gpt1cli.config import FinetuneConfig, InputError, RunConfig, SweepsConfig
@@ -25,7 +26,7 @@ class Cell:
 
     name: str  # of its folder
     command: str
-    words: tuple[str, ...]  # its overrides, in Hydra's grammar
+    words: tuple[str, ...]  # its overrides, as one would type them
     config: RunConfig
 
     def seeded(self, seed: int) -> Cell:
@@ -74,10 +75,10 @@ def finetunings(config: SweepsConfig, folder: Path | None) -> list[Cell]:
         if task not in tasks(config):
             cells.append(whole)
         assert isinstance(whole.config, FinetuneConfig)
-        if folder is None and study.pretraining:
-            continue  # fresh weights have nothing to transfer
+        fresh = folder is None and study.pretraining  # which have nothing to transfer
         for layers in range(whole.config.model.n_layer):
-            cells.append(made(name=f"{task}-layers{layers}", given=[*words, f"transfer_layers={layers}"]))
+            more = [] if fresh else [f"transfer_layers={layers}"]
+            cells.append(made(name=f"{task}-layers{layers}", given=[*words, *more]))
     return [cell.seeded(seed) for seed in config.seeds for cell in cells]
 
 
@@ -120,10 +121,10 @@ def _beginnings(config: SweepsConfig, folder: Path | None) -> list[str]:
 
 def _cell(name: str, command: str, given: Sequence[str], config: SweepsConfig) -> Cell:
     """The cell of these overrides, composed. InputError names the cell and what is wrong with it."""
-    composer = _composer(command)
+    composer, words = _composer(command), (*_shared(config), *given)
     try:
-        words = [word for one in (*_shared(config), *given) for word in composer.check([one], whole=False)]
-        return Cell(name, command, tuple(words), compose(composer, words).config)
+        checked = [word for one in words for word in composer.check([one], whole=False)]
+        return Cell(name, command, words, compose(composer, checked).config)
     except InputError as error:
         raise InputError(f"cell {name}: {error}") from None
 
@@ -138,5 +139,7 @@ def _shared(config: SweepsConfig) -> Iterator[str]:
     for key in ("out", "cache", "hub"):
         if (value := getattr(config, key)) is not None:
             yield f"{key}={os.path.abspath(value)}"
+    usual = options.values("runtime", "default")
     for key, value in dataclasses.asdict(config.runtime).items():
-        yield f"runtime.{key}={'null' if value is None else str(value).lower()}"
+        if value != usual[key]:
+            yield f"runtime.{key}={'null' if value is None else str(value).lower()}"

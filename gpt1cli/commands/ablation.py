@@ -109,7 +109,8 @@ def _run_all(
         if rundir.is_finished(place, None):
             _tidy(place, config)
             continue
-        left = f", left {clock((time.perf_counter() - began) / ran * (of - number + 1))}" if ran else ""
+        last = done + len(cells) == of  # cells before those, of pretraining, take another time
+        left = f", left {clock((time.perf_counter() - began) / ran * (of - number + 1))}" if ran and last else ""
         print(f"gpt1: cell {number}/{of} {cell.name}{left}", flush=True)
         try:
             _run_one(cell, place)
