@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt1cli.config import InputError, shown
-from gpt1cli.plots import Picture, draw
+from gpt1cli.plots import Picture, by_factors, draw
 from gpt1cli.report import Finished
 
 STYLES = {"transformer": "o-", "lstm": "o--"}  # as in the paper: solid and dashed
@@ -41,7 +41,7 @@ def picture(name: str, caption: str, y: str, curves: Sequence[Curve]) -> Picture
             points, colour = zip(*sorted(curve.points), strict=True), colours[curve.task or curve.label]
             style = STYLES[curve.architecture]
             axes.plot(*points, style, color=colour, label=curve.label, markersize=3, linewidth=1)
-        axes.set_xscale("log")
+        by_factors(axes)
         axes.grid(alpha=0.3)
         axes.legend()
 

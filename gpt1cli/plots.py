@@ -60,10 +60,17 @@ def lines(
         for label, points in curves.items():
             style = "--" if dotted and label.startswith(dotted) else "o-"
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=3, linewidth=1)
+        axes.locator_params(axis="x", integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
 
     return draw(name, caption, x, y, marks, (7, 4))
+
+
+def by_factors(axes: Any) -> None:
+    """Give the x axis a logarithmic scale, its numbers written out."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 
 def losses(metrics: Sequence[Mapping[str, Any]]) -> Picture:
@@ -124,7 +131,7 @@ def save_sizes(label: str, sizes: Sequence[float], unit: str, rates: Sequence[fl
 
     def marks(axes: Any) -> None:
         axes.plot(sizes, rates, "o-", markersize=4, linewidth=1)
-        axes.set_xscale("log")
+        by_factors(axes)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
 

@@ -39,9 +39,14 @@ class Finished:
         """The headline numbers: the task's first metric on each labelled split, the perplexity of a pretraining run."""
         if self.result["command"] == "pretrain":
             return {"perplexity (valid)": self.result["valid"]["perplexity"]}
-        headline = self.config["task"]["metrics"][0]
-        splits = [split for split in self.config["task"]["splits"] if split in self.result]
-        return {f"{headline} ({split})": self.result[split][headline] for split in splits}
+        headline, splits = self.config["task"]["metrics"][0], self.config["task"]["splits"]
+        several = {f"{Path(init).name}: ": found for init, found in self.result.get("runs", {}).items()}  # zeroshot's
+        return {
+            f"{prefix}{headline} ({split})": found[split][headline]
+            for prefix, found in (several or {"": self.result}).items()
+            for split in splits
+            if split in found
+        }
 
 
 KINDS = {  # command -> title of its table, and the group that names a row
