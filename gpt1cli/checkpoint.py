@@ -106,6 +106,13 @@ def save(
             _remove(old)
 
 
+def check_resumable(run: str | None) -> None:
+    """InputError for a run of which no more than its best weights were kept, as a study does: nothing can go on."""
+    folder = Path(run or ".") / "checkpoints"
+    if run and (folder / "best").exists() and not (folder / "last").exists():
+        raise InputError(f"resume={run}: only its best weights were kept, it cannot go on; init={run} starts from them")
+
+
 def resume(run: Path, optimizer: Optimizer) -> State | None:
     """Put a run's last checkpoint into the optimizer, its model and the generators; None where there is none yet."""
     last = run / "checkpoints" / "last"

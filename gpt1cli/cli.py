@@ -126,10 +126,9 @@ def _run(line: CommandLine, command: str, words: list[str]) -> None:
 
     if command == "doctor" and "--config-dir" in line.flags:
         raise InputError("gpt1 doctor looks through gpt1's own tasks and corpora: leave --config-dir out")
+    if command == "ablation" and (elsewhere := line.flags.keys() & {"--config-dir", "--config-path", "--config-name"}):
+        raise InputError(f"a study composes its cells from gpt1's own conf/: leave {', '.join(sorted(elsewhere))} out")
     composer = Composer(command, _source(line))
-    if begun := _begun_sweep(line, command):
-        _sweep(composer, [], words, begun)
-        return
     sweep = "--multirun" in line.flags or "hydra.mode=MULTIRUN" in line.overrides
     asked = "--cfg" in line.flags or "--info" in line.flags
     given = list(line.overrides)
@@ -139,6 +138,11 @@ def _run(line: CommandLine, command: str, words: list[str]) -> None:
         if any(word.partition("=")[0].lstrip("+") == "runtime.devices" for word in given):
             raise InputError(f"torchrun has started {several} processes: leave runtime.devices out")
         given.append(f"runtime.devices={several}")
+    if begun := _begun_sweep(line, command):
+        if sweep or asked or several:
+            raise InputError(f"resume={begun} goes on with a sweep: leave everything else out")
+        _sweep(composer, [], words, begun)
+        return
     overrides = composer.check(given, sweep, whole=not asked)
     if asked:
         _ask_hydra(line, overrides)
@@ -192,7 +196,7 @@ def _begun_sweep(line: CommandLine, command: str) -> Path | None:
 
 def _sweep(composer: Composer, overrides: list[str], words: list[str], begun: Path | None = None) -> None:
     """A job for every combination of values; `begun` is the folder of a sweep to go on with, which knows its own."""
-    from gpt1cli.compose import implied
+    from gpt1cli.compose import compose, implied
     from gpt1cli.composer import hydra_main
     from gpt1cli.overrides import quote
 
@@ -202,13 +206,16 @@ def _sweep(composer: Composer, overrides: list[str], words: list[str], begun: Pa
     folder = begun or composer.sweep_folder([*stored, *overrides])
     job = SweepJob(composer.command, composer.source, tuple(stored), tuple(words))
     pinned = [f"hydra.sweep.dir={quote(str(folder))}"]
+    if composer.command == "ablation":  # every cell of every job, before the first one runs
+        for words_of_job in composer.jobs(overrides):
+            running.checked(composer.command, compose(composer, words_of_job).config)
     with rundir.lock(folder) if begun else rundir.claim(folder):
         rundir.write_json(folder / SWEEP, {"command": composer.command, "overrides": overrides})
         try:
             hydra_main(composer.source, composer.command, ["--multirun", *stored, *overrides, *pinned], job)
         finally:
             if composer.command == "ablation":  # the table of all jobs together, whichever launcher ran them
-                importlib.import_module("gpt1cli.commands.ablation").summarise(folder, {})
+                importlib.import_module("gpt1cli.commands.ablation").summarise_all(folder)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 import hydra
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
@@ -69,18 +70,30 @@ class Composer:
         """Overrides as typed -> in Hydra's grammar. InputError lists every mistake; where they are whole, also gaps."""
         groups = self.groups if whole else dict.fromkeys(self.groups, "")
         if self.cls is config.SweepsConfig:
-            words = self._for_cells(words)
+            words = self._for_cells(words, sweep)
         defaults = options.defaults(self.command)[1]
         needed = [key for key in defaults if defaults[key] is None and self._wants(key)] if whole else []
         if found := overrides.problems(words, self.cls, groups, needed, self.options, sweep):
             raise InputError("\n".join(found))
         return [overrides.translate(word, self.cls, sweep) for word in words]
 
-    def _for_cells(self, words: list[str]) -> list[str]:
+    def jobs(self, words: list[str]) -> list[list[str]]:
+        """The overrides of every job of a sweep; none where it is not Hydra's own sweeper that makes them."""
+        if any(word.startswith("hydra/sweeper") for word in words):
+            return []
+        parsed = [one for one in overrides.parse(words) if not one.is_hydra_override()]
+        (found,) = BasicSweeper.split_arguments(parsed, None)
+        return [list(job) for job in found]
+
+    def _for_cells(self, words: list[str], sweep: bool) -> list[str]:
         """Of a study: what only fine-tuning knows is gathered in `cells`, which every cell gets."""
         own, cells = overrides.gathered(words, self.cls, config.FinetuneConfig)
         if not cells:
             return own
+        if sweep and (several := [word for word in cells if "," in word and "[" not in word]):
+            raise InputError(f"{shown(' '.join(several))}: under -m a study takes several ablation= or study= alone")
+        if plans := [word for word in cells if word.startswith("plan.")]:
+            raise InputError(f"{' '.join(plans)}: plans one run; dry_run=true alone tells what a study takes")
         if any(word.partition("=")[0] == "task" for word in cells):
             raise InputError("a study runs several tasks: name tasks=[...] instead of task=")
         if any(word.startswith("cells=") for word in own):

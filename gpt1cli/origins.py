@@ -14,6 +14,7 @@ from gpt1cli import options, published, rundir
 from gpt1cli.config import InputError, ModelConfig, TaskConfig, TokenizerConfig, build, shown
 
 FORMAT = 1  # of our checkpoints
+PRETRAINED = ("pretrain/*/*", "multirun/pretrain/*/*", "ablation/*/*/cells/*", "multirun/ablation/*/*/cells/*")
 TOKENIZER = ("source", "repo", "merges")  # what a checkpoint's weights fix of it
 
 
@@ -111,7 +112,8 @@ def lstm_for(wanted: Mapping[str, Any], init: str, asked: str | None, out: str) 
         if other := list(_differences(wanted, init, find(asked, "init_lstm"))):
             raise InputError("\n".join([f"init_lstm={shown(asked)} is no LSTM for init={shown(init)}:", *other]))
         return asked
-    finished = glob.glob(os.path.join(glob.escape(out), "pretrain", "*", "*", "result.json"))
+    places = [os.path.join(glob.escape(out), place, "result.json") for place in PRETRAINED]
+    finished = [path for place in places for path in glob.glob(place)]
     for path in sorted(finished, key=os.path.getmtime, reverse=True):
         folder = os.path.dirname(path)
         with contextlib.suppress(InputError):  # what is no whole run is none to start from

@@ -40,13 +40,25 @@ class Finished:
         if self.result["command"] == "pretrain":
             return {"perplexity (valid)": self.result["valid"]["perplexity"]}
         headline, splits = self.config["task"]["metrics"][0], self.config["task"]["splits"]
-        several = {f"{Path(init).name}: ": found for init, found in self.result.get("runs", {}).items()}  # zeroshot's
+        parts = self.result.get("runs", {})  # of gpt1 zeroshot
+        several = {f"{label}: ": found for label, found in zip(told_apart(parts), parts.values(), strict=True)}
         return {
             f"{prefix}{headline} ({split})": found[split][headline]
             for prefix, found in (several or {"": self.result}).items()
             for split in splits
             if split in found
         }
+
+
+def told_apart(paths: Iterable[str]) -> list[str]:
+    """As many of the last parts of each path as it takes to tell them apart."""
+    parts = [Path(path).parts for path in paths]
+    longest = max(map(len, parts), default=1)
+    for n in range(1, longest + 1):
+        labels = ["/".join(one[-n:]) for one in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    return labels if parts else []
 
 
 KINDS = {  # command -> title of its table, and the group that names a row

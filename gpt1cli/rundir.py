@@ -27,6 +27,7 @@ from gpt1cli import __version__
 from gpt1cli.config import InputError, shown
 
 LOCK = ".lock"
+TORN = r"\.(environment\.json|config\.yaml)-\d+"  # written by a process that was killed before it could rename it
 PACKAGES = ("torch", "numpy", "ftfy", "spacy", "tokenizers", "datasets")  # a number may depend on their versions
 
 
@@ -41,6 +42,8 @@ def claim(folder: Path) -> TextIO:
         raise InputError(f"{folder} cannot be made: {error.strerror}; out=DIR puts runs elsewhere") from error
     handle = lock(folder)
     # a sweep's job finds .hydra made; a run killed at its very start leaves an environment, and is no run yet
+    for torn in [path for path in folder.iterdir() if re.fullmatch(TORN, path.name)]:
+        torn.unlink()
     found = sorted({path.name for path in folder.iterdir()} - {LOCK, ".hydra", "environment.json"})
     if not found:
         (folder / "environment.json").unlink(missing_ok=True)
@@ -80,10 +83,14 @@ def abandon(folder: Path) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Empty the folder of an interrupted run that is to begin anew; Hydra's record and the lock stay."""
-    for path in folder.iterdir():
-        if path.name not in (LOCK, ".hydra"):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    """Empty the folder of an interrupted run that is to begin anew; Hydra's record and the lock stay.
+
+    What makes it a run goes last: killed in between, it is still one to be emptied. InputError where it is in use.
+    """
+    with lock(folder):
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.yaml"):
+            if path.name not in (LOCK, ".hydra"):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def is_run(folder: str | Path) -> bool:

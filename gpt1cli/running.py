@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from gpt1cli import rundir
-from gpt1cli.config import InputError, RunConfig, shown
+from gpt1cli.config import InputError, RunConfig, TrainConfig, shown
 
 
 class Failed(Exception):
@@ -37,7 +37,7 @@ def checked(command: str, run: RunConfig) -> ModuleType:
 
 def start(module: ModuleType, run: RunConfig, folder: Path) -> None:
     """Run the command, in this process or as one of several."""
-    if run.runtime.devices == 1:
+    if run.runtime.devices == 1 or not isinstance(run, TrainConfig):  # a study hands them on to its cells
         module.run(run, folder)
         return
     distributed = importlib.import_module("gpt1cli.distributed")
@@ -58,6 +58,8 @@ def execute(
         stored = dataclasses.asdict(run) | ({"resume": None} if resumed else {})
         rundir.record(folder, stored, words, {"command": command})
         start(module, run, folder)
+    except Failed:  # it has said why
+        raise
     except InputError:
         if not resumed:
             rundir.abandon(folder)

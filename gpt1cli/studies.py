@@ -8,14 +8,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gpt1cli import options
 from gpt1cli.compose import compose
 from gpt1cli.composer import Composer
-from gpt1cli.config import FinetuneConfig, InputError, RunConfig, SweepsConfig
+from gpt1cli.config import FinetuneConfig, InputError, RunConfig, SweepsConfig, TrainConfig, shown
+from gpt1cli.report import flat
 
 ARCHITECTURES = ("transformer", "lstm")
 
@@ -84,7 +86,7 @@ def finetunings(config: SweepsConfig, folder: Path | None) -> list[Cell]:
 
 def probings(config: SweepsConfig, folder: Path | None) -> list[Cell]:
     """The tasks scored at every kept checkpoint of the study's own pretraining; one checkpoint stands in for those."""
-    ran = ",".join(str(home(folder) / cell.name) for cell in pretrainings(config)) if folder else ""
+    ran = ",".join(f'"{home(folder) / cell.name}"' for cell in pretrainings(config)) if folder else ""
     words = [f"runs=[{ran}]", "checkpoint=all"] if folder else ["init=null"]
     limits = [word for word in config.cells if word.startswith("limit.")]
     return [_cell(f"zeroshot-{task}", "zeroshot", [f"task={task}", *words, *limits], config) for task in probed(config)]
@@ -121,7 +123,8 @@ def _beginnings(config: SweepsConfig, folder: Path | None) -> list[str]:
 
 def _cell(name: str, command: str, given: Sequence[str], config: SweepsConfig) -> Cell:
     """The cell of these overrides, composed. InputError names the cell and what is wrong with it."""
-    composer, words = _composer(command), (*_shared(config), *given)
+    composer = _composer(command)
+    words = (*_shared(config, composer.cls), *given)
     try:
         checked = [word for one in words for word in composer.check([one], whole=False)]
         return Cell(name, command, words, compose(composer, checked).config)
@@ -129,17 +132,25 @@ def _cell(name: str, command: str, given: Sequence[str], config: SweepsConfig) -
         raise InputError(f"cell {name}: {error}") from None
 
 
+def differences(cell: Cell, stored: Mapping[str, Any]) -> list[str]:
+    """In what a run that has begun is not what the cell would be now: `key=stored, now value`."""
+    before, now = (dict(flat(one)) for one in (stored, dataclasses.asdict(cell.config)))
+    apart = ("resume", "config", "cache", "hub", "out", "name")  # besides where and how it is executed
+    keys = [key for key in now if before.get(key) != now[key] and not key.startswith("runtime.") and key not in apart]
+    return [f"{key}={shown(before.get(key))}, now {shown(now[key])}" for key in keys]
+
+
 @functools.cache
 def _composer(command: str) -> Composer:
     return Composer(command)
 
 
-def _shared(config: SweepsConfig) -> Iterator[str]:
+def _shared(config: SweepsConfig, cls: type) -> Iterator[str]:
     """What the study and its cells have in common: where things lie, and how they are executed."""
     for key in ("out", "cache", "hub"):
         if (value := getattr(config, key)) is not None:
             yield f"{key}={os.path.abspath(value)}"
     usual = options.values("runtime", "default")
     for key, value in dataclasses.asdict(config.runtime).items():
-        if value != usual[key]:
+        if value != usual[key] and (key not in ("devices", "shard") or issubclass(cls, TrainConfig)):
             yield f"runtime.{key}={'null' if value is None else str(value).lower()}"

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,6 +120,11 @@ def test_what_is_named_for_fine_tuning_reaches_every_cell(tmp_path, capsys):
         (["seed=3"], "seed=3: a study takes seeds=[...]"),
         (["lr=-1"], "lr=-1 is refused: it must be above 0"),
         (["stepz=3"], "stepz: no such key"),
+        (["study=figure2_left", "variants=[lstm]"], "study=figure2_left has no cell of lstm"),
+        (["--config-dir", "."], "a study composes its cells from gpt1's own conf/: leave --config-dir out"),
+        (["-m", "ablation=full,lstm", "lr=1e-3,1e-4"], "under -m a study takes several ablation= or study= alone"),
+        (["plan.devices=8"], "plan.devices=8: plans one run"),
+        (["-m", "ablation=full,ful"], "ablation=ful: no such ablation"),
         (["tasks=[winograd]"], "cell winograd-full: task=winograd has no train and valid splits"),
     ],
 )
@@ -182,6 +188,40 @@ def test_a_study_that_differs_is_refused_with_what_differs(done, capsys):
     assert "seeds=[0, 1, 2]: the run has [0, 1]" in told and "cells=['lr=0.5']: the run has" in told
 
 
+def test_a_configuration_repeats_a_study_with_what_is_named_on_top(done, world):
+    composer = Composer("ablation")
+    words = [f"config={done / 'config.yaml'}", "lr=0.5"]
+    cells = compose(composer, composer.check(words)).config.cells
+    assert cells[-1] == "lr=0.5" and "limit.train=8" in cells and any(word.startswith("init=") for word in cells)
+
+
+def test_a_cell_that_kept_its_best_weights_alone_is_not_trained_on(done, capsys):
+    cell = done / "cells" / "demo_sentiment-full-seed0"
+    before = {path: path.read_bytes() for path in cell.rglob("*.json*")}
+    assert main(["finetune", f"resume={cell}", "steps=9"]) == 2
+    assert "only its best weights were kept" in capsys.readouterr().err
+    assert (cell / "result.json").read_bytes() == before[cell / "result.json"]
+    assert (cell / "metrics.jsonl").read_bytes() == before[cell / "metrics.jsonl"]
+
+
+def test_a_cell_of_another_configuration_is_refused_with_what_differs(world, capsys):
+    assert main(study(world, "changed", "variants=[full]")) == 0
+    path = world / "changed" / "cells" / "demo_sentiment-full-seed0" / "config.yaml"
+    path.write_text(path.read_text().replace("lm_coef: 0.5", "lm_coef: 0.25"))
+    capsys.readouterr()
+    assert main(["sweeps", f"resume={world / 'changed'}"]) == 2
+    assert "lm_coef=0.25, now 0.5" in capsys.readouterr().err
+
+
+def test_what_a_killed_process_left_half_written_does_not_stop_a_cell(world):
+    cell = world / "torn" / "cells" / "demo_sentiment-full-seed0"
+    cell.mkdir(parents=True)
+    (cell / ".config.yaml-1").write_text("half")
+    cells = world / "torn" / "cells"
+    with rundir.claim(cell):
+        assert sorted(os.listdir(cell)) == [".lock"] and cells.exists()
+
+
 def test_an_interrupted_cell_goes_on_and_those_behind_it_are_begun(world, monkeypatch, capsys):
     saved, calls = finetune.checkpoint.save, []
 
@@ -214,12 +254,14 @@ def test_a_failed_cell_is_marked_and_tried_again(world, monkeypatch, capsys, on_
 
         broken.setattr(finetune, "fit", failing)
         assert main(study(world, on_error, f"on_error={on_error}")) == 1
-    folder = world / on_error
-    assert list(result(folder)["failed"]) == ["demo_sentiment-full-seed0"]
+    folder, told = world / on_error, capsys.readouterr().err
+    assert "out of luck" in told and "Failed:" not in told and not (folder / "error.txt").exists()
+    if on_error == "continue":
+        assert list(result(folder)["failed"]) == ["demo_sentiment-full-seed0"]
+    assert (folder / "result.json").exists() == (on_error == "continue")
     assert "out of luck" in (folder / "cells" / "demo_sentiment-full-seed0" / "error.txt").read_text()
     assert (folder / "cells" / "demo_sentiment-lstm-seed0").exists() == (on_error == "continue")
-    if on_error == "continue":
-        assert "| demo_sentiment-full-seed0 | see" in (folder / "report.md").read_text()
+    assert "| demo_sentiment-full-seed0 | see" in (folder / "report.md").read_text()
     capsys.readouterr()
     assert main(["sweeps", f"resume={folder}"]) == 0
     assert result(folder)["failed"] == {} and not (folder / "cells/demo_sentiment-full-seed0/error.txt").exists()
@@ -273,7 +315,7 @@ def test_a_sweep_over_ablations_ends_in_one_table_and_goes_on(world, capsys):
     assert "Table 5 on the demo world" in joint and "| Transformer w/o pre-training: ours |" in joint
 
     kept = (cells[0] / "result.json").stat().st_mtime_ns
-    (cells[1] / "result.json").unlink()
+    shutil.rmtree(cells[1])
     capsys.readouterr()
     assert main(["sweeps", f"resume={folder}"]) == 0
     assert (cells[0] / "result.json").stat().st_mtime_ns == kept and (cells[1] / "result.json").exists()

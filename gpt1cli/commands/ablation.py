@@ -30,6 +30,9 @@ from gpt1cli.studies import Cell
 def needs(config: SweepsConfig) -> list[Need]:
     """What must be at hand for every cell, before the first one runs."""
     cells = [*studies.pretrainings(config), *studies.finetunings(config, None)]
+    if not cells:
+        chosen = ", ".join(studies.variants(config))
+        raise InputError(f"study={config.study.name} has no cell of {chosen}: nothing to run")
     found = [need for cell in cells for need in _module(cell).needs(cell.config)]
     for cell in studies.probings(config, None):
         assert isinstance(cell.config, ZeroshotConfig)
@@ -45,15 +48,24 @@ def run(config: SweepsConfig, folder: Path) -> None:
     began, failed = time.perf_counter(), dict[str, str]()
     home = studies.home(folder)
     own = studies.pretrainings(config)
+    rundir.reopen(folder)
     expected = len(own) + len(studies.finetunings(config, None)) + len(studies.probings(config, None))
     _run_all(own, home, config, failed, 0, expected)
-    cells = [*studies.probings(config, folder), *studies.finetunings(config, folder)] if not failed else []
-    _run_all(cells, home, config, failed, len(own), len(own) + len(cells))
+    if failed:
+        lost = ", ".join(failed)
+        rest = [*studies.probings(config, None), *studies.finetunings(config, None)]
+        failed |= {cell.name: f"not run, for want of {lost}" for cell in rest}
+    else:
+        cells = [*studies.probings(config, folder), *studies.finetunings(config, folder)]
+        _run_all(cells, home, config, failed, len(own), expected)
     summarise(folder, failed)
-    about = {"status": "finished", "command": "ablation", "name": config.name, "cells": len(own) + len(cells)}
+    if failed and config.on_error == "stop":
+        running.say(f"gpt1: stopped; resume={folder} goes on")
+        raise running.Failed(1)
+    about = {"status": "finished", "command": "ablation", "name": config.name, "cells": expected}
     rundir.finish(folder, {**about, "failed": failed, "seconds": round(time.perf_counter() - began, 3)})
     if failed:
-        running.say(f"gpt1: {len(failed)} of {len(own) + len(cells)} cells failed; resume={folder} tries them again")
+        running.say(f"gpt1: {len(failed)} of {expected} cells failed; resume={folder} tries them again")
         raise running.Failed(1)
 
 
@@ -91,12 +103,17 @@ def kept_bytes(cell: Cell, config: SweepsConfig, parameters: int) -> int:
 
 def summarise(folder: Path, failed: Mapping[str, str]) -> None:
     """What gpt1 report makes of all finished cells below a folder, and which failed."""
-    runs: Sequence[Finished] = ()
-    with contextlib.suppress(InputError):  # no cell has finished
-        runs = find_runs([glob.escape(str(folder))])
+    finished = [path for path in folder.rglob("cells/*/result.json") if not rundir.read_json(path).get("dry_run")]
+    runs: Sequence[Finished] = find_runs([glob.escape(str(folder))]) if finished else ()
     blocks, records = report.laid_out(runs)
     lines = [[name, message] for name, message in failed.items()]
     report.write(folder, runs, [*blocks, *([Table("Failed", ["cell", "why"], lines)] if failed else [])], records)
+
+
+def summarise_all(folder: Path) -> None:
+    """The joint table of a sweep's jobs, each of them a study."""
+    studied = [rundir.read_json(path) for path in sorted(folder.glob("*/result.json"))]
+    summarise(folder, {name: why for one in studied for name, why in one.get("failed", {}).items()})
 
 
 def _run_all(
@@ -106,6 +123,9 @@ def _run_all(
     began, ran = time.perf_counter(), 0
     for number, cell in enumerate(cells, start=done + 1):
         place = home / cell.name
+        if rundir.is_run(place) and (other := studies.differences(cell, rundir.read_config(place / "config.yaml"))):
+            told = "\n  ".join(other)
+            raise InputError(f"{place} was begun with another configuration:\n  {told}\nstart a new study instead")
         if rundir.is_finished(place, None):
             _tidy(place, config)
             continue

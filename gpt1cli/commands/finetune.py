@@ -44,6 +44,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
     if config.resume and rundir.is_finished(Path(config.resume), config.steps):
         print(f"{folder} is finished: {folder / 'result.json'}; larger steps= would go on")
         return
+    checkpoint.check_resumable(config.resume)
     machine = runtime.start(config.runtime, config.seed)
     warnings = rundir.note(folder, **machine.describe())
     reporting = functools.partial(Progress, folder, mode=config.runtime.progress)

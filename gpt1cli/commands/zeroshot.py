@@ -15,6 +15,7 @@ from gpt1cli.hub import Need, init_needs, task_needs
 from gpt1cli.loggers import Progress
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.probing import Probes, against, best_threshold, likelihoods, load_probes, measured, predictions
+from gpt1cli.report import told_apart
 from gpt1cli.runpage import write_run_report
 from gpt1cli.runtime import Machine
 from gpt1cli.scoring import ending_log_probabilities
@@ -41,6 +42,7 @@ def run(config: ZeroshotConfig, folder: Path) -> None:
     found: dict[str, dict[str, Any]] = {}  # init -> the scores of its latest checkpoint
     answers: dict[str, dict[str, list[dict[str, Any]]]] = {}  # and its answers to each split
     drawn: dict[str, Curve] = {}
+    labels = told_apart(config.inits)
     with Progress(folder, len(chosen), config.runtime.progress, description="checkpoint") as progress:
         for number, (init, name) in enumerate(chosen, start=1):
             model, vocabulary = checkpoint.load(name, config.hub, config.cache)
@@ -55,7 +57,7 @@ def run(config: ZeroshotConfig, folder: Path) -> None:
                 if split in scores:
                     rundir.append_jsonl(folder / "metrics.jsonl", {**about, "split": split, **scores[split]})
             if (point := point_of(task, found[init])) is not None:
-                label = "/".join(Path(init).parts[-2:])
+                label = labels[config.inits.index(init)]
                 drawn.setdefault(init, Curve(label, model.config.architecture, [])).points.append(point)
             progress.say(f"{name}: {told(task, scores)}")
             progress.update(number)
