@@ -166,9 +166,7 @@ def _single(composer: Composer, overrides: list[str], words: list[str]) -> None:
 
     def job(_: object) -> None:
         try:
-            running.execute(
-                module, composer.command, composed.config, composed.folder, composed.resumed, words
-            )
+            running.execute(module, composer.command, composed.config, composed.folder, composed.resumed, words)
         except Exception as error:  # kept from Hydra, which would print it
             failures.append(error)
 
@@ -244,9 +242,9 @@ class SweepJob:
         if rundir.is_finished(folder, None) and self.command != "ablation":  # which looks after its own cells
             print(f"gpt1: {label} is finished", flush=True)
             return
-        if rundir.is_run(folder) and not resumed:  # interrupted, and nothing to go on from
-            rundir.clear(folder)
         try:
+            if rundir.is_run(folder) and not resumed:  # interrupted, and nothing to go on from
+                rundir.clear(folder)
             composed = compose(composer, [f"resume={quote(str(folder))}"] if resumed else overrides)
             module = running.checked(self.command, composed.config)
             with rundir.lock(folder) if resumed else rundir.claim(folder):

@@ -518,6 +518,9 @@ class FinetuneConfig(TrainConfig):
             yield f"transfer_layers={self.transfer_layers} counts decoder blocks, and an LSTM has none: leave it out"
         if self.init == "none" and self.transfer_layers != "all":
             yield "transfer_layers needs an init to transfer from"
+        if self.init_lstm not in (None, self.init):  # ablation=lstm has put it there
+            named = shown(self.init_lstm)
+            yield f"init_lstm={named} takes the place of a Transformer's init= under ablation=lstm alone"
         if self.plan.tokens is not None:
             yield f"plan.tokens={shown(self.plan.tokens)} is for pretraining: a task's own examples are counted"
         if not self.pretrained and self.transfer_layers != "all":

@@ -121,8 +121,8 @@ def kept(config: ModelConfig, vocabulary: int, rows: int, context: int, machine:
     if config.architecture == "lstm":
         U = config.lstm_units or 0
         dropouts = bool(config.embedding_dropout) * D + bool(config.residual_dropout) * U
-        # inputs of the layer and of the projection, gates, cells (fp32), outputs; ids are int64
-        return N * ((D + 6 * U) * number + U * 4 + mask * dropouts + 8) + loss
+        # inputs of the layer and of the projection, gates, cells (fp32), outputs; ids are int64; the first state
+        return N * ((D + 6 * U) * number + U * 4 + mask * dropouts + 8) + rows * U * (number + 4) + loss
     # inputs of the four linear layers (D, D, D, F), of both norms (D, D), of attention (3D) and of GELU (F)
     block = N * (8 * D + 2 * F) * number
     block += N * 4 * 4  # mean and deviation in both norms

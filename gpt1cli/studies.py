@@ -63,24 +63,27 @@ def finetunings(config: SweepsConfig, folder: Path | None) -> list[Cell]:
     `folder` is that of the study, where its own pretraining lies; None where that is still to be done: fresh weights
     stand in, so that everything else about the cells can be checked.
     """
-    study, begin = config.study, _beginnings(config, folder)
-    made = functools.partial(_cell, command="finetune", config=config)
+    study = config.study
+    begin = [*study.overrides, *_beginnings(config, folder), *config.cells]
+
+    def cell(task: str, variant: str, name: str, *more: str) -> Cell:
+        start = [word for word in begin if variant == "lstm" or not word.startswith("init_lstm=")]
+        return _cell(f"{task}-{name}", "finetune", [*start, f"task={task}", f"ablation={variant}", *more], config)
+
     cells = []
     for task in tasks(config):
         for variant in variants(config):
             curve = ["score_train=true"] if variant == "full" and task in transferred(config) else []
-            words = [*study.overrides, *begin, *config.cells, f"task={task}", f"ablation={variant}", *curve]
-            cells.append(made(name=f"{task}-{variant}", given=words))
+            cells.append(cell(task, variant, variant, *curve))
     for task in transferred(config):
-        words = [*study.overrides, *begin, *config.cells, f"task={task}", "ablation=full", "score_train=true"]
-        whole = made(name=f"{task}-full", given=words)
+        whole = cell(task, "full", "full", "score_train=true")
         if task not in tasks(config):
             cells.append(whole)
         assert isinstance(whole.config, FinetuneConfig)
         fresh = folder is None and study.pretraining  # which have nothing to transfer
         for layers in range(whole.config.model.n_layer):
             more = [] if fresh else [f"transfer_layers={layers}"]
-            cells.append(made(name=f"{task}-layers{layers}", given=[*words, *more]))
+            cells.append(cell(task, "full", f"layers{layers}", "score_train=true", *more))
     return [cell.seeded(seed) for seed in config.seeds for cell in cells]
 
 

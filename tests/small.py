@@ -1,4 +1,4 @@
-"""What several test files build: a very small model, and the arithmetic in which equality can be asked for."""
+"""What several test files build: a very small model, the words for a run of one, exact arithmetic."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ from gpt1cli.config import ModelConfig, OptimizerConfig, build
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 NO_DROPOUT = {"embedding_dropout": 0.0, "attention_dropout": 0.0, "residual_dropout": 0.0}
+SMALL = (
+    "model=tiny", "model.n_layer=2", "model.d_model=16", "model.n_head=2", "model.d_ff=32", "model.n_positions=32",
+    "model.lstm_units=24", "model.pretraining.context=32", "batch_size=4", "runtime.threads=1", "runtime.progress=none",
+)  # fmt: skip
+STORY = "the cat sat on the mat . the dog ran to the cat . a bird sang , and the dog sat down .\n"
 SHAPE = {"n_layer": 2, "d_model": 24, "n_head": 4, "d_ff": 96, "n_positions": 20}
 
 

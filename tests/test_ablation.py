@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from small import SMALL, STORY
 
 from gpt1cli import curves, rundir, studies
 from gpt1cli.cli import main
@@ -21,12 +22,6 @@ from gpt1cli.commands import finetune
 from gpt1cli.compose import compose
 from gpt1cli.composer import Composer
 from gpt1cli.config import InputError, SweepsConfig
-
-SMALL = (
-    "model=tiny", "model.n_layer=2", "model.d_model=16", "model.n_head=2", "model.d_ff=32", "model.n_positions=32",
-    "model.lstm_units=24", "model.pretraining.context=32", "batch_size=4", "runtime.threads=1", "runtime.progress=none",
-)  # fmt: skip
-STORY = "the cat sat on the mat . the dog ran to the cat . a bird sang , and the dog sat down .\n"
 
 
 @pytest.fixture(scope="module")
@@ -351,20 +346,15 @@ def test_a_study_killed_five_times_gives_the_same_table(world):
 
     began = time.monotonic()
     assert start(*words, f"hydra.run.dir={world / 'undisturbed'}").wait() == 0
-    whole, draw, kills = time.monotonic() - began, random.Random(0), 0
-    killed = world / "killed"
-    process = start(*words, f"hydra.run.dir={killed}")
-    while kills < 5:
-        time.sleep(draw.uniform(0.4, 0.9) * whole / 3 if kills else whole * 0.6)
-        if process.poll() is not None:
-            pytest.fail(f"the study ended after {kills} kills, with status {process.returncode}")
+    whole, draw, killed = time.monotonic() - began, random.Random(0), world / "killed"
+    for _ in range(5):
+        begun = (killed / "config.yaml").exists()
+        process = start(*(["sweeps", f"resume={killed}"] if begun else [*words, f"hydra.run.dir={killed}"]))
+        time.sleep(whole * draw.uniform(0.2, 0.5))
+        assert process.poll() is None, "it ended before it was killed"
         process.send_signal(signal.SIGKILL)
         process.wait()
-        kills += 1
-        process = start("sweeps", f"resume={killed}") if (killed / "config.yaml").exists() else start(
-            *words, f"hydra.run.dir={killed}"
-        )
-    assert process.wait() == 0
+    assert start("sweeps", f"resume={killed}").wait() == 0
     assert (killed / "report.md").read_text() == (world / "undisturbed" / "report.md").read_text()
 
 

@@ -16,16 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
+from small import SMALL, STORY
 
 import gpt1cli
 from gpt1cli import rundir
 from gpt1cli.cli import main
-
-SMALL = (
-    "model=tiny", "model.n_layer=2", "model.d_model=16", "model.n_head=2", "model.d_ff=32", "model.n_positions=32",
-    "model.pretraining.context=32", "batch_size=4", "runtime.threads=1", "runtime.progress=none",
-)  # fmt: skip
-STORY = "the cat sat on the mat . the dog ran to the cat . a bird sang , and the dog sat down .\n"
 
 
 @pytest.fixture(scope="module")

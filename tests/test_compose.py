@@ -419,7 +419,14 @@ def test_the_ablation_lstm_starts_from_the_newest_finished_one_of_inits_size_and
     run = made("finetune", "task=rte", "init=start", "ablation=lstm")
     assert (run.init, run.pretrained, run.model.lstm_units) == (str(wanted[1]), True, 320)
     assert made("finetune", "task=rte", "init=start", "ablation=lstm", f"init_lstm={wanted[0]}").init == str(wanted[0])
-    assert made("finetune", "task=rte", "init=start", f"init_lstm={wanted[0]}").init == str(tmp_path / "start")
+
+
+@pytest.mark.parametrize("words", [["init=start"], ["init=none", "ablation=lstm"], ["init=run", "ablation=lstm"]])
+def test_an_init_lstm_that_nothing_would_start_from_is_refused(tmp_path, words):
+    checkpoint(tmp_path / "start")
+    finished_lstm(tmp_path / "run"), finished_lstm(tmp_path / "other")
+    message = refusal("finetune", "task=rte", "init_lstm=other", *words)
+    assert "other takes the place of a Transformer's init= under ablation=lstm alone" in message
 
 
 def test_an_init_lstm_that_does_not_fit_is_refused_with_what_differs(tmp_path):

@@ -14,6 +14,8 @@ from gpt1cli import planning
 from gpt1cli.batches import Batch, windows_batch
 from gpt1cli.config import TokenizerConfig
 from gpt1cli.models.heads import Classifier
+from gpt1cli.models.language_model import LanguageModel
+from gpt1cli.models.lstm import LSTM
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.objectives import language_modelling
 from gpt1cli.optim import Optimizer
@@ -115,7 +117,7 @@ def test_weights_gradients_and_moments_have_the_bytes_of_the_real_tensors(precis
     assert whole["optimizer"] == sum(m.nbytes + s.nbytes for _, m, s in optimizer.moments.values())
 
 
-def saved_bytes(model: Transformer, batch: Batch) -> int:
+def saved_bytes(model: LanguageModel, batch: Batch) -> int:
     """What autograd keeps of a forward pass: storages, each counted once, without the model's own."""
     storages: dict[int, torch.UntypedStorage] = {}
 
@@ -139,6 +141,16 @@ def test_what_is_kept_for_the_backward_pass_is_what_autograd_saves(precision, dr
     model = Transformer(config, V).to(precision).train()
     found = saved_bytes(model, windows(rows, context))
     assert kept(config, V, rows, context, machine(precision)) == pytest.approx(found, rel=0.005)
+
+
+@pytest.mark.parametrize("dropout", [NO_DROPOUT, {}], ids=["no dropout", "dropout"])
+@pytest.mark.parametrize(("rows", "context"), [(3, 40), (2, 300)])
+def test_what_an_lstm_keeps_is_what_autograd_saves(dropout, rows, context):
+    """In bf16; torch's own layer, which computes in fp32, does not show what it keeps."""
+    config = model_config(architecture="lstm", d_model=64, lstm_units=96, n_positions=300, **dropout)
+    model = LSTM(config, V).to(BF16).train()
+    found = saved_bytes(model, windows(rows, context))
+    assert kept(config, V, rows, context, machine(BF16)) == pytest.approx(found, rel=0.005)
 
 
 def test_a_micro_batch_is_what_the_budget_holds_and_the_devices_leave():

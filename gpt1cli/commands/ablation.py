@@ -127,14 +127,14 @@ def _run_all(
             told = "\n  ".join(other)
             raise InputError(f"{place} was begun with another configuration:\n  {told}\nstart a new study instead")
         if rundir.is_finished(place, None):
-            _tidy(place, config)
+            _tidy(cell, place, config)
             continue
         last = done + len(cells) == of  # cells before those, of pretraining, take another time
         left = f", left {clock((time.perf_counter() - began) / ran * (of - number + 1))}" if ran and last else ""
         print(f"gpt1: cell {number}/{of} {cell.name}{left}", flush=True)
         try:
             _run_one(cell, place)
-            _tidy(place, config)
+            _tidy(cell, place, config)
         except InputError as error:
             running.say(f"gpt1: cell {cell.name}: {error}")
             failed[cell.name] = str(error)
@@ -159,10 +159,10 @@ def _run_one(cell: Cell, place: Path) -> None:
         running.execute(_module(cell), cell.command, config, place, resumed, [cell.command, *cell.words])
 
 
-def _tidy(place: Path, config: SweepsConfig) -> None:
+def _tidy(cell: Cell, place: Path, config: SweepsConfig) -> None:
     """keep=best: of a finished fine-tuning only the best weights stay, without what it would take to train on."""
     checkpoints = place / "checkpoints"
-    if config.keep == "all" or not (checkpoints / "best").is_symlink() or place.name.startswith("pretrain-"):
+    if cell.command != "finetune" or config.keep == "all" or not (checkpoints / "best").is_symlink():
         return
     best = (checkpoints / "best").resolve()
     (checkpoints / "last").unlink(missing_ok=True)
