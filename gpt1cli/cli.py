@@ -8,6 +8,7 @@ Help needs neither Hydra nor torch; Hydra is imported when something is composed
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import os
 import signal
@@ -126,19 +127,24 @@ def _run(line: CommandLine, command: str, words: list[str]) -> None:
 
     if command == "doctor" and "--config-dir" in line.flags:
         raise InputError("gpt1 doctor looks through gpt1's own tasks and corpora: leave --config-dir out")
-    if command == "ablation" and (elsewhere := line.flags.keys() & {"--config-dir", "--config-path", "--config-name"}):
-        raise InputError(f"a study composes its cells from gpt1's own conf/: leave {', '.join(sorted(elsewhere))} out")
-    composer = Composer(command, _source(line))
+    if command == "ablation" and (elsewhere := line.flags.keys() & {"--config-path", "--config-name"}):
+        raise InputError(f"a study has cells of several commands: leave {', '.join(sorted(elsewhere))} out")
     sweep = "--multirun" in line.flags or "hydra.mode=MULTIRUN" in line.overrides
     asked = "--cfg" in line.flags or "--info" in line.flags
+    begun = _begun_sweep(line, command)
+    composer = Composer(command, _source_of(begun) if begun else _source(line))
     given = list(line.overrides)
+    if command == "ablation":
+        if named := [word for word in given if word.startswith("config_dir=")]:
+            raise InputError(f"{named[-1]}: say --config-dir {named[-1].partition('=')[2]}")
+        given += [f"config_dir={composer.source.extra}"] if composer.source.extra else []
     if several := running.by_torchrun():
         if sweep or not issubclass(config.COMMANDS[command], config.TrainConfig):
             raise InputError("torchrun starts one training on many devices: no sweep, and no other command")
         if any(word.partition("=")[0].lstrip("+") == "runtime.devices" for word in given):
             raise InputError(f"torchrun has started {several} processes: leave runtime.devices out")
         given.append(f"runtime.devices={several}")
-    if begun := _begun_sweep(line, command):
+    if begun:
         if sweep or asked or several:
             raise InputError(f"resume={begun} goes on with a sweep: leave everything else out")
         _sweep(composer, [], words, begun)
@@ -185,11 +191,22 @@ def _begun_sweep(line: CommandLine, command: str) -> Path | None:
     folder = Path(named[-1].removeprefix("resume=")).expanduser().absolute() if named else None
     if folder is None or not (folder / SWEEP).is_file():
         return None
-    if other := [word for word in line.overrides if word not in named]:
+    flags = [f"{flag} {value}" for flag, value in line.flags.items() if flag.startswith("--config-")]
+    if other := [*flags, *(word for word in line.overrides if word not in named)]:
         raise InputError(f"{named[-1]} goes on with a sweep as it was begun: leave {shown(' '.join(other))} out")
-    if (begun := rundir.read_json(folder / SWEEP).get("command")) != command:
-        raise InputError(f"{folder} is a sweep of gpt1 {shown(begun)}, this is gpt1 {command}")
+    begun = rundir.read_json(folder / SWEEP)
+    if begun.get("command") != command:
+        raise InputError(f"{folder} is a sweep of gpt1 {shown(begun.get('command'))}, this is gpt1 {command}")
     return folder
+
+
+def _source_of(begun: Path) -> Source:
+    """Where the yaml files of a sweep that has begun are looked for."""
+    from gpt1cli.composer import Source
+
+    stored = rundir.read_json(begun / SWEEP)
+    conf, search = stored.get("conf") or str(options.folder()), tuple(map(str, stored.get("search", ())))
+    return Source(conf, stored.get("main"), stored.get("extra"), search)
 
 
 def _sweep(composer: Composer, overrides: list[str], words: list[str], begun: Path | None = None) -> None:
@@ -208,7 +225,9 @@ def _sweep(composer: Composer, overrides: list[str], words: list[str], begun: Pa
         for words_of_job in composer.jobs(overrides):
             running.checked(composer.command, compose(composer, words_of_job).config)
     with rundir.lock(folder) if begun else rundir.claim(folder):
-        rundir.write_json(folder / SWEEP, {"command": composer.command, "overrides": overrides})
+        source = dataclasses.asdict(composer.source)
+        source["conf"] = None if source["conf"] == str(options.folder()) else source["conf"]  # ours may move
+        rundir.write_json(folder / SWEEP, {"command": composer.command, "overrides": overrides, **source})
         try:
             hydra_main(composer.source, composer.command, ["--multirun", *stored, *overrides, *pinned], job)
         finally:
@@ -252,6 +271,10 @@ class SweepJob:
         except InputError as error:
             running.say(f"gpt1: {label}: {error}")
             raise running.Failed(2) from None
+        except running.Failed as failed:
+            if getattr(composed.config, "on_error", None) == "stop":  # the other jobs too
+                raise SystemExit(failed.status) from None
+            raise
 
 
 # --- how it ends ------------------------------------------------------------------------------------------------------

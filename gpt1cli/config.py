@@ -333,14 +333,18 @@ class StudyConfig:
     """A table or figure of the paper as the runs that it takes: its cells."""
 
     name: Annotated[str, Key("name of the study", pattern=r"[\w.-]+")]
-    tasks: Annotated[list[str], Key("tasks of the table, one column each")]
-    variants: Annotated[list[str], Key("ablations of the table, one row each")]
-    transfer: Annotated[list[str], Key("tasks fine-tuned behind 0, 1, ... transferred blocks (Figure 2, left)")]
-    zeroshot: Annotated[list[str], Key("tasks scored at every kept checkpoint, untrained (Figure 2, right)")]
+    tasks: Annotated[list[str], Key("tasks of the table, one column each")] = field(default_factory=list)
+    variants: Annotated[list[str], Key("ablations of the table, one row each")] = field(default_factory=list)
+    transfer: Annotated[list[str], Key("tasks fine-tuned behind 0, 1, ... transferred blocks (Figure 2, left)")] = (
+        field(default_factory=list)
+    )
+    zeroshot: Annotated[list[str], Key("tasks scored at every kept checkpoint, untrained (Figure 2, right)")] = field(
+        default_factory=list
+    )
     pretraining: Annotated[
         list[str], Key("overrides of gpt1 pretrain for a Transformer and an LSTM of its own (empty: init is named)")
-    ]
-    overrides: Annotated[list[str], Key("overrides of gpt1 finetune for every cell")]
+    ] = field(default_factory=list)
+    overrides: Annotated[list[str], Key("overrides of gpt1 finetune for every cell")] = field(default_factory=list)
 
     def problems(self) -> Iterator[str]:
         if not (self.tasks or self.transfer or self.zeroshot):
@@ -496,7 +500,7 @@ class FinetuneConfig(TrainConfig):
     ablation: AblationConfig
     init_lstm: Annotated[
         str | None,
-        Key("what ablation=lstm starts from (null: the newest LSTM of init's size under out, else fresh)", filled=True),
+        Key("what ablation=lstm starts from; none: fresh (null: the newest of init's size under out)", filled=True),
     ]
     pretrained: Annotated[bool, Key("false: shape and tokenizer of init, fresh weights")]
     transfer_layers: Annotated[
@@ -518,7 +522,8 @@ class FinetuneConfig(TrainConfig):
             yield f"transfer_layers={self.transfer_layers} counts decoder blocks, and an LSTM has none: leave it out"
         if self.init == "none" and self.transfer_layers != "all":
             yield "transfer_layers needs an init to transfer from"
-        if self.init_lstm not in (None, self.init):  # ablation=lstm has put it there
+        fresh = "none" if self.model.architecture == "lstm" and not self.pretrained else None
+        if self.init_lstm not in (None, fresh, self.init):  # ablation=lstm has put it there
             named = shown(self.init_lstm)
             yield f"init_lstm={named} takes the place of a Transformer's init= under ablation=lstm alone"
         if self.plan.tokens is not None:
@@ -549,6 +554,7 @@ class SweepsConfig(RunConfig):
     on_error: Annotated[Literal["continue", "stop"], Key("what a failed cell means for those after it")]
     resume: Annotated[str | None, Key("folder of a study, or of a multirun of studies, to go on with", filled=True)]
     config: Annotated[str | None, Key("config.yaml of an earlier study, to repeat it", filled=True)]
+    config_dir: Annotated[str | None, Key("what --config-dir says, for the cells to look there too", filled=True)]
     dry_run: Annotated[bool, Key("train nothing: tell the hours and the disk that the study takes")]
 
     def problems(self) -> Iterator[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt1cli.config import InputError, shown
+from gpt1cli.pages import Block, Table
 from gpt1cli.plots import Picture, by_factors, draw
 from gpt1cli.report import Finished
 
@@ -48,8 +49,8 @@ def picture(name: str, caption: str, y: str, curves: Sequence[Curve]) -> Picture
     return draw(name, caption, "updates", y, marks, (7, 4))
 
 
-def figure(runs: Sequence[Finished]) -> Picture | None:
-    """The curves of all runs of gpt1 zeroshot that scored several checkpoints; None where there is no such run."""
+def figure(runs: Sequence[Finished]) -> list[Block]:
+    """The curves of all runs of gpt1 zeroshot that scored several checkpoints, drawn and in numbers."""
     found = []
     for run in runs:
         points = run.folder / "plots" / "zeroshot.csv"
@@ -57,7 +58,17 @@ def figure(runs: Sequence[Finished]) -> Picture | None:
             task = run.config["task"]["name"]
             found += [Curve(f"{task}, {c.label}", c.architecture, c.points, task) for c in read(points)]
     title = "Figure 2, right: what pretraining alone brings (solid: Transformer, dashed: LSTM)"
-    return picture("figure2-right", title, "from chance (0) to reference (1), else the score", found) if found else None
+    if not found:
+        return []
+    steps = sorted({step for curve in found for step, _ in curve.points})
+    rows = []
+    for curve in found:
+        values = dict(curve.points)
+        rows.append([curve.label, *(f"{values[step]:.3f}" if step in values else "" for step in steps)])
+    return [
+        picture("figure2-right", title, "from chance (0) to reference (1), else the score", found),
+        Table("Figure 2, right: after so many updates", ["task, run", *(f"{step:,}" for step in steps)], rows),
+    ]
 
 
 def read(path: Path) -> list[Curve]:

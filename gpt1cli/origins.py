@@ -106,8 +106,11 @@ def identity(init: str) -> dict[str, dict[str, Any]]:
 def lstm_for(wanted: Mapping[str, Any], init: str, asked: str | None, out: str) -> str | None:
     """The LSTM that takes the place of init: the one asked for, else the newest finished pretraining under `out`.
 
-    It has the wanted size and tokenizer. None where there is no such run; InputError where what was asked for differs.
+    It has the wanted size and tokenizer. None where there is no such run, or `none` was asked for; InputError where
+    what was asked for differs.
     """
+    if asked == "none":
+        return None
     if asked is not None:
         if other := list(_differences(wanted, init, find(asked, "init_lstm"))):
             raise InputError("\n".join([f"init_lstm={shown(asked)} is no LSTM for init={shown(init)}:", *other]))

@@ -24,12 +24,13 @@ from gpt1cli import config
 from gpt1cli.config import bare, shown
 
 LITERAL = {"text", "prompt", "input", "output"}
-LITERAL |= {"init", "init_lstm", "resume", "config", "run", "runs", "submission", "out", "hub", "cache", "name"}
+LITERAL |= {"init", "init_lstm", "resume", "config", "config_dir", "run", "runs", "submission"}
+LITERAL |= {"out", "hub", "cache", "name"}
 
 # Where ~ is the home folder; stored, the first ones hold from any folder:
-FOUND = ("cache", "hub", "init", "init_lstm", "run", "input", "corpus.path", "task.path")
+FOUND = ("cache", "hub", "config_dir", "init", "init_lstm", "run", "input", "corpus.path", "task.path")
 PATHS = (*FOUND, "out", "resume", "config", "runs", "submission")
-NO_PATHS = (("init", "none"), ("init", "openai"), ("input", "-"))
+NO_PATHS = (("init", "none"), ("init", "openai"), ("init_lstm", "none"), ("input", "-"))
 
 # ${gpt1.text:x6869} stands for a text that OmegaConf would otherwise interpolate, as hexadecimal UTF-8.
 SEALED = re.compile(r"\$\{gpt1\.text:x([0-9a-f]*)\}")

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import options
+from gpt1cli import options, rundir
 from gpt1cli.compose import compose
-from gpt1cli.composer import Composer
+from gpt1cli.composer import Composer, Source
 from gpt1cli.config import FinetuneConfig, InputError, RunConfig, SweepsConfig, TrainConfig, shown
 from gpt1cli.report import flat
 
@@ -64,7 +64,7 @@ def finetunings(config: SweepsConfig, folder: Path | None) -> list[Cell]:
     stand in, so that everything else about the cells can be checked.
     """
     study = config.study
-    begin = [*study.overrides, *_beginnings(config, folder), *config.cells]
+    begin = [*study.overrides, *_beginnings(config, folder), *_begun(folder), *config.cells]
 
     def cell(task: str, variant: str, name: str, *more: str) -> Cell:
         start = [word for word in begin if variant == "lstm" or not word.startswith("init_lstm=")]
@@ -124,9 +124,17 @@ def _beginnings(config: SweepsConfig, folder: Path | None) -> list[str]:
     return [f"{key}={run}" for key, run in runs.items() if run.exists()]
 
 
+def _begun(folder: Path | None) -> list[str]:
+    """The LSTM that the cells have begun with, so that a study goes on with it where a newer one could be found."""
+    for path in sorted(home(folder).glob("*-lstm-seed*/config.yaml")) if folder else ():
+        stored = rundir.read_config(path)
+        return [f"init_lstm={stored['init'] if stored['pretrained'] else 'none'}"]
+    return []
+
+
 def _cell(name: str, command: str, given: Sequence[str], config: SweepsConfig) -> Cell:
     """The cell of these overrides, composed. InputError names the cell and what is wrong with it."""
-    composer = _composer(command)
+    composer = composer_of(command, config)
     words = (*_shared(config, composer.cls), *given)
     try:
         checked = [word for one in words for word in composer.check([one], whole=False)]
@@ -138,14 +146,20 @@ def _cell(name: str, command: str, given: Sequence[str], config: SweepsConfig) -
 def differences(cell: Cell, stored: Mapping[str, Any]) -> list[str]:
     """In what a run that has begun is not what the cell would be now: `key=stored, now value`."""
     before, now = (dict(flat(one)) for one in (stored, dataclasses.asdict(cell.config)))
-    apart = ("resume", "config", "cache", "hub", "out", "name")  # besides where and how it is executed
+    # besides where and how it is executed, and what init tells of init_lstm
+    apart = ("resume", "config", "cache", "hub", "out", "name", "init_lstm")
     keys = [key for key in now if before.get(key) != now[key] and not key.startswith("runtime.") and key not in apart]
     return [f"{key}={shown(before.get(key))}, now {shown(now[key])}" for key in keys]
 
 
+def composer_of(command: str, config: SweepsConfig) -> Composer:
+    """What composes a study's cells, from the folders that composed the study."""
+    return _composer(command, config.config_dir)
+
+
 @functools.cache
-def _composer(command: str) -> Composer:
-    return Composer(command)
+def _composer(command: str, config_dir: str | None) -> Composer:
+    return Composer(command, Source(extra=config_dir))
 
 
 def _shared(config: SweepsConfig, cls: type) -> Iterator[str]:

@@ -116,7 +116,8 @@ def test_what_is_named_for_fine_tuning_reaches_every_cell(tmp_path, capsys):
         (["lr=-1"], "lr=-1 is refused: it must be above 0"),
         (["stepz=3"], "stepz: no such key"),
         (["study=figure2_left", "variants=[lstm]"], "study=figure2_left has no cell of lstm"),
-        (["--config-dir", "."], "a study composes its cells from gpt1's own conf/: leave --config-dir out"),
+        (["--config-name", "mine"], "a study has cells of several commands: leave --config-name out"),
+        (["config_dir=mine"], "config_dir=mine: say --config-dir mine"),
         (["-m", "ablation=full,lstm", "lr=1e-3,1e-4"], "under -m a study takes several ablation= or study= alone"),
         (["plan.devices=8"], "plan.devices=8: plans one run"),
         (["-m", "ablation=full,ful"], "ablation=ful: no such ablation"),
@@ -292,7 +293,7 @@ def test_a_study_pretrains_both_architectures_itself_and_probes_every_kept_check
     steps = {(line["init"], line["step"]) for line in lines}
     assert steps == {(str(cells / f"pretrain-{start}"), k) for start in ("transformer", "lstm") for k in (1, 2, 4)}
     page = (world / "own" / "report.html").read_text()
-    assert "Figure 2, left" in page and "Figure 2, right" in page
+    assert "Figure 2, left" in page and "Figure 2, right: what" in page and "Figure 2, right: after" in page
     drawn = curves.read(cells / "zeroshot-demo_sentiment" / "plots" / "zeroshot.csv")
     assert {(curve.architecture, len(curve.points)) for curve in drawn} == {("transformer", 3), ("lstm", 3)}
 
@@ -319,6 +320,81 @@ def test_a_sweep_over_ablations_ends_in_one_table_and_goes_on(world, capsys):
     assert "as it was begun: leave seeds=[1] out" in capsys.readouterr().err
     assert main(["finetune", f"resume={folder}"]) == 2
     assert "is a sweep of gpt1 ablation, this is gpt1 finetune" in capsys.readouterr().err
+
+
+@pytest.fixture
+def mine(tmp_path) -> Path:
+    """A user's own folder of options: a task with the rows beside it, and a study of that task."""
+    rows = [{"text": f"the {word} sat .", "label": n} for n, word in enumerate(("cat", "dog"))] * 10
+    for split in ("train", "validation"):
+        path = tmp_path / "hub" / "me" / "animals" / f"{split}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = (
+        "name: animals\nsource: rows\nlayout: single\nrepo: me/animals\ncolumns: [text]\nlabel: label\n"
+        "labels: [cat, dog]\nmetrics: [accuracy]\nsplits: {train: train, valid: validation}\n"
+    )
+    options = {"task/animals": task, "study/mine": "name: mine\ntasks: [animals]\nvariants: [full, no_pretrain]\n"}
+    for name, text in options.items():
+        (tmp_path / "conf" / name).with_suffix(".yaml").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "conf" / name).with_suffix(".yaml").write_text(text)
+    return tmp_path
+
+
+def test_a_study_of_ones_own_takes_tasks_of_ones_own(world, mine, capsys):
+    own = [word for word in study(world, None, f"hub={mine / 'hub'}") if not word.startswith(("tasks", "variants"))]
+    folder = world / "animals"
+    assert main([*own, "--config-dir", str(mine / "conf"), "study=mine", f"hydra.run.dir={folder}"]) == 0
+    cell = folder / "cells" / "animals-full-seed0"
+    assert result(cell)["valid"]["accuracy"] >= 0
+    assert rundir.environment(cell)["command_line"][:2] == ["--config-dir", str(mine / "conf")]
+    shutil.rmtree(cell)
+    assert main(["sweeps", f"resume={folder}"]) == 0 and (cell / "result.json").exists()
+
+    capsys.readouterr()
+    sweep = world / "animals-sweep"
+    words = ["ablation=full,no_pretrain", "study=mine", f"hydra.sweep.dir={sweep}"]
+    assert main(["-m", *own, "--config-dir", str(mine / "conf"), *words]) == 0
+    cells = sorted(sweep.glob("*/cells/*"))
+    assert [path.name for path in cells] == ["animals-full-seed0", "animals-no_pretrain-seed0"]
+    shutil.rmtree(cells[1])
+    assert main(["sweeps", f"resume={sweep}"]) == 0 and (cells[1] / "result.json").exists()
+    assert main(["sweeps", f"resume={sweep}", "--config-dir", str(mine)]) == 2
+    assert "as it was begun: leave --config-dir" in capsys.readouterr().err
+
+
+def test_on_error_stop_stops_the_other_jobs_of_a_sweep_too(world, monkeypatch, capsys):
+    def failing(**more):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(finetune, "fit", failing)
+    words = [word for word in study(world, None, "ablation=no_pretrain,full") if not word.startswith("variants")]
+    folder = world / "stopped-sweep"
+    assert main(["-m", *words, "on_error=stop", f"hydra.sweep.dir={folder}"]) == 1
+    assert (folder / "0").is_dir() and not (folder / "1").exists()
+    assert "out of luck" in capsys.readouterr().err and (folder / "report.md").exists()
+
+
+def test_a_study_goes_on_with_the_lstm_that_it_has_begun_with(world, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(world / "out" / "pretrain", out / "pretrain")
+    words = [word for word in study(world, None) if not word.startswith(("out", "variants", "seeds"))]
+    words += [f"out={out}", "variants=[lstm]", "seeds=[0,1]"]
+    lstm = out / "pretrain" / "story" / "lstm"
+    lstm.rename(tmp_path / "hidden")
+    assert main([*words, f"hydra.run.dir={tmp_path / 'fresh'}"]) == 0
+    (tmp_path / "hidden").rename(lstm)
+    assert main([*words, f"hydra.run.dir={tmp_path / 'found'}"]) == 0
+    shutil.copytree(lstm, lstm.with_name("newer"))
+    os.utime(lstm.with_name("newer") / "result.json", (2e9, 2e9))
+    for start, expected in (("fresh", (False, "transformer")), ("found", (True, "lstm"))):
+        cell = tmp_path / start / "cells" / "demo_sentiment-lstm-seed1"
+        for again in (False, True):
+            if again:
+                shutil.rmtree(cell)
+                assert main(["sweeps", f"resume={tmp_path / start}"]) == 0
+            stored = rundir.read_config(cell / "config.yaml")
+            assert (stored["pretrained"], Path(stored["init"]).name) == expected
 
 
 def test_any_sweep_goes_on(world, capsys):

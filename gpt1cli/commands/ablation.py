@@ -17,7 +17,6 @@ from types import ModuleType
 from gpt1cli import rundir, running, studies
 from gpt1cli.commands import report
 from gpt1cli.compose import compose
-from gpt1cli.composer import Composer
 from gpt1cli.config import InputError, SweepsConfig, TrainConfig, ZeroshotConfig
 from gpt1cli.hub import Need, task_needs
 from gpt1cli.loggers import clock
@@ -133,7 +132,7 @@ def _run_all(
         left = f", left {clock((time.perf_counter() - began) / ran * (of - number + 1))}" if ran and last else ""
         print(f"gpt1: cell {number}/{of} {cell.name}{left}", flush=True)
         try:
-            _run_one(cell, place)
+            _run_one(cell, place, config)
             _tidy(cell, place, config)
         except InputError as error:
             running.say(f"gpt1: cell {cell.name}: {error}")
@@ -146,7 +145,7 @@ def _run_all(
             return
 
 
-def _run_one(cell: Cell, place: Path) -> None:
+def _run_one(cell: Cell, place: Path, study: SweepsConfig) -> None:
     """One cell in its folder: begun, or gone on with where it was interrupted."""
     resumed = rundir.is_run(place) and hasattr(cell.config, "resume")
     config = cell.config
@@ -154,9 +153,11 @@ def _run_one(cell: Cell, place: Path) -> None:
         rundir.clear(place)
     if resumed:
         runtime = [word for word in cell.words if word.startswith("runtime.")]
-        config = compose(Composer(cell.command), [f"resume={quote(str(place))}", *runtime]).config
+        composer = studies.composer_of(cell.command, study)
+        config = compose(composer, [f"resume={quote(str(place))}", *runtime]).config
+    folders = ["--config-dir", study.config_dir] if study.config_dir else []
     with rundir.lock(place) if resumed else rundir.claim(place):
-        running.execute(_module(cell), cell.command, config, place, resumed, [cell.command, *cell.words])
+        running.execute(_module(cell), cell.command, config, place, resumed, [*folders, cell.command, *cell.words])
 
 
 def _tidy(cell: Cell, place: Path, config: SweepsConfig) -> None:

@@ -37,8 +37,7 @@ def laid_out(runs: Sequence[Finished]) -> tuple[list[Block], list[dict[str, Any]
     blocks, records = of_the_paper(runs)
     if found := layers.series(runs):
         blocks += layers.figure(found)
-    if picture := curves.figure(runs):
-        blocks.append(picture)
+    blocks += curves.figure(runs)
     rest = unplaced(runs)
     return [*blocks, *report.tables(rest)], [*records, *report.records(rest)]
 
