@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gpt1cli import distributed
-from gpt1cli.config import InputError
+from gpt1cli.schema import InputError
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}  # tokens computed at a time, where runtime.micro_batch does not say
 

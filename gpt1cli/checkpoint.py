@@ -26,13 +26,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gpt1cli import distributed, hub, origins, published, rundir, tokenizer
-from gpt1cli.config import InputError, ModelConfig, TokenizerConfig, build
+from gpt1cli.config import ModelConfig, TokenizerConfig
 from gpt1cli.convert import read_published, read_shards
 from gpt1cli.models import fresh
 from gpt1cli.models.heads import Classifier
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.optim import Optimizer
+from gpt1cli.schema import InputError, build
 from gpt1cli.tokenizer import Tokenizer
 
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from gpt1cli import __version__, config, help, options, overview, rundir, running
+from gpt1cli import __version__, config, help, options, overview, rundir, running, schema
 from gpt1cli.argv import ALIASES, FLAGS, CommandLine, sort
-from gpt1cli.config import InputError, shown
+from gpt1cli.schema import InputError, shown
 
 if TYPE_CHECKING:
     from gpt1cli.composer import Composer, Source
@@ -257,7 +257,7 @@ class SweepJob:
         label = f"job {hydra.job.num} ({' '.join(overrides)})"
         print(f"gpt1: {label} -> {folder}", flush=True)
         composer = Composer(self.command, self.source)
-        resumed = rundir.is_run(folder) and config.annotation_of(composer.cls, "resume") is not None
+        resumed = rundir.is_run(folder) and schema.annotation_of(composer.cls, "resume") is not None
         if rundir.is_finished(folder, None) and self.command != "ablation":  # which looks after its own cells
             print(f"gpt1: {label} is finished", flush=True)
             return

@@ -16,10 +16,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from gpt1cli import config, origins, overrides, rundir
+from gpt1cli import config, origins, overrides, rundir, schema
 from gpt1cli.composer import Composer, absolute, hydra_known, told_by_hydra
-from gpt1cli.config import InputError, ModelConfig, bare, shown
+from gpt1cli.config import ModelConfig
 from gpt1cli.overrides import FOUND, NO_PATHS, PATHS
+from gpt1cli.schema import InputError, bare, shown
 
 BROUGHT = {"model", "tokenizer", "init", "epochs"}  # by a task of the demo, for the commands that have these keys
 FREE = ("runtime", "resume", "config")  # what may differ when a run is resumed, besides more steps
@@ -65,7 +66,7 @@ def compose(composer: Composer, words: list[str]) -> Composed:
         raw["steps"] = None
     resumed = named.get("resume") is not None
     for key in BROUGHT:
-        if config.annotation_of(composer.cls, key) is None:
+        if schema.annotation_of(composer.cls, key) is None:
             raw.pop(key, None)
     if {"init", "model", "tokenizer"} <= raw.keys() and not resumed:
         _follow_init(raw, named, bool(stored), replaced=taken_away.get("model.architecture") == "lstm")
@@ -84,7 +85,7 @@ def compose(composer: Composer, words: list[str]) -> Composed:
         if value and isinstance(value, str) and (key, value) not in NO_PATHS:
             _put(data, key, os.path.abspath(value))
     try:
-        built = config.build(composer.cls, data)
+        built = schema.build(composer.cls, data)
     except InputError as error:
         raise InputError(f"{stored[0]}, with what was named besides:\n{error}" if stored else str(error)) from None
     if stored and resumed:
@@ -135,7 +136,7 @@ def _start_from(stored: dict[str, Any], raw: dict[str, Any], named: Mapping[str,
 def _overlay(cls: type, base: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the stored values; what an older gpt1 did not store keeps its default."""
     merged = dict(base)
-    fields = config.fields_of(cls)
+    fields = schema.fields_of(cls)
     for name, value in stored.items():
         inner, below = bare(fields.get(name)), merged.get(name)
         if dataclasses.is_dataclass(inner) and isinstance(value, dict) and isinstance(below, dict):
@@ -175,7 +176,7 @@ def _follow_init(raw: dict[str, Any], named: Mapping[str, Any], stored: bool, re
         return
     known = origins.identity(init)
     if replaced and known["model"]["architecture"] == "transformer":
-        known["model"] = dataclasses.asdict(config.build(ModelConfig, known["model"]).as_lstm())
+        known["model"] = dataclasses.asdict(schema.build(ModelConfig, known["model"]).as_lstm())
         with told_by_hydra():
             tree = OmegaConf.create(raw)
             asked, out = _plain(tree, "init_lstm"), str(absolute(_plain(tree, "out")))
@@ -190,7 +191,7 @@ def _follow_init(raw: dict[str, Any], named: Mapping[str, Any], stored: bool, re
             for key, value in values.items():
                 _put(raw, key, value)
         with told_by_hydra():
-            node = config.with_defaults(config.GROUPS[group], _plain(OmegaConf.create(raw), group))
+            node = schema.with_defaults(config.GROUPS[group], _plain(OmegaConf.create(raw), group))
         differing = [name for name in identity if node.get(name) != known[group][name]]
         if differing:
             said = f"{group}={named[group]}" if group in named else group
@@ -206,7 +207,7 @@ def _follow_init(raw: dict[str, Any], named: Mapping[str, Any], stored: bool, re
 
 def _takes_a_runs_task(composer: Composer, named: Mapping[str, Any]) -> bool:
     """Whether the command scores a fine-tuned run, on that run's own task where no other is named."""
-    has = [config.annotation_of(composer.cls, key) is not None for key in ("run", "task")]
+    has = [schema.annotation_of(composer.cls, key) is not None for key in ("run", "task")]
     return all(has) and "task" not in named
 
 
@@ -272,7 +273,7 @@ def _put(data: dict[str, Any], key: str, value: Any) -> None:
 
 def _ablated(composer: Composer, cfg: DictConfig) -> list[str]:
     """The overrides of the ablation, in Hydra's grammar."""
-    if bare(config.annotation_of(composer.cls, "ablation")) is not config.AblationConfig:
+    if bare(schema.annotation_of(composer.cls, "ablation")) is not config.AblationConfig:
         return []
     with told_by_hydra():
         words = [str(word) for word in _plain(cfg.ablation, "overrides")]
@@ -287,7 +288,7 @@ def _check_groups(composer: Composer, raw: Mapping[str, Any]) -> None:
     found = []
     for group in composer.groups:
         if isinstance(node := raw.get(group), dict) and group in config.GROUPS:
-            found += config.misnamed(config.GROUPS[group], node, f"{group}.")
+            found += schema.misnamed(config.GROUPS[group], node, f"{group}.")
     if found:
         raise InputError("\n".join(found))
 

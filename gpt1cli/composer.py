@@ -27,8 +27,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt1cli import config, options, overrides
-from gpt1cli.config import InputError, shown
+from gpt1cli import config, options, overrides, schema
+from gpt1cli.schema import InputError, shown
 
 HYDRA = "1.3"  # whose rules of composition we follow
 
@@ -103,8 +103,8 @@ class Composer:
 
     def _wants(self, key: str) -> bool:
         """Whether null is no value of the key."""
-        annotation = config.annotation_of(self.cls, key)
-        return annotation is not None and bool(config.check(annotation, None, key))
+        annotation = schema.annotation_of(self.cls, key)
+        return annotation is not None and bool(schema.check(annotation, None, key))
 
     def load(self, words: list[str], mode: RunMode = RunMode.RUN) -> DictConfig:
         """What Hydra composes from overrides in its grammar, unresolved. InputError where it cannot."""

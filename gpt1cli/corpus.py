@@ -30,9 +30,10 @@ from typing import Any, BinaryIO, TextIO
 import numpy as np
 
 from gpt1cli import demo_world, documents, hub, rundir, text, tokenizer
-from gpt1cli.config import InputError, TokenizerConfig
+from gpt1cli.config import TokenizerConfig
 from gpt1cli.documents import Source, demo, parts
 from gpt1cli.loggers import Progress
+from gpt1cli.schema import InputError
 from gpt1cli.tokenizer import Tokenizer
 from gpt1cli.workers import on_all_cores
 

@@ -31,7 +31,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from gpt1cli.config import InputError, TrainConfig
+from gpt1cli.config import TrainConfig
+from gpt1cli.schema import InputError
 
 T = TypeVar("T")
 Run = Callable[[Any, Path], None]  # a command's run(config, folder)

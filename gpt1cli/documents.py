@@ -15,7 +15,8 @@ from glob import glob
 from pathlib import Path
 
 from gpt1cli import demo_world, hub
-from gpt1cli.config import CorpusConfig, InputError
+from gpt1cli.config import CorpusConfig
+from gpt1cli.schema import InputError
 
 PART = 2**18  # characters handed to one worker at a time
 

@@ -18,9 +18,10 @@ import torch
 
 from gpt1cli import metrics, rundir, tasks
 from gpt1cli.batches import Item
-from gpt1cli.config import EvaluateConfig, FinetuneConfig, InputError, TaskConfig, ZeroshotConfig
+from gpt1cli.config import EvaluateConfig, FinetuneConfig, TaskConfig, ZeroshotConfig
 from gpt1cli.loggers import Progress
 from gpt1cli.objectives import TASK_LOSSES, TaskLoss, ordinal
+from gpt1cli.schema import InputError
 from gpt1cli.tasks.layouts import LAYOUTS, Example, Ids, special
 from gpt1cli.tokenizer import Tokenizer
 

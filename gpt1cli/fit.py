@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from gpt1cli import distributed, rundir
 from gpt1cli.batches import Batch, ahead
 from gpt1cli.checkpoint import State
-from gpt1cli.config import InputError, TrainConfig
+from gpt1cli.config import TrainConfig
 from gpt1cli.loggers import Progress
 from gpt1cli.objectives import Loss
 from gpt1cli.optim import Optimizer
 from gpt1cli.runtime import Machine, peak_memory_bytes
+from gpt1cli.schema import InputError
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -79,6 +80,7 @@ def fit(
         validate()
     line_seconds, line_tokens = state.seconds, state.tokens
 
+    stopping = False
     with _stop_signals() as stopped:
         began = time.perf_counter()
         while state.step < plan.steps:
@@ -126,12 +128,14 @@ def fit(
             if save_due:
                 save(state)
             if stopping:
-                number = stopped[0] if stopped else signal.SIGTERM  # another process was told to stop
-                progress.say(f"stopped by {signal.Signals(number).name} at step {state.step:,}; checkpoint saved")
-                progress.say(f"go on with resume={run}")
-                raise SystemExit(128 + number)
+                break
             if log_due or save_due:
                 began = time.perf_counter()  # validation and saving are no training
+    if stopping or stopped:  # it may have come behind the last update too, and what follows is not begun then
+        number = stopped[0] if stopped else signal.SIGTERM  # another process was told to stop
+        progress.say(f"stopped by {signal.Signals(number).name} at step {state.step:,}; checkpoint saved")
+        progress.say(f"go on with resume={run}")
+        raise SystemExit(128 + number)
     return state
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpt1cli import rundir
-from gpt1cli.config import InputError, TaskConfig
+from gpt1cli.config import TaskConfig
+from gpt1cli.schema import InputError
 
 
 class File(NamedTuple):

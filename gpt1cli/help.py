@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import config, options
+from gpt1cli import config, options, schema
 from gpt1cli.commands import COMMANDS
 from gpt1cli.overview import EXAMPLES, FLAGS, WIDTH
 
@@ -49,24 +49,24 @@ def _examples(command: str) -> Iterator[str]:
 
 def _keys(cls: type, prefix: str, values: Any, groups: dict[str, str | None]) -> Iterator[tuple[str, str]]:
     """(key=default, meaning and type) of every key of a dataclass, but for the keys of its groups."""
-    for name, annotation in config.fields_of(cls).items():
+    for name, annotation in schema.fields_of(cls).items():
         if name in groups:
             continue
         value = values.get(name) if values is not None else None
-        if dataclasses.is_dataclass(bare := config.bare(annotation)):
+        if dataclasses.is_dataclass(bare := schema.bare(annotation)):
             yield from _keys(typing.cast(type, bare), f"{prefix}{name}.", value, {})
             continue
-        key = config.key_of(annotation)
+        key = schema.key_of(annotation)
         default = f"={_default(value)}" if values is not None else ""
         yield f"{prefix}{name}{default}", f"{key.meaning} [{_kind(annotation)}]"
 
 
 def _kind(annotation: Any) -> str:
     """The type and the range of a key, in few words."""
-    key = config.key_of(annotation)
+    key = schema.key_of(annotation)
     bounds = (("above", key.above), ("at least", key.at_least), ("at most", key.at_most), ("below", key.below))
     ranges = [f"{word} {bound:g}" for word, bound in bounds if abs(bound) < 2**53]
-    return ", ".join([config.describe(annotation), *ranges])
+    return ", ".join([schema.describe(annotation), *ranges])
 
 
 def _default(value: Any) -> str:
@@ -75,7 +75,7 @@ def _default(value: Any) -> str:
         return f"[{','.join(map(_default, value))}]"
     if isinstance(value, str) and (environment := re.fullmatch(r"\$\{oc\.env:(\w+),\"?(.*?)\"?\}", value)):
         return f"${environment[1]} or {environment[2]}"
-    return config.shown(value)
+    return schema.shown(value)
 
 
 def _table(rows: Any) -> Iterator[str]:
@@ -104,13 +104,13 @@ def candidates(command: str, word: str, folders: typing.Iterable[Path]) -> list[
         names = [name for name in [*groups, *keys] if name.startswith(word)]
         ends = [name.find(".", len(word)) + 1 or len(name) for name in names]  # one level of keys at a time
         return sorted({name[:end] for name, end in zip(names, ends, strict=True)})
-    annotation = config.annotation_of(cls, key)
+    annotation = schema.annotation_of(cls, key)
     if key in options.defaults(command)[0]:
         values = [path.stem for folder in folders for path in (folder / key).glob("*.yaml")]
-    elif typing.get_origin(config.bare(annotation)) is typing.Literal:
-        values = list(typing.get_args(config.bare(annotation)))
-    elif annotation is None or config.check(annotation, "text", key):
-        values = [] if annotation is None or config.check(annotation, True, key) else ["true", "false"]
+    elif typing.get_origin(schema.bare(annotation)) is typing.Literal:
+        values = list(typing.get_args(schema.bare(annotation)))
+    elif annotation is None or schema.check(annotation, "text", key):
+        values = [] if annotation is None or schema.check(annotation, True, key) else ["true", "false"]
     else:
         paths = glob.glob(glob.escape(start) + "*")
         values = [path + "/" if os.path.isdir(path) else path for path in paths]

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt1cli import origins
-from gpt1cli.config import CorpusConfig, InputError, TaskConfig, TokenizerConfig
+from gpt1cli.config import CorpusConfig, TaskConfig, TokenizerConfig
 from gpt1cli.published import OPENAI
+from gpt1cli.schema import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from gpt1cli import config
+from gpt1cli import config, schema
 
 
 def folder() -> Path:
@@ -31,7 +31,7 @@ def defaults(name: str) -> tuple[dict[str, str | None], dict[str, Any]]:
             groups.update(entry)
     content.pop("hydra", None)
     if cls := config.COMMANDS.get(name):  # a group that is no key of the command is there for the files of others
-        groups = {group: option for group, option in groups.items() if config.annotation_of(cls, group)}
+        groups = {group: option for group, option in groups.items() if schema.annotation_of(cls, group)}
     return groups, {**keys, **content}
 
 

@@ -20,8 +20,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep
 from omegaconf import OmegaConf
 
-from gpt1cli import config
-from gpt1cli.config import bare, shown
+from gpt1cli import config, schema
+from gpt1cli.schema import bare, shown
 
 LITERAL = {"text", "prompt", "input", "output"}
 LITERAL |= {"init", "init_lstm", "resume", "config", "config_dir", "run", "runs", "submission"}
@@ -43,14 +43,14 @@ OmegaConf.register_new_resolver("gpt1.text", lambda code: _unsealed(code), repla
 def translate(word: str, cls: type, sweep: bool) -> str:
     """An override in Hydra's grammar: literal values quoted, `+` dropped where the key is there anyway."""
     prefix, key, value = _split(word)
-    annotation = config.annotation_of(cls, key)
+    annotation = schema.annotation_of(cls, key)
     if value is None or annotation is None or prefix == "~":
         return word
     if _is_entry(cls, key) or _is_optional(cls, key):
         prefix = "++"  # it may be new; Hydra wants to be told
     elif prefix.startswith("+"):
         prefix = ""
-    is_null = value == "null" and not config.check(annotation, None, key)
+    is_null = value == "null" and not schema.check(annotation, None, key)
     if (key in LITERAL or key.endswith(".path")) and not is_null:
         value = _literal(value, key, annotation, sweep)
     return f"{prefix}{key}={value}"
@@ -69,7 +69,7 @@ def gathered(words: Iterable[str], cls: type, cells: type) -> tuple[list[str], l
     own, given = [], []
     for word in words:
         _, key, value = _split(word)
-        here, there = (config.annotation_of(known, key) for known in (cls, cells))
+        here, there = (schema.annotation_of(known, key) for known in (cls, cells))
         if here is not None or there is None or key.startswith("hydra."):
             own.append(word)
         elif key in FOUND and value and value != "null" and (key, value) not in NO_PATHS:
@@ -158,10 +158,10 @@ def problems(
         found.append("steps and epochs are both named: leave one out")
     for key in needed:
         if named.get(key) is None:
-            found.append(f"{key} is needed: {config.key_of(config.annotation_of(cls, key)).meaning}")
+            found.append(f"{key} is needed: {schema.key_of(schema.annotation_of(cls, key)).meaning}")
     missing = [group for group, default in groups.items() if default is None and group not in named]
-    missing = [group for group in missing if config.check(config.annotation_of(cls, group), None, group)]
-    if not (resumed or repeated or config.annotation_of(cls, "run")):  # what run= names brings its own
+    missing = [group for group in missing if schema.check(schema.annotation_of(cls, group), None, group)]
+    if not (resumed or repeated or schema.annotation_of(cls, "run")):  # what run= names brings its own
         found += [f"{group} is needed: {group}=one of {', '.join(options(group))}" for group in missing]
     return found
 
@@ -179,7 +179,7 @@ def _mistakes(
         if key == "hydra.job.chdir" and override.value() is not False:
             yield f"{word} is refused: gpt1 never changes the directory"
         return
-    annotation = config.annotation_of(cls, key)
+    annotation = schema.annotation_of(cls, key)
     # A group of the user's own folder need not be a key: it may hold presets (# @package _global_).
     preset = options(key) if key and annotation is None and "." not in key and key not in config.GROUPS else []
     if override.package is not None or (annotation is None and not preset):
@@ -187,7 +187,7 @@ def _mistakes(
         return
     if override.is_delete():
         if not _is_entry(cls, key):
-            off = f"; {key}=null switches it off" if not config.check(annotation, None, key) else ""
+            off = f"; {key}=null switches it off" if not schema.check(annotation, None, key) else ""
             yield f"{word} is refused: {key} is needed{off}"
         return
     if override.is_sweep_override() and not sweep:
@@ -218,13 +218,13 @@ def _wrong(annotation: Any, value: Any, key: str, cls: type, groups: Mapping[str
     """What is wrong with one value; a mapping may name some of a node's keys, and an interpolation is checked later."""
     if dataclasses.is_dataclass(bare(annotation)) and isinstance(value, dict):
         for name, item in value.items():
-            inner = config.annotation_of(cls, f"{key}.{name}")
+            inner = schema.annotation_of(cls, f"{key}.{name}")
             if inner is None:
                 yield _no_such(f"{key}.{name}", cls, groups)
             else:
                 yield from _wrong(inner, item, f"{key}.{name}", cls, groups)
     elif "${" not in str(value := opened(value)):
-        yield from config.check(annotation, value, key)
+        yield from schema.check(annotation, value, key)
 
 
 def _elements(override: Override, names: list[str]) -> list[Any]:
@@ -253,28 +253,28 @@ def opened(value: Any) -> Any:
 
 def _is_entry(cls: type, key: str) -> bool:
     """Whether the key names an entry of a mapping, as in task.splits.valid."""
-    parent = config.annotation_of(cls, key.rpartition(".")[0]) if "." in key else None
+    parent = schema.annotation_of(cls, key.rpartition(".")[0]) if "." in key else None
     return typing.get_origin(bare(parent)) is dict
 
 
 def _is_optional(cls: type, key: str) -> bool:
     """Whether a yaml may leave the key out, as task.loss; or a key of a task that only the run itself knows."""
     parent, _, name = key.rpartition(".")
-    if parent and config.annotation_of(cls, "run") is not None:
+    if parent and schema.annotation_of(cls, "run") is not None:
         return True
-    owner = bare(config.annotation_of(cls, parent)) if parent else None
-    return dataclasses.is_dataclass(owner) and config.has_default(typing.cast(type, owner), name)
+    owner = bare(schema.annotation_of(cls, parent)) if parent else None
+    return dataclasses.is_dataclass(owner) and schema.has_default(typing.cast(type, owner), name)
 
 
 def _no_such(key: str, cls: type, groups: Iterable[str]) -> str:
     """The message for an unknown key: the nearest of all keys, or the keys of the first level."""
-    known = [*_keys(cls, ""), *(group for group in groups if group not in config.fields_of(cls))]
-    message = config.unknown(key, known)
-    return message if "did you mean" in message else config.unknown(key, [name for name in known if "." not in name])
+    known = [*_keys(cls, ""), *(group for group in groups if group not in schema.fields_of(cls))]
+    message = schema.unknown(key, known)
+    return message if "did you mean" in message else schema.unknown(key, [name for name in known if "." not in name])
 
 
 def _keys(cls: type, prefix: str) -> Iterator[str]:
-    for name, annotation in config.fields_of(cls).items():
+    for name, annotation in schema.fields_of(cls).items():
         yield prefix + name
         if dataclasses.is_dataclass(bare(annotation)):
             yield from _keys(typing.cast(type, bare(annotation)), f"{prefix}{name}.")

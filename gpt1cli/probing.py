@@ -30,8 +30,9 @@ import numpy as np
 
 from gpt1cli import metrics
 from gpt1cli.batches import Item
-from gpt1cli.config import InputError, TaskConfig, ZeroshotConfig
+from gpt1cli.config import TaskConfig, ZeroshotConfig
 from gpt1cli.evaluation import Split, encoded, load_examples
+from gpt1cli.schema import InputError
 from gpt1cli.tasks.layouts import Ids
 from gpt1cli.tokenizer import Tokenizer
 

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt1cli.config import Finetuning, InputError, ModelConfig, Pretraining, TokenizerConfig, build, shown
+from gpt1cli.config import Finetuning, ModelConfig, Pretraining, TokenizerConfig
+from gpt1cli.schema import InputError, build, shown
 
 OPENAI = "openai-community/openai-gpt"
 MODEL_TYPE = "openai-gpt"  # transformers' name for GPT-1

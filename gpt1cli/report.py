@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt1cli import rundir
-from gpt1cli.config import InputError
 from gpt1cli.pages import Table
+from gpt1cli.schema import InputError
 
 # Keys that tell one run from another of the same kind without making it another experiment.
 NO_VARIANT = {

@@ -24,7 +24,7 @@ from typing import Any, TextIO
 import yaml
 
 from gpt1cli import __version__
-from gpt1cli.config import InputError, shown
+from gpt1cli.schema import InputError, shown
 
 LOCK = ".lock"
 TORN = r"\.(environment\.json|config\.yaml)-\d+"  # written by a process that was killed before it could rename it

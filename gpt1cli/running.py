@@ -17,7 +17,8 @@ from pathlib import Path
 from types import ModuleType
 
 from gpt1cli import rundir
-from gpt1cli.config import InputError, RunConfig, TrainConfig, shown
+from gpt1cli.config import RunConfig, TrainConfig
+from gpt1cli.schema import InputError, shown
 
 
 class Failed(Exception):

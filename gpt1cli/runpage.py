@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from gpt1cli import options, pages, plots, rundir
-from gpt1cli.config import COMMANDS, annotation_of, shown
+from gpt1cli.config import COMMANDS
 from gpt1cli.pages import Block, Command, Table
 from gpt1cli.plots import Picture
 from gpt1cli.report import flat
+from gpt1cli.schema import annotation_of, shown
 
 WHERE = ("name", "out", "cache", "hub")  # settings that say where, and not what
 

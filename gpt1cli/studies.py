@@ -16,8 +16,9 @@ from typing import Any
 from gpt1cli import options, rundir
 from gpt1cli.compose import compose
 from gpt1cli.composer import Composer, Source
-from gpt1cli.config import FinetuneConfig, InputError, RunConfig, SweepsConfig, TrainConfig, shown
+from gpt1cli.config import FinetuneConfig, RunConfig, SweepsConfig, TrainConfig
 from gpt1cli.report import flat
+from gpt1cli.schema import InputError, shown
 
 ARCHITECTURES = ("transformer", "lstm")
 

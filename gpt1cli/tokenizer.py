@@ -28,8 +28,8 @@ from pathlib import Path
 import numpy as np
 
 from gpt1cli import text as rules
-from gpt1cli.config import InputError
 from gpt1cli.lookup import Lookup
+from gpt1cli.schema import InputError
 
 UNKNOWN = "<unk>"
 END_OF_WORD = "</w>"

@@ -13,7 +13,8 @@ import yaml
 from transformers import OpenAIGPTConfig
 
 from gpt1cli.batches import Item
-from gpt1cli.config import ModelConfig, OptimizerConfig, build
+from gpt1cli.config import ModelConfig, OptimizerConfig
+from gpt1cli.schema import build
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 NO_DROPOUT = {"embedding_dropout": 0.0, "attention_dropout": 0.0, "residual_dropout": 0.0}

@@ -21,7 +21,8 @@ from gpt1cli.cli import main
 from gpt1cli.commands import finetune
 from gpt1cli.compose import compose
 from gpt1cli.composer import Composer
-from gpt1cli.config import InputError, SweepsConfig
+from gpt1cli.config import SweepsConfig
+from gpt1cli.schema import InputError
 
 
 @pytest.fixture(scope="module")

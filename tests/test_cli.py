@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from gpt1cli import __version__, cli, config, options, overview, rundir
+from gpt1cli import __version__, cli, config, options, overview, rundir, schema
 from gpt1cli.argv import sort
 from gpt1cli.commands import COMMANDS
-from gpt1cli.config import InputError
 from gpt1cli.overview import EXAMPLES
+from gpt1cli.schema import InputError
 
 REPORT = ["report", "runs=[somewhere]"]  # the command that composes fastest
 
@@ -142,7 +142,7 @@ def test_the_pages_name_every_command_group_option_and_key(capsys):
         for group in groups:
             assert f"{group}=OPTION" in page
             assert all(f"\n  {option} " in page for option in options.names(group))
-            assert all(f"  {group}.{key}" in page for key in config.fields_of(config.GROUPS[group]))
+            assert all(f"  {group}.{key}" in page for key in schema.fields_of(config.GROUPS[group]))
         for key in cls.__dataclass_fields__.keys() - groups.keys() - {"limit", "plan"}:
             assert f"\n  {key}=" in page
     assert cli.main(["--version"]) == 0

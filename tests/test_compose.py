@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from gpt1cli import config, options, overrides, rundir
 from gpt1cli.compose import Composed, compose
 from gpt1cli.composer import Composer, Source
-from gpt1cli.config import InputError
+from gpt1cli.schema import InputError
 
 
 @pytest.fixture(autouse=True)

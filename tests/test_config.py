@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from gpt1cli import config, options
+from gpt1cli import config, options, schema
 from gpt1cli.compose import compose
 from gpt1cli.composer import Composer
-from gpt1cli.config import InputError, Key
+from gpt1cli.schema import InputError, Key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ GOOD: dict[str, Any] = {"steps": 3, "names": ["x"], "splits": {}, "folder": None
 
 
 def test_good_data_becomes_the_dataclass_and_whole_numbers_become_floats():
-    built = config.build(Outer, GOOD)
+    built = schema.build(Outer, GOOD)
     assert built == Outer(3, ["x"], {}, None, Inner(1.0, "a"))
     assert type(built.inner.rate) is float
 
@@ -65,18 +65,18 @@ def test_good_data_becomes_the_dataclass_and_whole_numbers_become_floats():
 )
 def test_bad_data_is_refused_by_name_value_and_what_would_be_right(change, message):
     with pytest.raises(InputError) as refused:
-        config.build(Outer, GOOD | change)
+        schema.build(Outer, GOOD | change)
     assert message in str(refused.value)
 
 
 def test_all_mistakes_are_told_together():
     with pytest.raises(InputError) as refused:
-        config.build(Outer, {"steps": 0, "names": [], "splits": {}, "inner": {"rate": -1, "kind": "c"}})
+        schema.build(Outer, {"steps": 0, "names": [], "splits": {}, "inner": {"rate": -1, "kind": "c"}})
     assert len(str(refused.value).splitlines()) == 4  # steps, folder (missing), inner.rate, inner.kind
 
 
 def test_a_long_value_is_cut_in_a_message():
-    [message] = config.check(config.fields_of(Outer)["steps"], "x" * 10_000, "steps")
+    [message] = schema.check(schema.fields_of(Outer)["steps"], "x" * 10_000, "steps")
     assert len(message) < 300
 
 
@@ -108,7 +108,7 @@ def cases() -> list[tuple[str, dict[str, str]]]:
 def test_every_option_in_conf_composes_and_builds(command, chosen):
     words = [f"{group}={option}" for group, option in chosen.items()]
     words += ["corpus.path=books/"] if chosen.get("corpus") == "text" else []
-    words += ["init=none"] if {"init", "model"} <= config.fields_of(config.COMMANDS[command]).keys() else []
+    words += ["init=none"] if {"init", "model"} <= schema.fields_of(config.COMMANDS[command]).keys() else []
     words += NEEDED.get(command, [])
     built = compose(COMPOSERS[command], COMPOSERS[command].check(words)).config
     for group, option in chosen.items():
@@ -124,9 +124,9 @@ def test_a_task_that_only_probes_is_not_fine_tuned_on(task):
 
 def test_every_key_has_a_meaning_and_every_group_a_dataclass():
     for command, cls in config.COMMANDS.items():
-        for name, annotation in config.fields_of(cls).items():
-            grouped = dataclasses.is_dataclass(config.bare(annotation))
-            assert grouped or config.key_of(annotation).meaning, f"{command}: {name}"
+        for name, annotation in schema.fields_of(cls).items():
+            grouped = dataclasses.is_dataclass(schema.bare(annotation))
+            assert grouped or schema.key_of(annotation).meaning, f"{command}: {name}"
         assert set(options.defaults(command)[0]) <= set(config.GROUPS)
         for group in options.defaults(command)[0]:
             assert all(options.names(group).values()), f"an option of {group} does not say what it is"

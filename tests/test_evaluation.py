@@ -18,9 +18,10 @@ from small import read
 from gpt1cli import rundir
 from gpt1cli.batches import TOKEN_BUDGET
 from gpt1cli.cli import main
-from gpt1cli.config import InputError, TaskConfig, build
+from gpt1cli.config import TaskConfig
 from gpt1cli.evaluation import predictions, refuse_other_labels
 from gpt1cli.objectives import fine_tuning
+from gpt1cli.schema import InputError, build
 
 SMALL = (
     "model=tiny", "model.n_layer=1", "model.d_model=16", "model.n_head=2", "model.d_ff=32", "init=none",

@@ -18,13 +18,14 @@ from small import NO_DROPOUT
 from gpt1cli import checkpoint, rundir, tokenizer
 from gpt1cli.batches import windows_batch
 from gpt1cli.checkpoint import State
-from gpt1cli.config import Finetuning, InputError, ModelConfig, OptimizerConfig, Pretraining
+from gpt1cli.config import Finetuning, ModelConfig, OptimizerConfig, Pretraining
 from gpt1cli.corpus import random_windows
 from gpt1cli.fit import Plan, fit
 from gpt1cli.loggers import Progress
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.objectives import Loss, language_modelling
 from gpt1cli.optim import Optimizer, cosine
+from gpt1cli.schema import InputError
 
 SMALL = ModelConfig("small", 1, 16, 2, 32, 16, 0.1, 0.1, 0.1, 1e-5, 0.02, Pretraining(4, 16, 1e-3, 2), Finetuning(1e-3))
 ADAMW = OptimizerConfig("adamw", 0.9, 0.999, 1e-8, 0.01, 1.0)
@@ -133,6 +134,23 @@ def test_a_signal_that_comes_late_in_an_update_waits_for_the_next(tmp_path):
         patched.setattr(Progress, "update", interrupted)
         train(tmp_path)
     assert os.readlink(tmp_path / "checkpoints" / "last") == "6"
+
+
+def test_a_signal_behind_the_last_update_is_not_lost(tmp_path):
+    """In the last validation: what comes after the training, and the next cell of a study, is not begun."""
+    validations = []
+
+    def interrupted():
+        validations.append(1)
+        if len(validations) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"loss": 0.0}, 0.0
+
+    with pytest.raises(SystemExit) as stopped:
+        train(tmp_path, evaluate=interrupted)
+    assert stopped.value.code == 143
+    assert os.readlink(tmp_path / "checkpoints" / "last") == "12"
+    assert train(tmp_path)[1].step == 12
 
 
 def test_a_resumed_run_does_not_go_back(tmp_path):

@@ -24,14 +24,14 @@ FLOORS = {  # a module imports from its own floor and from those below; a family
     2: "running compose composer overrides fit scoring generation evaluation probing objectives checkpoint convert "
     "report planning rehearsal benchmarks studies pages plots curves runpage paper layers comparison",
     1: "models tasks text lookup tokenizer documents workers corpus batches optim metrics loggers rundir hub "
-    "demo_world runtime options published origins distributed glue",
-    0: "config kernels",
+    "demo_world runtime options published origins distributed glue config",
+    0: "schema kernels",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 # answers before anything heavy is loaded ...
 DOOR = set(FLOORS[4].split()) - {"__init__"} | {"running", "compose", "composer", "overrides"}
 # ... and so sees these alone; a command's module comes by name
-SEEN_BY_DOOR = DOOR | {"config", "options", "rundir", "origins", "commands"}
+SEEN_BY_DOOR = DOOR | {"schema", "config", "options", "rundir", "origins", "commands"}
 
 HYDRA = {"cli", "compose", "composer", "overrides", "config", "commands.ablation"}
 ONLY_IN = {  # library: the modules that may import it
@@ -42,7 +42,7 @@ ONLY_IN = {  # library: the modules that may import it
     "spacy": {"text"},
     "rich": {"cli", "help", "loggers", "pages"},
 }
-QUICK = DOOR | {"config", "options", "rundir", "origins", "published"}
+QUICK = DOOR | {"schema", "config", "options", "rundir", "origins", "published"}
 NOT_IN = {"torch": QUICK}
 
 
@@ -126,11 +126,12 @@ def test_the_package_keeps_its_floors():
 SOUND = {
     "__init__": "def load(init):\n    import torch\n    from gpt1cli import checkpoint\n",
     "cli": "import hydra, rich\nfrom gpt1cli import config, rundir, compose, commands, __version__\n",
-    "compose": "from omegaconf import OmegaConf\nfrom gpt1cli.config import build\n",
-    "config": "import dataclasses\n",
+    "compose": "from omegaconf import OmegaConf\nfrom gpt1cli.schema import build\n",
+    "schema": "import dataclasses\n",
+    "config": "from gpt1cli.schema import Key\n",
     "kernels": "import torch.nn.functional as F\n",
     "rundir": "import json\nfrom gpt1cli import __version__\n",
-    "hub": "import datasets\nfrom gpt1cli.config import InputError\n",
+    "hub": "import datasets\nfrom gpt1cli.schema import InputError\n",
     "tasks": "SOURCES = {}\n",
     "tasks.layouts": "import torch\n",
     "tasks.glue": "import datasets\nfrom gpt1cli import hub\nfrom gpt1cli.tasks.layouts import Example\n",
@@ -158,8 +159,8 @@ def test_a_sound_package_has_no_offences():
         ("checkpoint", "from gpt1cli.commands.pretrain import run", "checkpoint (floor 2) imports commands.pretrain"),
         ("tasks.glue", "def late():\n    from gpt1cli import checkpoint", "tasks.glue (floor 1) imports checkpoint"),
         ("models.transformer", "from ..fit import fit", "models.transformer (floor 1) imports fit"),
-        ("kernels", "from gpt1cli.config import Key", "kernels imports config: the lowest floor"),
-        ("config", "from . import kernels", "config imports kernels: the lowest floor"),
+        ("kernels", "from gpt1cli.schema import Key", "kernels imports schema: the lowest floor"),
+        ("schema", "from . import kernels", "schema imports kernels: the lowest floor"),
         ("cli", "from gpt1cli.commands import pretrain", "cli imports commands.pretrain: before a command is chosen"),
         ("compose", "from gpt1cli import hub", "compose imports hub: before a command is chosen"),
         ("commands.pretrain", "from .finetune import run", "commands.pretrain imports commands.finetune: commands"),

@@ -17,8 +17,9 @@ import huggingface_hub.constants
 import pytest
 
 from gpt1cli import hub
-from gpt1cli.config import CorpusConfig, InputError, TaskConfig, TokenizerConfig
+from gpt1cli.config import CorpusConfig, TaskConfig, TokenizerConfig
 from gpt1cli.hub import Need
+from gpt1cli.schema import InputError
 
 ROWS = {"sentence": ["a fine day", "no day at all", "fine"], "label": [1, 0, -1]}
 

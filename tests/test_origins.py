@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from gpt1cli import options, origins
-from gpt1cli.config import InputError
+from gpt1cli.schema import InputError
 
 
 def checkpoint(folder: Path, **changes: object) -> Path:

@@ -9,7 +9,8 @@ import torch
 from small import exact
 
 from gpt1cli import runtime
-from gpt1cli.config import InputError, RuntimeConfig
+from gpt1cli.config import RuntimeConfig
+from gpt1cli.schema import InputError
 
 ASKED = {
     "device": "cpu", "precision": "auto", "compile": False, "threads": 1, "devices": 1, "shard": False,

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from gpt1cli import options
 from gpt1cli.batches import TOKEN_BUDGET, Batch, Item, by_length, items_batch, windows_batch
 from gpt1cli.benchmarks.contest import Contender, Contest, Job, Setting
-from gpt1cli.config import ModelConfig, OptimizerConfig, build
+from gpt1cli.config import ModelConfig, OptimizerConfig
 from gpt1cli.fit import gradients
 from gpt1cli.models.heads import Classifier
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.objectives import TASK_LOSSES, fine_tuning, language_modelling
 from gpt1cli.optim import Optimizer
 from gpt1cli.planning import flops_per_token
+from gpt1cli.schema import build
 from gpt1cli.scoring import head_outputs
 
 V = 40_478  # the published vocabulary

@@ -17,12 +17,13 @@ from types import ModuleType
 from gpt1cli import rundir, running, studies
 from gpt1cli.commands import report
 from gpt1cli.compose import compose
-from gpt1cli.config import InputError, SweepsConfig, TrainConfig, ZeroshotConfig
+from gpt1cli.config import SweepsConfig, TrainConfig, ZeroshotConfig
 from gpt1cli.hub import Need, task_needs
 from gpt1cli.loggers import clock
 from gpt1cli.overrides import quote
 from gpt1cli.pages import Table
 from gpt1cli.report import Finished, find_runs
+from gpt1cli.schema import InputError
 from gpt1cli.studies import Cell
 
 

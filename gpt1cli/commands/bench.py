@@ -15,11 +15,12 @@ import torch
 from gpt1cli import hub, rundir, runtime
 from gpt1cli.benchmarks import BENCHMARKS
 from gpt1cli.benchmarks.contest import Contest, Measured, Setting, hold, ratio
-from gpt1cli.config import BenchConfig, InputError
+from gpt1cli.config import BenchConfig
 from gpt1cli.hub import Need
 from gpt1cli.loggers import Progress, short
 from gpt1cli.pages import Table
 from gpt1cli.plots import save_sizes
+from gpt1cli.schema import InputError
 
 HEADER = ("contender", "a second", "range", "gpt1 is", "floor", "of the ceiling", "peak memory")
 

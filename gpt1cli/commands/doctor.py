@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from gpt1cli import hub, options, rundir
-from gpt1cli.config import CorpusConfig, DoctorConfig, TaskConfig, TokenizerConfig, build
+from gpt1cli.config import CorpusConfig, DoctorConfig, TaskConfig, TokenizerConfig
 from gpt1cli.hub import Need
 from gpt1cli.pages import Table
+from gpt1cli.schema import build
 
 
 def needs(config: DoctorConfig) -> list[Need]:

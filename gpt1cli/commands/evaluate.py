@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from gpt1cli import checkpoint, glue, origins, rundir, runtime, tasks
-from gpt1cli.config import EvaluateConfig, InputError
+from gpt1cli.config import EvaluateConfig
 from gpt1cli.evaluation import load_split, refuse_other_labels, score_split, warn_absent
 from gpt1cli.hub import Need, task_needs
 from gpt1cli.loggers import Progress
 from gpt1cli.runpage import write_run_report
+from gpt1cli.schema import InputError
 from gpt1cli.scoring import head_outputs
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt1cli import checkpoint, curves, options, origins, rundir, runtime, tasks
-from gpt1cli.config import InputError, TaskConfig, ZeroshotConfig
+from gpt1cli.config import TaskConfig, ZeroshotConfig
 from gpt1cli.curves import Curve
 from gpt1cli.evaluation import warn_absent
 from gpt1cli.hub import Need, init_needs, task_needs
@@ -18,6 +18,7 @@ from gpt1cli.probing import Probes, against, best_threshold, likelihoods, load_p
 from gpt1cli.report import told_apart
 from gpt1cli.runpage import write_run_report
 from gpt1cli.runtime import Machine
+from gpt1cli.schema import InputError
 from gpt1cli.scoring import ending_log_probabilities
 from gpt1cli.tokenizer import Tokenizer
 
