@@ -164,15 +164,15 @@ def _single(composer: Composer, overrides: list[str], words: list[str]) -> None:
     from gpt1cli.overrides import quote
 
     composed = compose(composer, overrides)
-    module = running.checked(composer.command, composed.config)
+    module, run = running.checked(composer.command, composed.config)
     if running.by_torchrun() and os.environ.get("RANK") != "0":
-        running.start(module, composed.config, composed.folder)  # the folder is rank 0's
+        running.start(module, run, composed.folder)  # the folder is rank 0's
         return
     failures: list[Exception] = []
 
     def job(_: object) -> None:
         try:
-            running.execute(module, composer.command, composed.config, composed.folder, composed.resumed, words)
+            running.execute(module, composer.command, run, composed.folder, composed.resumed, words)
         except Exception as error:  # kept from Hydra, which would print it
             failures.append(error)
 
@@ -265,9 +265,9 @@ class SweepJob:
             if rundir.is_run(folder) and not resumed:  # interrupted, and nothing to go on from
                 rundir.clear(folder)
             composed = compose(composer, [f"resume={quote(str(folder))}"] if resumed else overrides)
-            module = running.checked(self.command, composed.config)
+            module, run = running.checked(self.command, composed.config)
             with rundir.lock(folder) if resumed else rundir.claim(folder):
-                running.execute(module, self.command, composed.config, folder, resumed, self.words)
+                running.execute(module, self.command, run, folder, resumed, self.words)
         except InputError as error:
             running.say(f"gpt1: {label}: {error}")
             raise running.Failed(2) from None

@@ -20,11 +20,12 @@ import numpy as np
 from gpt1cli import rundir
 from gpt1cli.pages import Table
 from gpt1cli.paper import Row
-from gpt1cli.report import Finished, by_seed
+from gpt1cli.report import Finished, by_seed, varying
 from gpt1cli.schema import InputError
 
 RESAMPLES = 10_000
 AT_ONCE = 4_000_000  # counts held in memory
+OF_VARIANTS = ("pretrained", "aux_lm", "lm_coef", "transfer_layers")  # and the model: what rows of Table 5 differ in
 
 Sums = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]  # what an example adds [N,K], and [R,K] -> metric [R]
 
@@ -139,8 +140,12 @@ def table(rows: Sequence[Row]) -> Table | None:
     """The full variant against each other one, task by task, for the seeds that both have; None where none compare."""
     lines, left_out = [], []
     for full in [row for row in rows if row.variant == "full"]:
-        for other in [row for row in rows if row.variant != "full" and row.label == full.label]:
+        for other in [row for row in rows if row.variant != "full"]:
             for task in full.runs.keys() & other.runs.keys():
+                if apart := _apart(full.runs[task], other.runs[task]):
+                    if full.label == other.label:
+                        left_out.append(f"{task}, {other}: not compared, they differ in {apart} as well")
+                    continue
                 line = _line(task, full.runs[task], other.runs[task])
                 if isinstance(line, str):
                     left_out.append(f"{task}, {other}: {line}")
@@ -151,6 +156,12 @@ def table(rows: Sequence[Row]) -> Table | None:
     header = ["task", "full against", "split", "metric", "seeds", "full", "other", "full - other", "95% interval", "p"]
     about = f"paired bootstrap over the examples, {RESAMPLES:,} resamples; the seeds are averaged and not resampled"
     return Table("What the differences are worth", header, sorted(lines), [about, *sorted(left_out)])
+
+
+def _apart(full: Sequence[Finished], other: Sequence[Finished]) -> str:
+    """The settings in which runs of two variants differ besides what makes the variants."""
+    differing = varying([run.settings for run in (*full, *other)])
+    return ", ".join(key for key in differing if key not in OF_VARIANTS and not key.startswith("model."))
 
 
 def _line(task: str, full: Sequence[Finished], other: Sequence[Finished]) -> list[str] | str:

@@ -189,11 +189,22 @@ class TaskConfig:
     subset: Annotated[str | None, Key("configuration of the hub data set")] = None
     path: Annotated[str | None, Key("folder with the authors' own files, instead of the hub (story_cloze)")] = None
     remedy: Annotated[str | None, Key("how to get the data set where the hub does not give it")] = None
+    kind: Annotated[
+        Literal["classification", "pair", "similarity", "regression", "choice"] | None,
+        Key("what the rows of one's own files are (task=file)"),
+    ] = None
+    train: Annotated[str | None, Key("file of the training rows (task=file)", filled=True)] = None
+    valid: Annotated[str | None, Key("file of the validation rows (null: some of train's)", filled=True)] = None
+    test: Annotated[str | None, Key("file of the test rows (task=file)", filled=True)] = None
+    text: Annotated[str | None, Key("column of the text, or the first text (null: by usual names)", filled=True)] = None
+    text_b: Annotated[str | None, Key("column of the second text (null: by usual names)", filled=True)] = None
+    id: Annotated[str | None, Key("column of an id for each row (null: its line)", filled=True)] = None
+    holdout: Annotated[float, Key("share of every class of train that validates without valid", above=0, below=1)] = 0.1
     columns: Annotated[list[str], Key("columns of the texts, in the order of the input")]
     choices: Annotated[
         list[str], Key("columns of the answers, or one that holds them all (layouts choice, pronoun)")
     ] = field(default_factory=list)
-    label: Annotated[str, Key("column of the label")]
+    label: Annotated[str, Key("column of the label (task=file, empty: by usual names)")]
     labels: Annotated[
         list[str], Key("names of the classes, in the order of the data set's own ids; none for scores")
     ] = field(default_factory=list)
@@ -209,12 +220,23 @@ class TaskConfig:
     )
     zeroshot: ZeroshotRule = field(default_factory=ZeroshotRule)
 
+    OWN: ClassVar[tuple[str, ...]] = ("kind", "train", "valid", "test", "text", "text_b", "id")  # of task=file alone
+
     @property
     def classes(self) -> bool:
         """Whether the label is a class; else it is a number."""
         return self.loss not in SCORES
 
     def problems(self) -> Iterator[str]:
+        if self.source == "file":
+            if self.kind is None:
+                yield "kind is needed with task=file: classification, pair, similarity, regression or choice"
+            if self.train is None:
+                yield "train is needed with task=file: a .csv, .tsv, .jsonl or .parquet file, as in task.train=rows.csv"
+            if not self.columns:  # nobody has looked into the files yet
+                return
+        elif own := [name for name in self.OWN if getattr(self, name)]:
+            yield f"{', '.join(own)}: for rows of one's own alone, task=file"
         fewest, most = TEXTS[self.layout]
         if not fewest <= len(self.columns) <= most:
             wanted = fewest if fewest == most else f"{fewest} to {most}"
@@ -473,13 +495,14 @@ class FinetuneConfig(TrainConfig):
             yield "transfer_layers needs an init to transfer from"
         fresh = "none" if self.model.architecture == "lstm" and not self.pretrained else None
         if self.init_lstm not in (None, fresh, self.init):  # ablation=lstm has put it there
-            named = shown(self.init_lstm)
-            yield f"init_lstm={named} takes the place of a Transformer's init= under ablation=lstm alone"
+            where = "only ablation=lstm starts from it, in the place of a Transformer's init="
+            yield f"init_lstm={shown(self.init_lstm)} is unused: {where}"
         if self.plan.tokens is not None:
             yield f"plan.tokens={shown(self.plan.tokens)} is for pretraining: a task's own examples are counted"
         if not self.pretrained and self.transfer_layers != "all":
             yield f"transfer_layers={self.transfer_layers} transfers weights, but pretrained=false leaves all fresh"
-        if not {"train", "valid"} <= set(self.task.splits):
+        looked_into = self.task.source != "file" or self.task.splits
+        if looked_into and not {"train", "valid"} <= set(self.task.splits):
             there = ", ".join(self.task.splits)
             yield f"task={self.task.name} has no train and valid splits to fine-tune on; there: {there}"
         micro_batch = self.runtime.micro_batch
@@ -532,6 +555,32 @@ class EvaluateConfig(RunConfig):
         yield from super().problems()
         if self.split is not None and self.split not in self.task.splits:
             yield unknown(self.split, self.task.splits, f"split of task={self.task.name}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(RunConfig):
+    """What gpt1 predict takes."""
+
+    run: Annotated[str, Key("folder of a fine-tuned run, or one of its checkpoints", filled=True)]
+    input: Annotated[str | None, Key("file of new rows: .csv, .tsv, .jsonl, .parquet, .txt; - for stdin", filled=True)]
+    output: Annotated[
+        str | None, Key(".jsonl, .csv or .tsv to write; - for stdout (null: a file in the run folder)", filled=True)
+    ]
+    format: Annotated[
+        Literal["csv", "tsv", "jsonl", "parquet", "text"] | None,
+        Key("how input is to be read (null: as its name tells)"),
+    ]
+    text: Annotated[str | None, Key("one example, instead of input")]
+    text_b: Annotated[str | None, Key("its second text")]
+    choices: Annotated[list[str], Key("its answers to choose from")]
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        one = self.text is not None or bool(self.choices)
+        if one == (self.input is not None):
+            yield "input=FILE or text=... says what is to be predicted: name one of them"
+        if not one and self.text_b is not None:
+            yield "text_b goes with text=..."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -653,6 +702,7 @@ COMMANDS: dict[str, type[RunConfig]] = {
     "finetune": FinetuneConfig,
     "ablation": SweepsConfig,
     "evaluate": EvaluateConfig,
+    "predict": PredictConfig,
     "export": ExportConfig,
     "score": ScoreConfig,
     "generate": GenerateConfig,

@@ -56,7 +56,8 @@ def figure(runs: Sequence[Finished]) -> list[Block]:
         points = run.folder / "plots" / "zeroshot.csv"
         if run.result["command"] == "zeroshot" and points.is_file():
             task = run.config["task"]["name"]
-            found += [Curve(f"{task}, {c.label}", c.architecture, c.points, task) for c in read(points)]
+            scale = "" if run.settings.get("task.zeroshot.reference") is not None else " (score)"
+            found += [Curve(f"{task}{scale}, {c.label}", c.architecture, c.points, task) for c in read(points)]
     title = "Figure 2, right: what pretraining alone brings (solid: Transformer, dashed: LSTM)"
     if not found:
         return []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,12 +67,20 @@ def load_split(
     if loaded is None:
         return None
     examples, dropped = loaded
-    arrange, items, cuts = LAYOUTS[config.task.layout], [], 0
+    items, cut = items_of(config.task, examples, vocabulary, n_positions, branches)
+    return Split(examples, items, cut, dropped)
+
+
+def items_of(
+    task: TaskConfig, examples: Sequence[Example], vocabulary: Tokenizer, n_positions: int, branches: bool
+) -> tuple[list[Item], int]:
+    """Examples as items for the model, and how many were cut to fit n_positions."""
+    arrange, items, cuts = LAYOUTS[task.layout], [], 0
     for example, texts, choices in encoded(examples, vocabulary):
         laid = arrange(texts, choices, special(len(vocabulary)), n_positions)
         items.append(Item.of(laid.rows, example.label, laid.shared if branches else 0))
         cuts += laid.cut
-    return Split(examples, items, cuts, dropped)
+    return items, cuts
 
 
 def load_examples(
@@ -146,23 +154,23 @@ def measured(task: TaskConfig, split: Split, outputs: np.ndarray) -> dict[str, f
 def write_predictions(path: Path, task: TaskConfig, split: Split, outputs: np.ndarray) -> None:
     """One line an example: id, label, prediction, and the probability of each label where the labels are classes."""
     path.parent.mkdir(exist_ok=True)
-    lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(task, split, outputs))
+    lines = []
+    for example, line in zip(split.examples, predicted(task, split.examples, outputs), strict=True):
+        label = task.labels[int(example.label)] if task.classes and example.label is not None else example.label
+        lines.append(json.dumps({"id": example.id, "label": label, **line}, ensure_ascii=False) + "\n")
     rundir.write_text(path, "".join(lines))
 
 
-def _lines(task: TaskConfig, split: Split, outputs: np.ndarray) -> Iterable[dict[str, Any]]:
+def predicted(task: TaskConfig, examples: Sequence[Example], outputs: np.ndarray) -> Iterator[dict[str, Any]]:
+    """Of each example its id and prediction, and the probability of each label where the labels are classes."""
     found = predictions(task, outputs)
     if not task.classes:
-        for example, score in zip(split.examples, found, strict=True):
-            yield {"id": example.id, "label": example.label, "prediction": round(float(score), 6)}
+        for example, score in zip(examples, found, strict=True):
+            yield {"id": example.id, "prediction": round(float(score), 6)}
         return
-    for example, prediction, row in zip(split.examples, found, probabilities(outputs), strict=True):
-        yield {
-            "id": example.id,
-            "label": None if example.label is None else task.labels[int(example.label)],
-            "prediction": task.labels[prediction],
-            "scores": {label: round(float(p), 6) for label, p in zip(task.labels, row, strict=True)},
-        }
+    for example, prediction, row in zip(examples, found, probabilities(outputs), strict=True):
+        scores = {label: round(float(p), 6) for label, p in zip(task.labels, row, strict=True)}
+        yield {"id": example.id, "prediction": task.labels[prediction], "scores": scores}
 
 
 def score_split(

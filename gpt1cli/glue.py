@@ -82,7 +82,8 @@ def _string(file: File, task: TaskConfig, prediction: str | float) -> str:
 def pack(target: Path, files: Mapping[str, Path]) -> list[tuple[str, str]]:
     """All eleven files in a zip, a filler where one is missing or has not the test set's size; file -> where from."""
     if not files:
-        raise InputError(f"submission={target}: none of the runs has a file in its folder submission/")
+        way = "predict a test split of GLUE whole, without limit.test"
+        raise InputError(f"submission={target}: no run has a file in its folder submission/; {way}")
     if target.exists():
         raise InputError(f"submission={target} exists: name another file, or remove it")
     told, packed = [], io.BytesIO()

@@ -121,7 +121,10 @@ def lstm_for(wanted: Mapping[str, Any], init: str, asked: str | None, out: str) 
     for path in sorted(finished, key=os.path.getmtime, reverse=True):
         folder = os.path.dirname(path)
         with contextlib.suppress(InputError):  # what is no whole run is none to start from
-            if not any(_differences(wanted, init, find(folder))):
+            # a study's cells are fine-tuned too
+            if rundir.read_json(Path(path)).get("command") == "pretrain" and not any(
+                _differences(wanted, init, find(folder))
+            ):
                 return folder
     return None
 

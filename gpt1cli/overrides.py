@@ -23,13 +23,15 @@ from omegaconf import OmegaConf
 from gpt1cli import config, schema
 from gpt1cli.schema import bare, shown
 
-LITERAL = {"text", "prompt", "input", "output"}
+LITERAL = {"text", "text_b", "prompt", "input", "output", "choices"}
 LITERAL |= {"init", "init_lstm", "resume", "config", "config_dir", "run", "runs", "submission"}
 LITERAL |= {"out", "hub", "cache", "name"}
+FILES = ("task.train", "task.valid", "task.test")
+LITERAL |= {*FILES, "task.text", "task.text_b", "task.label", "task.id"}
 
 # Where ~ is the home folder; stored, the first ones hold from any folder:
-FOUND = ("cache", "hub", "config_dir", "init", "init_lstm", "run", "input", "corpus.path", "task.path")
-PATHS = (*FOUND, "out", "resume", "config", "runs", "submission")
+FOUND = ("cache", "hub", "config_dir", "init", "init_lstm", "run", "input", "corpus.path", "task.path", *FILES)
+PATHS = (*FOUND, "out", "output", "resume", "config", "runs", "submission")
 NO_PATHS = (("init", "none"), ("init", "openai"), ("init_lstm", "none"), ("input", "-"))
 
 # ${gpt1.text:x6869} stands for a text that OmegaConf would otherwise interpolate, as hexadecimal UTF-8.
@@ -269,6 +271,8 @@ def _is_optional(cls: type, key: str) -> bool:
 def _no_such(key: str, cls: type, groups: Iterable[str]) -> str:
     """The message for an unknown key: the nearest of all keys, or the keys of the first level."""
     known = [*_keys(cls, ""), *(group for group in groups if group not in schema.fields_of(cls))]
+    if cls is config.SweepsConfig:  # what its cells know may be named too
+        known = list(dict.fromkeys([*known, *_keys(config.FinetuneConfig, "")]))
     message = schema.unknown(key, known)
     return message if "did you mean" in message else schema.unknown(key, [name for name in known if "." not in name])
 

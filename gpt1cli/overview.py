@@ -33,6 +33,11 @@ EXAMPLES = {
         ("run=outputs/finetune/mnli/RUN task=snli split=test", "a task with the same labels"),
         ("run=outputs/finetune/mnli/RUN task=ax", "predictions where there are no labels"),
     ),
+    "predict": (
+        ("run=outputs/finetune/sst2/RUN input=reviews.csv output=answers.csv", "every row of a file"),
+        ('run=outputs/finetune/sst2/RUN text="what a film"', "one example"),
+        ("run=outputs/finetune/sst2/RUN input=- format=text output=-", "from stdin to stdout"),
+    ),
     "export": (
         ("run=outputs/pretrain/text/RUN out=my-gpt1", "a language model"),
         ("run=outputs/finetune/sst2/RUN out=my-sst2", "a classifier"),

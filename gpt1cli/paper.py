@@ -121,16 +121,24 @@ def layouts() -> dict[str, Layout]:
     return found
 
 
-def demo_layout(runs: Sequence[Finished]) -> Layout | None:
-    """Table 5 on the demo world, of which nothing is published; None where the runs hold fewer than two variants."""
-    chosen = [run for run in runs if variant_of(run) and run.config["task"]["source"] == "demo_world"]
-    if len({variant_of(run) for run in chosen}) < 2:
-        return None
-    headlines = {run.config["task"]["name"]: run.config["task"]["metrics"][0] for run in chosen}
-    columns = [Column(name=task, task=task, measures=[headlines[task]]) for task in sorted(headlines)]
-    overall = Overall(name="average", of="demo")
-    title, rows = "Table 5 on the demo world: what each ingredient is worth", layouts()["table5"].variants
-    return Layout(key="demo", title=title, place="not in the paper", variants=rows, columns=columns, overall=overall)
+def likenesses(runs: Sequence[Finished]) -> list[Layout]:
+    """Table 5 on the demo world and on tasks of one's own, of which nothing is published, where two variants ran."""
+    known = {column.task for layout in layouts().values() for column in layout.columns}
+    kinds: dict[str, list[Finished]] = {"the demo world": [], "other tasks": []}
+    for run in runs:
+        if variant_of(run) and run.config["task"]["name"] not in known:
+            kinds["the demo world" if run.config["task"]["source"] == "demo_world" else "other tasks"].append(run)
+    found = []
+    for kind, chosen in kinds.items():
+        if len({variant_of(run) for run in chosen}) < 2:
+            continue
+        headlines = {run.config["task"]["name"]: run.config["task"]["metrics"][0] for run in chosen}
+        columns = [Column(name=task, task=task, measures=[headlines[task]]) for task in sorted(headlines)]
+        key, title = kind.split()[-2], f"Table 5 on {kind}: what each ingredient is worth"
+        overall, rows = Overall(name="average", of=key), layouts()["table5"].variants
+        place = "not in the paper"
+        found.append(Layout(key=key, title=title, place=place, variants=rows, columns=columns, overall=overall))
+    return found
 
 
 def variant_of(run: Finished) -> str | None:
@@ -275,7 +283,7 @@ def table_of(layout: Layout, rows: Sequence[Row]) -> tuple[Table, list[dict[str,
                 records.append(_record(layout, row, column, cell, paper))
             lines += [ours, medians, *([differences] if any(differences[1:]) else [])]
     about = f"in percent; ours: mean ± sample standard deviation over the seeds; the paper's: {layout.place}"
-    notes = [about.partition("; the paper's")[0] if layout.key == "demo" else about]
+    notes = [about.partition("; the paper's")[0] if layout.key not in layouts() else about]
     notes += [f"{sign} {note}" for note, sign in signs.items()]
     return Table(layout.title, ["", *(column.name for column in columns)], lines, notes), records
 

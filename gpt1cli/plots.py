@@ -69,8 +69,13 @@ def lines(
 
 def by_factors(axes: Any) -> None:
     """Give the x axis a logarithmic scale, its numbers written out."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def losses(metrics: Sequence[Mapping[str, Any]]) -> Picture:

@@ -15,10 +15,13 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from gpt1cli import rundir
 from gpt1cli.config import RunConfig, TrainConfig
 from gpt1cli.schema import InputError, shown
+
+R = TypeVar("R", bound=RunConfig)
 
 
 class Failed(Exception):
@@ -29,11 +32,20 @@ class Failed(Exception):
         self.status = status
 
 
-def checked(command: str, run: RunConfig) -> ModuleType:
-    """The command's module, once all that the run needs is at hand."""
+def checked(command: str, run: R) -> tuple[ModuleType, R]:
+    """The command's module and the whole configuration, once all that the run needs is at hand."""
+    run = resolved(run)
     hub, module = (importlib.import_module(f"gpt1cli.{name}") for name in ("hub", f"commands.{command}"))
     hub.require(module.needs(run), run.hub, run.cache)
-    return module
+    return module, run
+
+
+def resolved(run: R) -> R:
+    """The configuration with what only its data can tell (task=file), as the run is recorded with it."""
+    if getattr(getattr(run, "task", None), "source", None) != "file":
+        return run
+    tasks = importlib.import_module("gpt1cli.tasks")
+    return dataclasses.replace(run, task=tasks.resolved(run.task))  # type: ignore[attr-defined, call-arg]
 
 
 def start(module: ModuleType, run: RunConfig, folder: Path) -> None:

@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import options, rundir
+from gpt1cli import options, rundir, running
 from gpt1cli.compose import compose
 from gpt1cli.composer import Composer, Source
-from gpt1cli.config import FinetuneConfig, RunConfig, SweepsConfig, TrainConfig
+from gpt1cli.config import FinetuneConfig, ModelConfig, RunConfig, SweepsConfig, TrainConfig
 from gpt1cli.report import flat
 from gpt1cli.schema import InputError, shown
 
-ARCHITECTURES = ("transformer", "lstm")
+STARTS = {"transformer": "init", "lstm": "init_lstm"}  # architecture -> what names a run of it
+ARCHITECTURES = tuple(STARTS)
+SHAPE = {key for keys in ModelConfig.SHAPES.values() for key in keys}
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,30 @@ def variants(config: SweepsConfig) -> list[str]:
 
 def pretrainings(config: SweepsConfig) -> list[Cell]:
     """The study's own pretraining: of a Transformer, and of an LSTM where some cell or curve is about one."""
-    if not config.study.pretraining:
-        return []
-    both = "lstm" in variants(config) or probed(config)
-    chosen = ARCHITECTURES if both else ARCHITECTURES[:1]
-    words = {name: [*config.study.pretraining, f"model.architecture={name}"] for name in chosen}
+    words = {name: [*config.study.pretraining, f"model.architecture={name}"] for name in _own(config)}
+    for word in config.cells if words else ():
+        key, _, group = (part := word.partition("=")[0]).rpartition(".")
+        if part in ("model", "tokenizer") or key == "tokenizer" or (key == "model" and group in SHAPE):
+            way = "name it in study.pretraining=[...], each word in quotes, or name init=RUN"
+            raise InputError(f"{word}: study={config.study.name} pretrains the models of its cells: {way}")
     return [_cell(f"pretrain-{name}", "pretrain", given, config) for name, given in words.items()]
+
+
+def _own(config: SweepsConfig) -> list[str]:
+    """The architectures that the study pretrains itself: those its cells need, where init= names no run instead."""
+    if not config.study.pretraining or _named(config, "transformer"):
+        return []
+    if lstm := _named(config, "lstm"):
+        raise InputError(
+            f"init_lstm={lstm}: study={config.study.name} pretrains both models of its cells: name init= too"
+        )
+    return list(ARCHITECTURES if "lstm" in variants(config) or probed(config) else ARCHITECTURES[:1])
+
+
+def _named(config: SweepsConfig, architecture: str) -> str | None:
+    """The run of this architecture that the user has named for the cells."""
+    key = f"{STARTS[architecture]}="
+    return next((word.removeprefix(key) for word in reversed(config.cells) if word.startswith(key)), None)
 
 
 def finetunings(config: SweepsConfig, folder: Path | None) -> list[Cell]:
@@ -81,7 +101,7 @@ def finetunings(config: SweepsConfig, folder: Path | None) -> list[Cell]:
         if task not in tasks(config):
             cells.append(whole)
         assert isinstance(whole.config, FinetuneConfig)
-        fresh = folder is None and study.pretraining  # which have nothing to transfer
+        fresh = folder is None and "transformer" in _own(config)  # which have nothing to transfer
         for layers in range(whole.config.model.n_layer):
             more = [] if fresh else [f"transfer_layers={layers}"]
             cells.append(cell(task, "full", f"layers{layers}", "score_train=true", *more))
@@ -90,8 +110,12 @@ def finetunings(config: SweepsConfig, folder: Path | None) -> list[Cell]:
 
 def probings(config: SweepsConfig, folder: Path | None) -> list[Cell]:
     """The tasks scored at every kept checkpoint of the study's own pretraining; one checkpoint stands in for those."""
-    ran = ",".join(f'"{home(folder) / cell.name}"' for cell in pretrainings(config)) if folder else ""
-    words = [f"runs=[{ran}]", "checkpoint=all"] if folder else ["init=null"]
+    if folder is None and _own(config):
+        words = ["init=null"]
+    else:
+        own = [str(home(folder or Path()) / f"pretrain-{name}") for name in _own(config)]
+        runs = own or [run for name in STARTS if (run := _named(config, name))]
+        words = ["runs=[{}]".format(",".join(f'"{run}"' for run in runs)), "checkpoint=all"]
     limits = [word for word in config.cells if word.startswith("limit.")]
     return [_cell(f"zeroshot-{task}", "zeroshot", [f"task={task}", *words, *limits], config) for task in probed(config)]
 
@@ -118,10 +142,9 @@ def probed(config: SweepsConfig) -> list[str]:
 
 def _beginnings(config: SweepsConfig, folder: Path | None) -> list[str]:
     """What the cells start from, where the study has its own pretraining."""
-    if not config.study.pretraining or folder is None:
+    if folder is None:
         return []
-    keys = zip(("init", "init_lstm"), ARCHITECTURES, strict=True)
-    runs = {key: home(folder) / f"pretrain-{name}" for key, name in keys}
+    runs = {STARTS[name]: home(folder) / f"pretrain-{name}" for name in _own(config)}
     return [f"{key}={run}" for key, run in runs.items() if run.exists()]
 
 
@@ -139,7 +162,7 @@ def _cell(name: str, command: str, given: Sequence[str], config: SweepsConfig) -
     words = (*_shared(config, composer.cls), *given)
     try:
         checked = [word for one in words for word in composer.check([one], whole=False)]
-        return Cell(name, command, words, compose(composer, checked).config)
+        return Cell(name, command, words, running.resolved(compose(composer, checked).config))
     except InputError as error:
         raise InputError(f"cell {name}: {error}") from None
 

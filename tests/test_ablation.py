@@ -95,6 +95,17 @@ def test_transferred_blocks_are_counted_and_the_training_split_is_scored():
     assert all(cell.config.score_train for cell in cells)
 
 
+def test_runs_that_are_named_take_the_place_of_a_studys_own_pretraining(world):
+    runs = [f"{key}={world / 'out/pretrain/story' / name}" for name, key in studies.STARTS.items()]
+    config = planned("study=demo", *runs, "seeds=[0]")
+    assert studies.pretrainings(config) == [] and len(studies.pretrainings(planned("study=demo"))) == 2
+    cells = {cell.name: cell.config for cell in studies.finetunings(config, None)}
+    assert Path(cells["demo_entailment-full-seed0"].init).name == "transformer"
+    assert Path(cells["demo_entailment-lstm-seed0"].init).name == "lstm"
+    probing = studies.probings(config, None)[0].config
+    assert [Path(run).name for run in probing.runs] == ["transformer", "lstm"] and probing.checkpoint == "all"
+
+
 def test_what_is_named_for_fine_tuning_reaches_every_cell(tmp_path, capsys):
     (tmp_path / "words").mkdir()
     assert main(["sweeps", "tasks=[rte]", "lr=1e-3", "limit.train=5", "--cfg", "job"]) == 0
@@ -118,6 +129,9 @@ def test_what_is_named_for_fine_tuning_reaches_every_cell(tmp_path, capsys):
         (["stepz=3"], "stepz: no such key"),
         (["study=figure2_left", "variants=[lstm]"], "study=figure2_left has no cell of lstm"),
         (["--config-name", "mine"], "a study has cells of several commands: leave --config-name out"),
+        (["study=demo", "model=mini"], "model=mini: study=demo pretrains the models of its cells: name it in study"),
+        (["study=demo", "init_lstm=run"], "study=demo pretrains both models of its cells: name init= too"),
+        (["limit.trian=3"], "limit.trian: no such key; did you mean limit.train?"),
         (["config_dir=mine"], "config_dir=mine: say --config-dir mine"),
         (["-m", "ablation=full,lstm", "lr=1e-3,1e-4"], "under -m a study takes several ablation= or study= alone"),
         (["plan.devices=8"], "plan.devices=8: plans one run"),
@@ -231,7 +245,7 @@ def test_an_interrupted_cell_goes_on_and_those_behind_it_are_begun(world, monkey
     monkeypatch.setattr(finetune.checkpoint, "save", interrupting)
     assert main(study(world, "stopped", "steps=6")) == 130
     assert not (world / "stopped" / "result.json").exists()
-    capsys.readouterr()
+    assert f"the study goes on with gpt1 sweeps resume={world / 'stopped'}" in capsys.readouterr().err
     assert main(["sweeps", f"resume={world / 'stopped'}"]) == 0
     cells = world / "stopped" / "cells"
     first = rundir.environment(cells / "demo_sentiment-full-seed0")
@@ -271,6 +285,7 @@ def test_a_dry_run_tells_hours_and_disk_of_all_cells(world, capsys):
     plans = [rundir.read_json(path) for path in (world / "dry" / "cells").rglob("plan.json")]
     assert found["bytes"] == 3 * sum(4 * plan["parameters"]["all"] for plan in plans) and len(plans) == 2
     assert found["hours"] == pytest.approx(3 * sum(plan["here"]["hours"] for plan in plans))
+    assert "| demo_sentiment-lstm-seed0 | 3 |" in (world / "dry" / "report.md").read_text()
     assert re.search(r"all\W+6\W", told) and not list((world / "dry").rglob("checkpoints"))
 
 
@@ -348,6 +363,8 @@ def test_a_study_of_ones_own_takes_tasks_of_ones_own(world, mine, capsys):
     assert main([*own, "--config-dir", str(mine / "conf"), "study=mine", f"hydra.run.dir={folder}"]) == 0
     cell = folder / "cells" / "animals-full-seed0"
     assert result(cell)["valid"]["accuracy"] >= 0
+    page = (folder / "report.md").read_text()
+    assert "Table 5 on other tasks" in page and "What the differences are worth" in page and "Fine-tuning" not in page
     assert rundir.environment(cell)["command_line"][:2] == ["--config-dir", str(mine / "conf")]
     shutil.rmtree(cell)
     assert main(["sweeps", f"resume={folder}"]) == 0 and (cell / "result.json").exists()

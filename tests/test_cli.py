@@ -73,7 +73,7 @@ def test_a_flags_value_is_no_command():
     ("words", "told"),
     [
         (["pretrian"], "pretrian: no such command; did you mean pretrain?"),
-        (["train-a-model"], "known: ablation, bench, doctor, evaluate, export, finetune, generate, prepare"),
+        (["train-a-model"], "known: ablation, bench, doctor, evaluate, export, finetune, generate, predict"),
         ([""], ": no such command"),
         (["pretrain", "model=tiny", "finetune"], "finetune: a second command after pretrain"),
         (["finetune", "sst2"], "sst2: a second command after finetune; did you mean task=sst2?"),
@@ -87,7 +87,7 @@ def test_a_flags_value_is_no_command():
         (["pretrain", "--config-dir", "nowhere"], "--config-dir nowhere: no such folder"),
         (["pretrain", "-m", "--cfg", "job"], "--multirun and --cfg: one of them at a time"),
         (["pretrain", "--resolve"], "--resolve goes with --cfg"),
-        (["model=base"], "no command was named; there are prepare, pretrain, finetune, ablation, evaluate, export"),
+        (["model=base"], "no command was named; there are prepare, pretrain, finetune, ablation, evaluate, predict"),
         (["-m"], "no command was named"),
     ],
 )
@@ -345,7 +345,7 @@ def test_a_sweep_folder_that_is_in_use_is_refused(capsys, commands):
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("gpt1 pre", {"prepare", "pretrain"}),
+        ("gpt1 pre", {"prepare", "pretrain", "predict"}),
         ("gpt1 --mu", {"--multirun"}),
         ("gpt1 -m finetune mod", {"model=", "model."}),
         ("gpt1 finetune limit.t", {"limit.train=", "limit.test="}),

@@ -112,6 +112,16 @@ def test_what_cannot_be_compared_is_told(tmp_path, changes, why):
     assert not made.rows and made.notes[1] == f"rte, Transformer w/o pre-training: {why}"
 
 
+def test_runs_that_differ_otherwise_are_not_compared(tmp_path):
+    predicted(tmp_path, "full", {0, 1}, epochs=40)
+    predicted(tmp_path, "fresh", {0}, epochs=15, pretrained=False)
+    for epochs in (40, 15):
+        predicted(tmp_path, f"plain{epochs}", {0, 1, 2}, epochs=epochs, aux_lm=False)
+    made = table(rows_of(layouts()["table5"], found(tmp_path)))
+    assert [line[1] for line in made.rows] == ["Transformer w/o aux LM, epochs=40"]
+    assert made.notes[1] == "rte, Transformer w/o pre-training: not compared, they differ in epochs as well"
+
+
 def test_a_variant_without_predictions_is_told(tmp_path):
     write_run(tmp_path / "a", "rte", {"valid": {"accuracy": 0.5}})
     write_run(tmp_path / "b", "rte", {"valid": {"accuracy": 0.5}}, aux_lm=False)

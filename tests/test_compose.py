@@ -388,12 +388,12 @@ def test_a_group_that_fits_init_is_taken_as_named(tmp_path):
     assert made("finetune", "task=rte", "init=start", "model=tiny").model.residual_dropout == 0.1
 
 
-def finished_lstm(folder: Path, merges: str = "a b", **changes: Any) -> Path:
-    """A finished pretraining of an LSTM of tiny's size."""
+def finished_lstm(folder: Path, merges: str = "a b", command: str = "pretrain", **changes: Any) -> Path:
+    """A finished pretraining (or another command's run) of an LSTM of tiny's size."""
     start = checkpoint(folder / "checkpoints" / "10", architecture="lstm", **changes)
     (start / "merges.txt").write_text(merges)
     (start.parent / "last").symlink_to("10")
-    (folder / "result.json").write_text("{}")
+    (folder / "result.json").write_text(json.dumps({"command": command}))
     return folder
 
 
@@ -412,7 +412,8 @@ def test_the_ablation_lstm_starts_from_the_newest_finished_one_of_inits_size_and
     finished_lstm(runs / "3", lstm_units=100)  # another size
     finished_lstm(runs / "4", merges="b c")  # another text under the tokenizer
     (finished_lstm(runs / "5") / "result.json").unlink()  # not finished
-    for age, number in enumerate("34521"):
+    finished_lstm(runs / "6", command="finetune")
+    for age, number in enumerate("634521"):
         path = runs / number / "result.json"
         if path.exists():
             os.utime(path, (1000 - age, 1000 - age))
@@ -426,7 +427,7 @@ def test_an_init_lstm_that_nothing_would_start_from_is_refused(tmp_path, words):
     checkpoint(tmp_path / "start")
     finished_lstm(tmp_path / "run"), finished_lstm(tmp_path / "other")
     message = refusal("finetune", "task=rte", "init_lstm=other", *words)
-    assert "other takes the place of a Transformer's init= under ablation=lstm alone" in message
+    assert "other is unused: only ablation=lstm starts from it, in the place of a Transformer's init=" in message
 
 
 def test_an_init_lstm_that_does_not_fit_is_refused_with_what_differs(tmp_path):

@@ -112,7 +112,7 @@ def test_runs_without_a_file_make_no_zip(tmp_path, capsys):
     write_run(tmp_path / "runs/a", "rte", {"valid": {"accuracy": 0.5}})
     words = ["report", f"runs=[{tmp_path / 'runs'}]", f"submission={tmp_path / 'all.zip'}"]
     assert main([*words, f"hydra.run.dir={tmp_path / 'report'}"]) == 2
-    assert "none of the runs has a file in its folder submission/" in capsys.readouterr().err
+    assert "no run has a file in its folder submission/; predict a test split of GLUE whole" in capsys.readouterr().err
     assert not (tmp_path / "all.zip").exists()
     assert main([*words[:2], "submission=all.tar", f"hydra.run.dir={tmp_path / 'no'}"]) == 2
 

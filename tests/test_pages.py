@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from runs import write_run
 from small import read
 
 from gpt1cli.cli import main
 from gpt1cli.pages import Table
+from gpt1cli.plots import by_factors
 from gpt1cli.runpage import differences, write_run_report
 
 EVIL = "<b>&\"'|$x<script>alert(1)</script>"
@@ -133,3 +136,15 @@ def test_the_page_of_many_runs_escapes_what_they_bring(tmp_path):
 )
 def test_cells_stay_cells(cell, markdown):
     assert f"| {markdown} |" in Table("title", ["head"], [[cell]]).markdown().splitlines()
+
+
+@pytest.mark.parametrize("steps", [(50, 100, 200), (100, 300, 1000, 5000), (1, 10_000)])
+def test_the_ticks_of_updates_are_plain_numbers(steps):
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot(steps, steps)
+    by_factors(axes)
+    FigureCanvasAgg(figure).draw()
+    ticks = [*axes.xaxis.get_ticklabels(which="major"), *axes.xaxis.get_ticklabels(which="minor")]
+    told = [tick.get_text() for tick in ticks if tick.get_text()]
+    assert len(told) >= 2 and all(text.replace(",", "").isdecimal() for text in told)

@@ -6,6 +6,7 @@ COMMANDS: dict[str, str] = {  # gpt1cli.commands.<name> -> what it is about
     "finetune": "a labelled task on top of a pretrained model (paper, sections 3.2, 3.3 and 4.1)",
     "ablation": "a study of many runs: a table or figure of the paper (alias: sweeps)",
     "evaluate": "a fine-tuned run scored on a split, or on a task with the same labels",
+    "predict": "a fine-tuned run on new rows: labels with their probabilities",
     "export": "a run's model as a folder that transformers loads",
     "score": "how likely a language model finds each line of a file, token by token",
     "generate": "text that a language model goes on with",

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from gpt1cli import rundir, running, studies
+from gpt1cli import pages, paper, rundir, running, studies
 from gpt1cli.commands import report
 from gpt1cli.compose import compose
 from gpt1cli.config import SweepsConfig, TrainConfig, ZeroshotConfig
@@ -42,6 +42,14 @@ def needs(config: SweepsConfig) -> list[Need]:
 
 def run(config: SweepsConfig, folder: Path) -> None:
     """Cell after cell, each in its own folder -> the table that they make -> result.json; Failed where a cell did."""
+    try:
+        _study(config, folder)
+    except (KeyboardInterrupt, SystemExit):
+        running.say(f"gpt1: the study goes on with gpt1 sweeps resume={folder}")
+        raise
+
+
+def _study(config: SweepsConfig, folder: Path) -> None:
     if config.dry_run:
         rehearse(config, folder)
         return
@@ -64,6 +72,7 @@ def run(config: SweepsConfig, folder: Path) -> None:
         raise running.Failed(1)
     about = {"status": "finished", "command": "ablation", "name": config.name, "cells": expected}
     rundir.finish(folder, {**about, "failed": failed, "seconds": round(time.perf_counter() - began, 3)})
+    print(f"gpt1: {expected - len(failed)} of {expected} cells: {folder / 'report.md'}, report.html, table.csv")
     if failed:
         running.say(f"gpt1: {len(failed)} of {expected} cells failed; resume={folder} tries them again")
         raise running.Failed(1)
@@ -86,7 +95,9 @@ def rehearse(config: SweepsConfig, folder: Path) -> None:
         rows.append([cell.name, f"{count}", f"{each:.3f}", f"{each * count:.3f}", f"{kept * count / 1e9:.3f}"])
         hours, held = hours + each * count, held + kept * count
     rows.append(["all", f"{len(own) + len(cells)}", "", f"{hours:.3f}", f"{held / 1e9:.3f}"])
-    Table("Study", ["cell", "runs", "hours each", "hours", "GB kept"], rows).show()
+    table = Table("What the study takes", ["cell", "runs", "hours each", "hours", "GB kept"], rows)
+    table.show()
+    pages.write(folder, "A dry run", [table])
     about = {"status": "finished", "command": "ablation", "dry_run": True, "name": config.name}
     rundir.finish(folder, {**about, "cells": len(own) + len(cells), "hours": hours, "bytes": held})
     print(f"a dry run: nothing was trained; {hours:.2f} hours of training alone, {held / 1e9:.2f} GB: {folder}")
@@ -105,7 +116,9 @@ def summarise(folder: Path, failed: Mapping[str, str]) -> None:
     """What gpt1 report makes of all finished cells below a folder, and which failed."""
     finished = [path for path in folder.rglob("cells/*/result.json") if not rundir.read_json(path).get("dry_run")]
     runs: Sequence[Finished] = find_runs([glob.escape(str(folder))]) if finished else ()
-    blocks, records = report.laid_out(runs)
+    configs = [path for place in (".", "*") for path in folder.glob(f"{place}/config.yaml")]
+    studied = {rundir.read_config(path).get("study", {}).get("name") for path in configs}
+    blocks, records = report.laid_out(runs, [key for key in paper.layouts() if key in studied])
     lines = [[name, message] for name, message in failed.items()]
     report.write(folder, runs, [*blocks, *([Table("Failed", ["cell", "why"], lines)] if failed else [])], records)
 
@@ -113,6 +126,8 @@ def summarise(folder: Path, failed: Mapping[str, str]) -> None:
 def summarise_all(folder: Path) -> None:
     """The joint table of a sweep's jobs, each of them a study."""
     studied = [rundir.read_json(path) for path in sorted(folder.glob("*/result.json"))]
+    if studied and all(one.get("dry_run") for one in studied):
+        return
     summarise(folder, {name: why for one in studied for name, why in one.get("failed", {}).items()})
 
 

@@ -21,7 +21,7 @@ def run(config: DoctorConfig, folder: Path) -> None:
     """Every task and corpus of conf/ and the published model: what is at hand, and where not, what to do."""
     silence = hub.unreachable() if config.hub is None else None
     found = [
-        *(diagnosis("task", option, _task_needs(option), config, silence) for option in options.names("task")),
+        *(diagnosis("task", name, _task_needs(name), config, silence) for name in options.names("task")),
         *(diagnosis("corpus", option, _corpus_needs(option), config, silence) for option in options.names("corpus")),
         diagnosis("tokenizer", "openai", _tokenizer_needs("openai"), config, silence),
         diagnosis("init", "openai", hub.weights_needs("openai"), config, silence),
@@ -54,7 +54,8 @@ def diagnosis(kind: str, name: str, needs: list[Need], config: DoctorConfig, sil
 
 
 def _task_needs(option: str) -> list[Need]:
-    return hub.task_needs(build(TaskConfig, options.values("task", option)))
+    values = options.values("task", option)
+    return [] if values["source"] == "file" else hub.task_needs(build(TaskConfig, values))  # files are the user's
 
 
 def _tokenizer_needs(option: str) -> list[Need]:

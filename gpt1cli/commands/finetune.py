@@ -26,6 +26,7 @@ from gpt1cli.objectives import fine_tuning
 from gpt1cli.optim import SCHEDULES, Optimizer
 from gpt1cli.runpage import write_run_report
 from gpt1cli.scoring import head_outputs
+from gpt1cli.tasks import file
 from gpt1cli.tokenizer import Tokenizer
 
 
@@ -197,4 +198,7 @@ def load_splits(
             splits[name] = split
             progress.say(f"{name}: {split}")
             progress.update(number)
+        if config.task.source == "file":
+            for line in file.overview(config.task, {name: split.examples for name, split in splits.items()}):
+                progress.say(line)
     return splits

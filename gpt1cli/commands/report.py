@@ -32,9 +32,12 @@ def run(config: ReportConfig, folder: Path) -> None:
     print(f"report: {folder / 'report.md'}, report.html, table.csv")
 
 
-def laid_out(runs: Sequence[Finished]) -> tuple[list[Block], list[dict[str, Any]]]:
-    """Whatever the runs fill: tables and figures of the paper, tables of the rest; their numbers as records."""
-    blocks, records = of_the_paper(runs)
+def laid_out(runs: Sequence[Finished], chosen: Sequence[str] = ()) -> tuple[list[Block], list[dict[str, Any]]]:
+    """Whatever the runs fill: tables and figures of the paper, tables of the rest; their numbers as records.
+
+    Of the paper's tables those that are `chosen`, else all.
+    """
+    blocks, records = of_the_paper(runs, chosen)
     if found := layers.series(runs):
         blocks += layers.figure(found)
     blocks += curves.figure(runs)
@@ -52,12 +55,12 @@ def write(folder: Path, runs: Sequence[Finished], blocks: Sequence[Block], recor
     rundir.write_text(folder / "table.csv", separated(records))
 
 
-def of_the_paper(runs: Sequence[Finished]) -> tuple[list[Block], list[dict[str, Any]]]:
-    """The paper's tables as far as the runs fill them, and the demo world's; their numbers as records."""
+def of_the_paper(runs: Sequence[Finished], chosen: Sequence[str] = ()) -> tuple[list[Block], list[dict[str, Any]]]:
+    """The paper's tables as far as the runs fill them, and likenesses of Table 5; their numbers as records."""
     blocks: list[Block] = []
     records: list[dict[str, Any]] = []
-    demo = paper.demo_layout(runs)
-    for layout in [*paper.layouts().values(), *([demo] if demo else [])]:
+    tables = [layout for key, layout in paper.layouts().items() if key in chosen or not chosen]
+    for layout in [*tables, *paper.likenesses(runs)]:
         if rows := paper.rows_of(layout, runs):
             table, own = paper.table_of(layout, rows)
             blocks += [table, paper.picture_of(layout, rows)]
@@ -71,7 +74,7 @@ def unplaced(runs: Sequence[Finished]) -> list[Finished]:
     """The runs that are in no table and no figure of the paper."""
     placed = {
         run.folder
-        for layout in paper.layouts().values()
+        for layout in [*paper.layouts().values(), *paper.likenesses(runs)]
         for row in paper.rows_of(layout, runs)
         for same in row.runs.values()
         for run in same

@@ -24,6 +24,7 @@ SOURCES: dict[str, str] = {  # task.source -> its loader
     "dprd": "gpt1cli.tasks.pronouns:dprd",
     "blimp": "gpt1cli.tasks.blimp:load",
     "demo_world": "gpt1cli.tasks.demo:load",
+    "file": "gpt1cli.tasks.file:load",
 }
 
 
@@ -63,6 +64,11 @@ def check(task: TaskConfig) -> None:
         raise InputError("\n".join(errors))
 
 
+def resolved(task: TaskConfig) -> TaskConfig:
+    """The task with what its files tell, where they are the user's own (task=file)."""
+    return importlib.import_module("gpt1cli.tasks.file").resolved(task) if task.source == "file" else task
+
+
 def load(task: TaskConfig, split: str, hub: str | None, cache: str | Path) -> Loaded | None:
     """A split of a task under our name; None where the data set lacks it, InputError for train or valid.
 
@@ -76,7 +82,7 @@ def load(task: TaskConfig, split: str, hub: str | None, cache: str | Path) -> Lo
     labelled = [example for example in examples or () if example.label is not None]
     if split in ("train", "valid") and not labelled:
         amiss = "has no labelled row" if examples else "is missing or empty"
-        place = f"{task.repo or task.source}{', subset ' + task.subset if task.subset else ''}"
+        place = f"{task.repo or getattr(task, split) or task.source}{', subset ' + task.subset if task.subset else ''}"
         raise InputError(f"task={task.name}: split {task.splits[split]} of {place} {amiss}")
     if examples and not labelled and split.startswith("test"):
         return Loaded(examples, 0)

@@ -1,0 +1,187 @@
+"""task=file: what is found in one's own files, what is held out, and what is said where something cannot be told."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pandas
+import pytest
+
+from gpt1cli import options, tasks
+from gpt1cli.config import TaskConfig
+from gpt1cli.schema import InputError, build
+from gpt1cli.tasks import file
+
+
+def task_of(tmp_path, rows, kind, name="train.jsonl", **more) -> TaskConfig:
+    """The task of these rows, as one would begin with it."""
+    path = tmp_path / name
+    frame = pandas.DataFrame(rows)
+    if name.endswith("csv"):
+        frame.to_csv(path, index=False)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return build(TaskConfig, {**options.values("task", "file"), "train": str(path), "kind": kind, **more})
+
+
+def load(task, split):
+    loaded = tasks.load(task, split, None, "")
+    return loaded and loaded.examples
+
+
+REVIEWS = [{"Review": f"text {n}", "stars": "good" if n % 3 else "bad"} for n in range(30)]
+
+
+def test_classification_finds_its_columns_and_labels_and_holds_some_of_each_class_out(tmp_path):
+    task = file.resolved(task_of(tmp_path, REVIEWS, "classification", "train.csv"))
+    assert (task.columns, task.label, task.labels) == (["Review"], "stars", ["bad", "good"])
+    assert (task.layout, task.metrics, task.splits) == (
+        "single", ["accuracy", "matthews_correlation"], {"train": "train", "valid": "valid"},
+    )  # fmt: skip
+    train, valid = load(task, "train"), load(task, "valid")
+    assert Counter(example.label for example in valid) == {0: 1, 1: 2}  # a tenth of 10 and of 20
+    assert sorted([*train, *valid], key=lambda e: int(e.id)) == sorted(
+        (type(train[0])(str(n + 2), (row["Review"],), int(row["stars"] == "good")) for n, row in enumerate(REVIEWS)),
+        key=lambda e: int(e.id),
+    )
+    assert [example.id for example in valid] == [example.id for example in load(task, "valid")]
+    assert load(task, "test") is None if "test" in task.splits else True
+
+
+def test_looking_again_finds_the_same(tmp_path):
+    task = file.resolved(task_of(tmp_path, REVIEWS, "classification"))
+    (tmp_path / "train.jsonl").unlink()
+    assert file.resolved(task) == task
+
+
+def test_files_of_ones_own_for_validation_and_test(tmp_path):
+    parts = {}
+    for name in ("valid", "test"):
+        parts[name] = str(tmp_path / f"{name}.csv")
+        rows = [{"text": f"{name} {n}", "class": n % 2} for n in range(4)]
+        pandas.DataFrame(rows).drop(columns="class" if name == "test" else []).to_csv(parts[name], index=False)
+    rows = [{"text": f"t {n}", "class": n % 2} for n in range(8)]
+    task = file.resolved(task_of(tmp_path, rows, "classification", **parts))
+    assert task.labels == ["0", "1"] and task.splits == {"train": "train", "valid": "valid", "test": "test"}
+    assert [len(load(task, name)) for name in task.splits] == [8, 4, 4]
+    assert [example.label for example in load(task, "test")] == [None] * 4  # there to be predicted
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "found"),
+    [
+        ("premise hypothesis gold_label", "pair", (["premise", "hypothesis"], "gold_label")),
+        ("id question1 question2 label", "pair", (["question1", "question2"], "label")),
+        ("left right label", "pair", (["left", "right"], "label")),
+        ("sentence1 sentence2 score", "similarity", (["sentence1", "sentence2"], "score")),
+        ("title text label", "classification", (["text"], "label")),
+        ("Utterance Class", "classification", (["Utterance"], "Class")),
+    ],
+)
+def test_usual_names(tmp_path, names, kind, found):
+    rows = [{name: f"{name} {n}" for name in names.split()[:-1]} | {names.split()[-1]: n % 2} for n in range(8)]
+    task = file.resolved(task_of(tmp_path, rows, kind))
+    assert (task.columns, task.label) == found
+
+
+def test_named_columns_win(tmp_path):
+    rows = [{"text": "a", "note": f"b {n}", "label": 1, "mood": n % 2} for n in range(8)]
+    task = file.resolved(task_of(tmp_path, rows, "classification", text="note", label="mood"))
+    assert (task.columns, task.label, task.labels) == (["note"], "mood", ["0", "1"])
+
+
+def test_scores_have_a_range_around_those_of_all_files(tmp_path):
+    rows = [{"text": f"a {n}", "rating": 1.5 + n} for n in range(4)]
+    more = str(tmp_path / "valid.csv")
+    pandas.DataFrame([{"text": "b", "rating": -0.2}]).to_csv(more, index=False)
+    task = file.resolved(task_of(tmp_path, rows, "regression", valid=more))
+    assert (task.range, task.loss, task.layout) == ([-1, 5], "mse", "single")
+    assert [example.label for example in load(task, "train")] == [1.5, 2.5, 3.5, 4.5]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "expected"),
+    [
+        ([0, 2, 1], ["0", "1", "2"], [0, 2, 1]),
+        ([1, 3, 2], ["1", "2", "3"], [0, 2, 1]),
+        (["A", "C", "B"], ["A", "B", "C"], [0, 2, 1]),
+        (["x0", "z1", "y2"], ["1", "2", "3"], [0, 2, 1]),  # the answers' own texts
+    ],
+)
+def test_the_right_answer_by_its_place_its_letter_or_its_text(tmp_path, labels, names, expected):
+    rows = [
+        {"question": f"q {n}", "choices": [f"x{n}", f"y{n}", f"z{n}"], "label": label} for n, label in enumerate(labels)
+    ]
+    task = file.resolved(task_of(tmp_path, rows, "choice", holdout=0.01))
+    assert (task.labels, task.columns, task.choices) == (names, ["question"], ["choices"])
+    found = load(dataclasses_with(task, valid=task.train), "train")
+    assert [example.label for example in found] == expected
+    assert found[1].choices == ("x1", "y1", "z1")
+
+
+def dataclasses_with(task, **changes):
+    return build(TaskConfig, {**vars(task), "zeroshot": vars(task.zeroshot), **changes})
+
+
+def test_numbered_columns_of_answers(tmp_path):
+    rows = [{"story": f"s {n}", "ending1": "a", "ending2": "b", "answer": 1 + n % 2} for n in range(6)]
+    task = file.resolved(task_of(tmp_path, rows, "choice", "train.csv"))
+    assert (task.columns, task.choices, task.labels) == (["story"], ["ending1", "ending2"], ["1", "2"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind", "more", "told"),
+    [
+        ([{"a": "x", "b": "y", "c": "z"}] * 3, "classification", {}, "task.kind=classification cannot tell"),
+        ([{"a": "x", "b": "y", "c": "z"}] * 3, "pair", {}, "name task.text= and task.text_b="),
+        ([{"text": "x", "b": "y"}] * 3, "classification", {}, "which holds the label: name task.label="),
+        ([{"text": "x", "label": "y"}] * 3, "classification", {}, "every label in column label is y; two are needed"),
+        ([{"text": "x", "label": None}] * 3, "classification", {}, "no row has a label in column label"),
+        ([{"text": "x", "label": "y"}] * 3, "classification", {"text": "z"}, "no column z; there: text, label"),
+        ([{"text": "x", "label": n / 7} for n in range(99)], "classification", {}, "scores are task.kind=regression"),
+        ([{"text": "x", "label": "high"}] * 3, "regression", {}, "line 1: label=high is no number"),
+        ([{"text": "x", "label": 1}] * 3, "regression", {}, "needs at least two different scores"),
+        (
+            [{"question": "q", "choices": ["a", "b", "c"], "label": n} for n in (1, 2)],
+            "choice", {}, "may count from 0 or from 1; name task.labels=[0,1,2] or [1,2,3]",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_told_is_asked_for(tmp_path, rows, kind, more, told):
+    with pytest.raises(InputError) as refused:
+        file.resolved(task_of(tmp_path, rows, kind, **more))
+    assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "more", "told"),
+    [
+        ({"text": "x", "label": "c"}, {}, "line 9: label=c; what was seen in training is one of a, b"),
+        ({"text": None, "label": "a"}, {}, "line 9: no text in column text"),
+        ({"text": 5, "label": "a"}, {}, "line 9: a number or a list, and no text in column text"),
+        ({"text": "x", "label": "a", "n": 3}, {"id": "n"}, "line 9: n=3 stands in line 4 too"),
+    ],
+)
+def test_a_row_that_does_not_fit_is_told(tmp_path, row, more, told):
+    rows = [{"text": f"t {n}", "label": "ab"[n % 2], "n": n} for n in range(8)]
+    task = file.resolved(task_of(tmp_path, rows, "classification", **more))
+    with open(task.train, "a") as out:
+        out.write(json.dumps(row) + "\n")
+    with pytest.raises(InputError) as refused:
+        load(task, "train")
+    assert told in str(refused.value)
+
+
+def test_rows_without_a_label_are_left_out_and_counted(tmp_path):
+    rows = [{"text": f"t {n}", "label": ["a", "b", None, ""][n % 4]} for n in range(8)]
+    task = file.resolved(task_of(tmp_path, rows, "classification", valid=None))
+    both = [tasks.load(task, name, None, "") for name in ("train", "valid")]
+    assert sum(len(one.examples) for one in both) == 4 and sum(one.dropped for one in both) == 4
+
+
+def test_what_is_shown_before_training(tmp_path):
+    task = file.resolved(task_of(tmp_path, [*REVIEWS, {"Review": " ", "stars": "bad"}], "classification"))
+    told = "\n".join(file.overview(task, {name: load(task, name) for name in ("train", "valid")}))
+    assert "columns: texts Review; label stars" in told and "valid: bad 1, good 2" in told
+    assert "1 with an empty text" in told and "  bad <- text 0" in told

@@ -1,0 +1,120 @@
+"""Rows of a user's own files, beside what pandas and the csv module read, and what is said of broken ones."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pandas
+import pytest
+
+from gpt1cli import tables
+from gpt1cli.schema import InputError
+
+ROWS = [
+    {"text": 'she said "no", and left', "label": "a"},
+    {"text": "two\nlines; a\ttab", "label": "b b"},
+    {"text": "", "label": "ça"},
+]
+
+
+def read(path, form=None):
+    with tables.opened(str(path), form) as table:
+        return table.columns, list(table.rows)
+
+
+def values(path, form=None):
+    return [dict(row) for _, row in read(path, form)[1]]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_what_pandas_writes_as_csv_is_read_as_it_was(tmp_path, separator):
+    path = tmp_path / "rows.csv"
+    pandas.DataFrame(ROWS).to_csv(path, sep=separator, index=False)
+    assert read(path)[0] == ["text", "label"] and values(path) == ROWS
+    assert [line for line, _ in read(path)[1]] == [2, 3, 5]  # the second row stands in two lines
+
+
+def test_what_pandas_writes_as_parquet_and_as_json_lines_is_read_as_it_was(tmp_path):
+    frame = pandas.DataFrame(ROWS * 1000)
+    frame.to_parquet(tmp_path / "rows.parquet")
+    frame.to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
+    assert values(tmp_path / "rows.parquet") == ROWS * 1000 == values(tmp_path / "rows.jsonl")
+    assert [line for line, _ in read(tmp_path / "rows.parquet")[1]][-1] == 3000
+
+
+def test_a_tsv_has_no_quotes_so_that_one_in_a_text_swallows_nothing(tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_text('text\tlabel\n"the end\tno\nan inch: 1"\tyes\n')
+    assert values(path) == [{"text": '"the end', "label": "no"}, {"text": 'an inch: 1"', "label": "yes"}]
+
+
+def test_a_byte_order_mark_windows_lines_and_empty_lines_are_no_rows(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"\xef\xbb\xbftext,label\r\na,b\r\n\r\nc,d\r\n")
+    assert values(path) == [{"text": "a", "label": "b"}, {"text": "c", "label": "d"}]
+
+
+def test_a_text_a_line(tmp_path):
+    path = tmp_path / "rows.txt"
+    path.write_text("one\n\nthree")
+    assert [row["text"] for row in values(path)] == ["one", "", "three"]
+
+
+def test_a_text_of_ten_megabytes_is_a_text(tmp_path):
+    path, text = tmp_path / "rows.csv", "word " * 2_000_000
+    path.write_text(f"text,label\n{text},a\n")
+    assert values(path)[0]["text"] == text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.csv", b"", "a.csv is empty: its first line names the columns"),
+        ("a.csv", b"text,label\na,b\nc\n", "a.csv, line 3: 1 fields, but the first line names 2: text, label"),
+        ("a.csv", b"text,label\na,b,c\n", "a.csv, line 2: 3 fields"),
+        ("a.csv", b'text,label\n"a,b\n', "a.csv, line 2: unexpected end of data"),
+        ("a.csv", b'text,label\n"a"b,c\n', "a.csv, line 2: ',' expected after '\"'"),
+        ("a.csv", b"text,text\na,b\n", "several columns are called text"),
+        ("a.csv", b"text,label\na\0,b\n", "a.csv, line 2: a NUL byte"),
+        ("a.csv", "text,label\ncafé,b\n".encode("latin-1"), "a.csv, line 2: byte 0xe9 is not UTF-8; convert the file"),
+        ("a.csv", "text,label\na,b\n".encode("utf-16"), "a.csv, line 1: a NUL byte; a text in UTF-8 has none"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl, line 2: no JSON"),
+        ("a.jsonl", b'{"text": "a"}\n[1]\n', "a.jsonl, line 2: a JSON object is wanted, not [1]"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl, line 1: no JSON"),
+        ("a.jsonl", b"\n\n", "a.jsonl is empty"),
+        ("a.parquet", b"PAR1 not really", "a.parquet is no whole parquet file"),
+        ("a.xlsx", b"", "a.xlsx: a file ends in .csv, .tsv, .jsonl"),
+    ],
+)
+def test_a_broken_file_is_told_with_its_line(tmp_path, name, content, told):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        read(tmp_path / name)
+    assert told in str(refused.value)
+
+
+def test_a_parquet_file_that_ends_early_or_has_flipped_bits_is_told(tmp_path):
+    pandas.DataFrame(ROWS * 1000).to_parquet(tmp_path / "whole.parquet", compression="snappy")
+    whole = (tmp_path / "whole.parquet").read_bytes()
+    (tmp_path / "short.parquet").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"short\.parquet is no whole parquet file"):
+        read(tmp_path / "short.parquet")
+    (tmp_path / "flipped.parquet").write_bytes(whole[:4] + bytes(b ^ 0xFF for b in whole[4:60]) + whole[60:])
+    with pytest.raises(InputError, match=r"flipped\.parquet"):
+        read(tmp_path / "flipped.parquet")
+
+
+def test_what_is_no_file_is_told(tmp_path):
+    with pytest.raises(InputError, match=r"none\.csv: no such file"):
+        read(tmp_path / "none.csv")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(InputError, match=r"folder\.csv: this is a folder"):
+        read(tmp_path / "folder.csv")
+
+
+def test_stdin(tmp_path, monkeypatch):
+    (tmp_path / "rows").write_text(json.dumps({"text": "a"}) + "\n")
+    with open(tmp_path / "rows") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert values("-", "jsonl") == [{"text": "a"}]
