@@ -31,6 +31,7 @@ class Pretraining:
     context: Annotated[int, Key("tokens in one sequence", at_least=2)]
     lr: Annotated[float, Key("highest learning rate", above=0)]
     warmup_steps: Annotated[int, Key("updates of linear warm-up", at_least=0)]
+    lstm_lr: Annotated[float | None, Key("that of the LSTM of this size (null: the same)", above=0)] = None
 
 
 @dataclass(frozen=True)

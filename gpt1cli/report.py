@@ -84,7 +84,9 @@ def find_runs(patterns: Iterable[str]) -> list[Finished]:
         if result.get("command") in KINDS and not result.get("dry_run"):  # which trained nothing
             runs.append(Finished(folder, rundir.read_config(folder / "config.yaml"), result))
     if not runs:
-        raise InputError(f"runs={patterns}: no finished run of gpt1 {', '.join(KINDS)} there (result.json says it is)")
+        lost = [pattern for pattern in patterns if not glob(str(Path(pattern).expanduser()), recursive=True)]
+        told = f"no such folder: {', '.join(lost)}; " if lost else ""
+        raise InputError(f"runs={patterns}: {told}no finished run of gpt1 {', '.join(KINDS)} there (with a result.json)")
     return runs
 
 

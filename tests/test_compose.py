@@ -430,6 +430,17 @@ def test_an_init_lstm_that_nothing_would_start_from_is_refused(tmp_path, words):
     assert "other is unused: only ablation=lstm starts from it, in the place of a Transformer's init=" in message
 
 
+def test_an_lstm_is_pretrained_at_its_own_learning_rate(tmp_path):
+    words = ["pretrain", "corpus=demo", "tokenizer=demo"]
+    assert made(*words, "model=mini").lr == 5e-4
+    assert made(*words, "model=mini", "model.architecture=lstm").lr == 2e-3
+    assert made(*words, "model=lstm").lr == 1e-3
+    assert made(*words, "model=mini", "model.architecture=lstm", "lr=1e-4").lr == 1e-4
+    recipe = {"batch_size": 8, "context": 128, "lr": 1e-3, "warmup_steps": 300}  # of an older gpt1
+    checkpoint(tmp_path / "start", architecture="lstm", pretraining=recipe)
+    assert made("pretrain", "corpus=demo", "init=start").lr == 1e-3
+
+
 def test_an_init_lstm_that_does_not_fit_is_refused_with_what_differs(tmp_path):
     checkpoint(tmp_path / "start")
     message = refusal("finetune", "task=rte", "init=start", "ablation=lstm", "init_lstm=start")

@@ -42,6 +42,9 @@ def needs(config: SweepsConfig) -> list[Need]:
 
 def run(config: SweepsConfig, folder: Path) -> None:
     """Cell after cell, each in its own folder -> the table that they make -> result.json; Failed where a cell did."""
+    if config.dry_run:
+        rehearse(config, folder)
+        return
     try:
         _study(config, folder)
     except (KeyboardInterrupt, SystemExit):
@@ -50,9 +53,6 @@ def run(config: SweepsConfig, folder: Path) -> None:
 
 
 def _study(config: SweepsConfig, folder: Path) -> None:
-    if config.dry_run:
-        rehearse(config, folder)
-        return
     began, failed = time.perf_counter(), dict[str, str]()
     home = studies.home(folder)
     own = studies.pretrainings(config)
