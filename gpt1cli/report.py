@@ -86,7 +86,8 @@ def find_runs(patterns: Iterable[str]) -> list[Finished]:
     if not runs:
         lost = [pattern for pattern in patterns if not glob(str(Path(pattern).expanduser()), recursive=True)]
         told = f"no such folder: {', '.join(lost)}; " if lost else ""
-        raise InputError(f"runs={patterns}: {told}no finished run of gpt1 {', '.join(KINDS)} there (with a result.json)")
+        kinds = ", ".join(KINDS)
+        raise InputError(f"runs={patterns}: {told}no finished run of gpt1 {kinds} there (with a result.json)")
     return runs
 
 

@@ -271,7 +271,7 @@ def test_offline_mode_is_named_as_the_reason(offline, monkeypatch):
 def test_offline_the_check_says_nothing_but_its_message(tmp_path):
     """In a process of its own: the libraries would log their retries on stderr."""
     code = (
-        "from gpt1cli import hub; from gpt1cli.config import InputError\n"
+        "from gpt1cli import hub; from gpt1cli.schema import InputError\n"
         "needs = [hub.Need('x', 'org/set', 'one', None, ()), *hub.weights_needs('openai')]\n"
         "try: hub.require(needs, None, 'cache')\n"
         "except InputError as error: print(error)\n"
