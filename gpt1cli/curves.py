@@ -44,9 +44,9 @@ def picture(name: str, caption: str, y: str, curves: Sequence[Curve]) -> Picture
             axes.plot(*points, style, color=colour, label=curve.label, markersize=3, linewidth=1)
         by_factors(axes)
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))  # beside the curves, of any number
 
-    return draw(name, caption, "updates", y, marks, (7, 4))
+    return draw(name, caption, "updates", y, marks, (9, 4))
 
 
 def figure(runs: Sequence[Finished]) -> list[Block]:

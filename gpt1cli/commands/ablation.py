@@ -117,8 +117,10 @@ def summarise(folder: Path, failed: Mapping[str, str]) -> None:
     finished = [path for path in folder.rglob("cells/*/result.json") if not rundir.read_json(path).get("dry_run")]
     runs: Sequence[Finished] = find_runs([glob.escape(str(folder))]) if finished else ()
     configs = [path for place in (".", "*") for path in folder.glob(f"{place}/config.yaml")]
-    studied = {rundir.read_config(path).get("study", {}).get("name") for path in configs}
-    blocks, records = report.laid_out(runs, [key for key in paper.layouts() if key in studied])
+    studies_of = [rundir.read_config(path).get("study", {}) for path in configs]
+    named = [key for key in paper.layouts() if key in {study.get("name") for study in studies_of}]
+    figures = not any(study.get("tasks") for study in studies_of)  # alone: a study of no table has none
+    blocks, records = report.laid_out(runs, named if named or figures else None)
     lines = [[name, message] for name, message in failed.items()]
     report.write(folder, runs, [*blocks, *([Table("Failed", ["cell", "why"], lines)] if failed else [])], records)
 

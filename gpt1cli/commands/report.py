@@ -32,10 +32,10 @@ def run(config: ReportConfig, folder: Path) -> None:
     print(f"report: {folder / 'report.md'}, report.html, table.csv")
 
 
-def laid_out(runs: Sequence[Finished], chosen: Sequence[str] = ()) -> tuple[list[Block], list[dict[str, Any]]]:
+def laid_out(runs: Sequence[Finished], chosen: Sequence[str] | None = None) -> tuple[list[Block], list[dict[str, Any]]]:
     """Whatever the runs fill: tables and figures of the paper, tables of the rest; their numbers as records.
 
-    Of the paper's tables those that are `chosen`, else all.
+    Of the paper's tables those that are `chosen`; None: all.
     """
     blocks, records = of_the_paper(runs, chosen)
     if found := layers.series(runs):
@@ -55,11 +55,11 @@ def write(folder: Path, runs: Sequence[Finished], blocks: Sequence[Block], recor
     rundir.write_text(folder / "table.csv", separated(records))
 
 
-def of_the_paper(runs: Sequence[Finished], chosen: Sequence[str] = ()) -> tuple[list[Block], list[dict[str, Any]]]:
+def of_the_paper(runs: Sequence[Finished], chosen: Sequence[str] | None) -> tuple[list[Block], list[dict[str, Any]]]:
     """The paper's tables as far as the runs fill them, and likenesses of Table 5; their numbers as records."""
     blocks: list[Block] = []
     records: list[dict[str, Any]] = []
-    tables = [layout for key, layout in paper.layouts().items() if key in chosen or not chosen]
+    tables = [layout for key, layout in paper.layouts().items() if chosen is None or key in chosen]
     for layout in [*tables, *paper.likenesses(runs)]:
         if rows := paper.rows_of(layout, runs):
             table, own = paper.table_of(layout, rows)
