@@ -29,8 +29,9 @@ def page(command: str) -> str:
     lines = [f"gpt1 {command}: {COMMANDS[command]}", ""]
     lines += [f"usage: gpt1 {command} [GROUP=OPTION ...] [KEY=VALUE ...] [-m]", "", "examples", *_examples(command)]
     for group, option in groups.items():
-        default = f"default {option}" if option else "default: that of the run" if "run" in values else "needed"
-        lines += ["", f"{group}=OPTION ({default})"]
+        optional = not schema.check(schema.annotation_of(cls, group), None, group)
+        unnamed = "default: that of the run" if "run" in values else "default: none" if optional else "needed"
+        lines += ["", f"{group}=OPTION ({f'default {option}' if option else unnamed})"]
         lines += _table(options.names(group).items())
     lines += ["", "keys", *_table(_keys(cls, "", values, groups))]
     for group, option in groups.items():
