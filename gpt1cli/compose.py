@@ -182,8 +182,6 @@ def _follow_init(raw: dict[str, Any], named: Mapping[str, Any], stored: bool, re
             asked, out = _plain(tree, "init_lstm"), str(absolute(_plain(tree, "out")))
         found = origins.lstm_for(known, init, asked, out)
         raw |= {"init": overrides.seal(found)} if found else {"pretrained": False}
-    recipe = known["model"]["pretraining"]
-    known["model"]["pretraining"] = {key: value for key, value in recipe.items() if value is not None}  # not said
     wrong = []
     fixed = {"model": ModelConfig.SHAPES[known["model"]["architecture"]], "tokenizer": origins.TOKENIZER}
     for group, identity in fixed.items():

@@ -37,6 +37,7 @@ NO_PATHS = (("init", "none"), ("init", "openai"), ("init_lstm", "none"), ("input
 # ${gpt1.text:x6869} stands for a text that OmegaConf would otherwise interpolate, as hexadecimal UTF-8.
 SEALED = re.compile(r"\$\{gpt1\.text:x([0-9a-f]*)\}")
 OmegaConf.register_new_resolver("gpt1.text", lambda code: _unsealed(code), replace=True)
+OmegaConf.register_new_resolver("gpt1.lr", lambda model: _learning_rate(model), replace=True)
 
 
 # --- the user's words -> Hydra's --------------------------------------------------------------------------------------
@@ -99,6 +100,13 @@ def seal(value: Any) -> Any:
     if isinstance(value, str) and ("${" in value or value == "???"):
         return f"${{gpt1.text:x{value.encode('utf-8', 'surrogatepass').hex()}}}"
     return value
+
+
+def _learning_rate(model: Mapping[str, Any]) -> Any:
+    """That of a model's pretraining recipe, for its architecture."""
+    recipe = model["pretraining"]
+    own = recipe.get("lstm_lr") if model.get("architecture") == "lstm" else None
+    return recipe["lr"] if own is None else own
 
 
 def _unsealed(code: str) -> str:

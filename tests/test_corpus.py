@@ -274,9 +274,9 @@ def test_who_comes_second_waits_for_the_first(library, tmp_path, vocabulary, mon
     third.start()
     told = ""
     while told.count(f"waiting for process {first.pid} on ") < 2:
-        assert first.is_alive() and second.is_alive() and third.is_alive()
+        assert first.is_alive() and second.is_alive() and third.is_alive(), told
         time.sleep(0.01)
-        told += capfd.readouterr().out
+        told += "".join(capfd.readouterr())
     go_on.set()
     for process in (first, second, third):
         process.join()
