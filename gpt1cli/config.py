@@ -582,6 +582,8 @@ class PredictConfig(RunConfig):
             yield "input=FILE or text=... says what is to be predicted: name one of them"
         if not one and self.text_b is not None:
             yield "text_b goes with text=..."
+        if self.input is None and self.format is not None:
+            yield f"format={self.format} says how input= is read: there is none"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -103,16 +103,22 @@ def is_run(folder: str | Path) -> bool:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file that is there whole or not at all, also after a power cut."""
+    with whole(path) as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[TextIO]:
+    """A file to write into that is there whole once the block is left, and not at all where that fails."""
     aside = path.with_name(f".{path.name}-{os.getpid()}")
     try:
         with open(aside, "w", encoding="utf-8") as file:
-            file.write(text)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         aside.rename(path)
-    except OSError:
+    finally:
         aside.unlink(missing_ok=True)
-        raise
     folder = os.open(path.parent, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)

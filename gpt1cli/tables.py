@@ -54,10 +54,11 @@ def opened(path: str, form: str | None = None) -> Iterator[Table]:
         raise InputError(f"{path}: {'this is a folder' if Path(path).is_dir() else 'no such file'}")
     where = "stdin" if path == "-" else path
     try:
-        with open(sys.stdin.fileno() if path == "-" else path, "rb", closefd=path != "-") as file:
-            yield READERS[form](where, file)
-    except OSError as error:
+        file = open(sys.stdin.fileno() if path == "-" else path, "rb", closefd=path != "-")  # noqa: SIM115
+    except OSError as error:  # not of what is done with the rows
         raise InputError(f"{where} cannot be read: {error.strerror or error}") from error
+    with file:
+        yield READERS[form](where, file)
 
 
 def _lines(where: str, file: BinaryIO) -> Iterator[tuple[int, str]]:

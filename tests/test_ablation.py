@@ -338,6 +338,19 @@ def test_a_sweep_over_ablations_ends_in_one_table_and_goes_on(world, capsys):
     assert "is a sweep of gpt1 ablation, this is gpt1 finetune" in capsys.readouterr().err
 
 
+def test_a_task_of_another_table_is_not_lost(world, mine):
+    """study=table5 with a task that Table 5 does not have: it stands in its own table."""
+    rows = [{"premise": "a cat .", "hypothesis": f"a {w} .", "label": n} for n, w in enumerate(["cat", "dog", "bird"])]
+    for split in ("train", "validation"):
+        path = mine / "hub" / "stanfordnlp" / "snli" / "plain_text" / f"{split}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows * 4))
+    own = [word for word in study(world, "snli", f"hub={mine / 'hub'}") if not word.startswith(("tasks", "variants"))]
+    assert main([*own, "tasks=[snli]", "variants=[full]"]) == 0
+    page = (world / "snli" / "report.md").read_text()
+    assert "Table 2" in page and "| Transformer w/ aux LM (full): ours |" in page
+
+
 @pytest.fixture
 def mine(tmp_path) -> Path:
     """A user's own folder of options: a task with the rows beside it, and a study of that task."""

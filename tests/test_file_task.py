@@ -185,3 +185,10 @@ def test_what_is_shown_before_training(tmp_path):
     told = "\n".join(file.overview(task, {name: load(task, name) for name in ("train", "valid")}))
     assert "columns: texts Review; label stars" in told and "valid: bad 1, good 2" in told
     assert "1 with an empty text" in told and "  bad <- text 0" in told
+
+
+def test_later_files_may_call_their_columns_otherwise(tmp_path):
+    task = file.resolved(task_of(tmp_path, REVIEWS, "classification"))
+    pandas.DataFrame([{"words": "a", "stars": "bad"}]).to_csv(tmp_path / "test.csv", index=False)
+    later = file.resolved(dataclasses_with(task, test=str(tmp_path / "test.csv"), text="words"))
+    assert [example.texts for example in load(later, "test")] == [("a",)]

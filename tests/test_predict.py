@@ -117,6 +117,7 @@ def test_other_names_of_columns_are_found_where_the_runs_own_are_not_there(world
         ("single", ["input=none.csv", "text=a"], "name one of them"),
         ("single", ["input=none.csv"], "none.csv: no such file"),
         ("single", ["input=-"], "input=- tells nothing by its name: add format="),
+        ("single", ["text=a", "format=csv"], "format=csv says how input= is read: there is none"),
         ("single", ["text=a", "text_b=b"], "of which an example is text="),
         ("single", ["text=a", "choices=[a,b]"], "which has no choices"),
         ("choice", ["text=a"], "chooses among 2 answers: name choices=[...]"),
@@ -139,3 +140,15 @@ def test_a_row_that_cannot_be_read_leaves_no_half_written_answers(world, capsys)
     assert main(["predict", *words, *QUIET]) == 2
     assert "broken.csv, line 3: 2 fields" in capsys.readouterr().err
     assert not target.exists() and not list(world.glob(".never*"))
+
+
+def test_a_failure_to_write_is_not_told_of_the_file_that_is_read(world, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(predict, "predicted", full)
+    words = [f"run={world / 'single'}", f"input={world / 'single.csv'}", f"output={world / 'full.jsonl'}"]
+    assert main(["predict", *words, f"out={world / 'out'}", *QUIET]) == 1
+    told = capsys.readouterr().err
+    assert "No space left on device" in told and "cannot be read" not in told
+    assert not (world / "full.jsonl").exists() and not list(world.glob(".full*"))

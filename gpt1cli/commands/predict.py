@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
+import dataclasses
 import itertools
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from gpt1cli import checkpoint, origins, rundir, runtime, tables
 from gpt1cli.config import PredictConfig, TaskConfig
@@ -101,8 +100,9 @@ def rows_of(config: PredictConfig, task: TaskConfig) -> Iterator[Iterator[Exampl
 def example_of(config: PredictConfig, task: TaskConfig) -> Example:
     """The example that text=, text_b= and choices= name. InputError unless these are what the task takes."""
     texts = tuple(text for text in (config.text, config.text_b) if text is not None)
-    wanted = {1: "text=", 2: "text= and text_b="}.get(len(task.columns), "input=: it has more texts than two")
     if len(texts) != len(task.columns):
+        known = {0: "choices= alone", 1: "text=", 2: "text= and text_b="}
+        wanted = known.get(len(task.columns), "more texts than two: name input=")
         raise InputError(f"{config.run} was trained on task={task.name}, of which an example is {wanted}")
     if task.choices and len(config.choices) != len(task.labels):
         raise InputError(f"{config.run} chooses among {len(task.labels)} answers: name choices=[...]")
@@ -113,14 +113,14 @@ def example_of(config: PredictConfig, task: TaskConfig) -> Example:
 
 def fitted(task: TaskConfig, table: tables.Table) -> TaskConfig:
     """The task with the columns of this table: its own, or where those are not there the ones with usual names."""
-    task = TaskConfig(**{**vars(task), "label": "", "id": None})
+    task = dataclasses.replace(task, label="", id=None)
     if set(task.columns) | set(task.choices) <= set(table.columns):
         return task
     columns, choices = file.inputs_of(file.kind_of(task), task, table.columns)
     if len(columns) != len(task.columns) or bool(choices) != bool(task.choices):
         wanted = ", ".join([*task.columns, *task.choices])
         raise InputError(f"{table.where}: its columns are {', '.join(table.columns)}; the run was trained on {wanted}")
-    return TaskConfig(**{**vars(task), "columns": columns, "choices": choices})
+    return dataclasses.replace(task, columns=columns, choices=choices)
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
@@ -132,19 +132,11 @@ def written(target: str, task: TaskConfig) -> Iterator[Write]:
     if target == "-":
         yield lambda line: print(json.dumps(line, ensure_ascii=False), flush=True)
         return
-    path = Path(target)
-    aside = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        with open(aside, "w", encoding="utf-8", newline="") as out:
-            yield WRITERS[path.suffix.lower()](out, task)
-            out.flush()
-            os.fsync(out.fileno())
-        aside.rename(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with rundir.whole(Path(target)) as out:
+        yield WRITERS[Path(target).suffix.lower()](out, task)
 
 
-def json_lines(out: io.TextIOBase, task: TaskConfig) -> Write:
+def json_lines(out: TextIO, task: TaskConfig) -> Write:
     """An object a line."""
 
     def write(line: Mapping[str, Any]) -> None:
@@ -153,10 +145,10 @@ def json_lines(out: io.TextIOBase, task: TaskConfig) -> Write:
     return write
 
 
-def separated(separator: str) -> Callable[[io.TextIOBase, TaskConfig], Write]:
+def separated(separator: str) -> Callable[[TextIO, TaskConfig], Write]:
     """A line of names, then id, prediction and the probability of each label."""
 
-    def begun(out: io.TextIOBase, task: TaskConfig) -> Write:
+    def begun(out: TextIO, task: TaskConfig) -> Write:
         names = ["id", "prediction", *(f"probability of {label}" for label in task.labels)]
         rows = csv.writer(out, delimiter=separator, lineterminator="\n")
         rows.writerow(names)

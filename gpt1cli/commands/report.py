@@ -35,7 +35,7 @@ def run(config: ReportConfig, folder: Path) -> None:
 def laid_out(runs: Sequence[Finished], chosen: Sequence[str] | None = None) -> tuple[list[Block], list[dict[str, Any]]]:
     """Whatever the runs fill: tables and figures of the paper, tables of the rest; their numbers as records.
 
-    Of the paper's tables those that are `chosen`; None: all.
+    Of the paper's tables those that are `chosen`, and what they leave out; None: all.
     """
     blocks, records = of_the_paper(runs, chosen)
     if found := layers.series(runs):
@@ -56,12 +56,20 @@ def write(folder: Path, runs: Sequence[Finished], blocks: Sequence[Block], recor
 
 
 def of_the_paper(runs: Sequence[Finished], chosen: Sequence[str] | None) -> tuple[list[Block], list[dict[str, Any]]]:
-    """The paper's tables as far as the runs fill them, and likenesses of Table 5; their numbers as records."""
+    """The paper's tables as far as the runs fill them, and likenesses of Table 5; their numbers as records.
+
+    With tables that are `chosen` these come first, and of the others those that hold runs which stand nowhere else.
+    """
     blocks: list[Block] = []
     records: list[dict[str, Any]] = []
-    tables = [layout for key, layout in paper.layouts().items() if chosen is None or key in chosen]
+    told = {run.folder for *_, drawn in layers.series(runs) for same in drawn.values() for run in same}
+    tables = sorted(paper.layouts().values(), key=lambda layout: layout.key not in (chosen or ()))
     for layout in [*tables, *paper.likenesses(runs)]:
         if rows := paper.rows_of(layout, runs):
+            shown = {run.folder for row in rows for same in row.runs.values() for run in same}
+            if chosen is not None and layout.key not in chosen and shown <= told:
+                continue
+            told |= shown
             table, own = paper.table_of(layout, rows)
             blocks += [table, paper.picture_of(layout, rows)]
             records += own

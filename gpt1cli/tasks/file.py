@@ -70,8 +70,9 @@ def resolved(task: TaskConfig) -> TaskConfig:
     """The task with its columns, labels and splits, as its files have them. InputError says what cannot be told."""
     files: dict[str, str] = {name: path for name in ("train", "valid", "test") if (path := getattr(task, name))}
     splits: dict[str, str] = {name: name for name in ("train", "valid", "test") if name in files or name == "valid"}
-    if task.columns:  # looked into before
-        return _checked(dataclasses.replace(task, splits=splits))
+    if task.columns:  # looked into before; files that came later may call them otherwise
+        named = [name for name in (task.text, task.text_b) if name]
+        return _checked(dataclasses.replace(task, splits=splits, columns=named or task.columns))
     assert task.kind
     kind = KINDS[task.kind]
     with tables.opened(files["train"]) as table:
