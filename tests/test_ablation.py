@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from mirror import data_set
 from small import SMALL, STORY
 
 from gpt1cli import curves, rundir, studies
@@ -340,11 +341,8 @@ def test_a_sweep_over_ablations_ends_in_one_table_and_goes_on(world, capsys):
 
 def test_a_task_of_another_table_is_not_lost(world, mine):
     """study=table5 with a task that Table 5 does not have: it stands in its own table."""
-    rows = [{"premise": "a cat .", "hypothesis": f"a {w} .", "label": n} for n, w in enumerate(["cat", "dog", "bird"])]
-    for split in ("train", "validation"):
-        path = mine / "hub" / "stanfordnlp" / "snli" / "plain_text" / f"{split}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows * 4))
+    rows = {"premise": ["a cat ."] * 12, "hypothesis": ["a cat .", "a dog .", "a bird ."] * 4, "label": [0, 1, 2] * 4}
+    data_set(mine / "hub" / "stanfordnlp" / "snli", {"plain_text": {"train": rows, "validation": rows}})
     own = [word for word in study(world, "snli", f"hub={mine / 'hub'}") if not word.startswith(("tasks", "variants"))]
     assert main([*own, "tasks=[snli]", "variants=[full]"]) == 0
     page = (world / "snli" / "report.md").read_text()

@@ -15,6 +15,7 @@ from pathlib import Path
 import datasets
 import huggingface_hub.constants
 import pytest
+from mirror import data_set
 
 from gpt1cli import hub
 from gpt1cli.config import CorpusConfig, TaskConfig, TokenizerConfig
@@ -24,22 +25,9 @@ from gpt1cli.schema import InputError
 ROWS = {"sentence": ["a fine day", "no day at all", "fine"], "label": [1, 0, -1]}
 
 
-def write(folder: Path, subsets: dict[str, dict[str, dict]]) -> Path:
-    """A data set as the hub holds it: subset -> split -> columns, in parquet, with the README that lists them."""
-    lines = ["---", "configs:"]
-    for subset, splits in subsets.items():
-        lines += [f'- config_name: "{subset}"', "  data_files:"]
-        for split, columns in splits.items():
-            (folder / subset).mkdir(parents=True, exist_ok=True)
-            datasets.Dataset.from_dict(columns).to_parquet(folder / subset / f"{split}-00000-of-00001.parquet")
-            lines += [f"  - split: {split}", f"    path: {subset}/{split}-*"]
-    (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
-    return folder
-
-
 @pytest.fixture
 def mirror(tmp_path: Path) -> Path:
-    write(tmp_path / "hub/org/set", {"one": {"train": ROWS, "validation": ROWS}, "two": {"train": ROWS}})
+    data_set(tmp_path / "hub/org/set", {"one": {"train": ROWS, "validation": ROWS}, "two": {"train": ROWS}})
     return tmp_path / "hub"
 
 
@@ -87,7 +75,7 @@ def test_changed_files_and_another_folder_are_not_taken_for_those_read_before(mi
 
     assert read(mirror) == ROWS["sentence"]
     other = shutil.copytree(mirror, tmp_path / "other")
-    write(other / "org/set", {"one": {"train": ROWS}, "two": {"train": {"sentence": ["other"], "label": [0]}}})
+    data_set(other / "org/set", {"one": {"train": ROWS}, "two": {"train": {"sentence": ["other"], "label": [0]}}})
     shutil.copy(mirror / "org/set/README.md", other / "org/set/README.md")
     assert read(other) == ["other"]
     shutil.copy(other / "org/set/two/train-00000-of-00001.parquet", mirror / "org/set/two/")
@@ -142,7 +130,7 @@ def test_files_of_a_model(tmp_path):
 
 def test_fingerprint_is_that_of_the_rows(tmp_path):
     def read(name: str, columns: dict) -> str:
-        write(tmp_path / name / "org/set", {"x": {"train": columns}})
+        data_set(tmp_path / name / "org/set", {"x": {"train": columns}})
         return hub.fingerprint(hub.dataset("org/set", "x", "train", str(tmp_path / name), tmp_path))
 
     rows = {"text": [f"book {i}" for i in range(3000)]}
