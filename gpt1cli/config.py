@@ -681,7 +681,10 @@ class BenchConfig(RunConfig):
 class DoctorConfig(RunConfig):
     """What gpt1 doctor takes."""
 
-    what: Annotated[Literal["tasks"], Key("tasks: data sets of tasks and corpora")]
+    what: Annotated[
+        list[Literal["machine", "disk", "hub", "tasks"]],
+        Key("what to look at: versions and devices, room and cache, the hub, data of tasks and corpora"),
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpt1cli import metrics, rundir, tasks
+from gpt1cli import cautions, metrics, rundir, tasks
 from gpt1cli.batches import Item
 from gpt1cli.config import EvaluateConfig, FinetuneConfig, TaskConfig, ZeroshotConfig
 from gpt1cli.loggers import Progress
@@ -179,6 +179,16 @@ def score_split(
     """Write a split's predictions into a run folder; its metrics under its name, or nothing where it has no labels."""
     write_predictions(folder / "predictions" / f"{name}.jsonl", task, split, outputs)
     return {name: measured(task, split, outputs)} if split.labels is not None else {}
+
+
+def doubt(task: TaskConfig, name: str, split: Split, outputs: np.ndarray) -> str | None:
+    """A warning where what is predicted of a labelled split hardly depends on the examples. outputs [N,O]"""
+    if split.labels is None:
+        return None
+    found, labels = predictions(task, outputs), np.array(split.labels)
+    if not task.classes:
+        return cautions.constant(name, found, labels)
+    return cautions.one_sided(name, task.labels, found.tolist(), labels.astype(int).tolist())
 
 
 def warn_absent(progress: Progress, task: TaskConfig, name: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gpt1cli import distributed, rundir
+from gpt1cli import cautions, distributed, rundir
 from gpt1cli.batches import Batch, ahead
 from gpt1cli.checkpoint import State
 from gpt1cli.config import TrainConfig
@@ -65,6 +65,7 @@ def fit(
     batches = ahead(batches, plan.steps) if device.type == "cuda" else batches
     metrics = run / "metrics.jsonl"
     pending: list[dict[str, Tensor]] = []  # losses, norms and counts that are still on the device
+    validated: list[tuple[int, float]] = []  # step and loss
 
     def validate() -> None:
         found, score = evaluate()
@@ -75,6 +76,9 @@ def fit(
         line = {"step": state.step, "split": "valid", **found, "seconds": round(state.seconds, 3)}
         rundir.append_jsonl(metrics, line)
         progress.say(f"step {state.step:,}: valid " + " ".join(f"{name} {value:.4f}" for name, value in found.items()))
+        validated.append((state.step, found["loss"]))
+        if warning := cautions.rising(validated):
+            progress.say(warning)
 
     if state.step == 0 and plan.evaluate_first:
         validate()

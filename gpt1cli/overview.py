@@ -64,9 +64,9 @@ EXAMPLES = {
         ("what=[pretrain] peer=none rounds=3", "our own speed"),
     ),
     "doctor": (
-        ("what=tasks", "which tasks and corpora are at hand"),
-        ("what=tasks hub=DIR", "in a folder laid out like the Hugging Face hub"),
-        ("what=tasks cache=DIR", "in another cache"),
+        ("", "everything: machine, disk, hub, tasks and corpora"),
+        ("what=[tasks] hub=DIR", "which of them lie in a folder laid out like the Hugging Face hub"),
+        ("what=[machine,disk] cache=DIR", "without the data, and with another cache"),
     ),
     "report": (
         ("runs=[outputs/finetune]", "every finished run below a folder"),

@@ -14,6 +14,8 @@ from gpt1cli.config import RuntimeConfig
 from gpt1cli.kernels import keep_memory
 from gpt1cli.schema import InputError
 
+SLOW_BF16 = "warning: this hardware does not speed up bf16: runtime.precision=fp32 is faster here"
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -24,6 +26,7 @@ class Machine:
     threads: int
     micro_batch: int | None
     compile: bool
+    warnings: tuple[str, ...] = ()
 
     @property
     def token_budget(self) -> int:
@@ -68,7 +71,8 @@ def start(config: RuntimeConfig, seed: int) -> Machine:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # of an earlier run in this process
     torch.manual_seed(seed)
-    return Machine(device, precision, torch.get_num_threads(), config.micro_batch, config.compile)
+    warnings = (SLOW_BF16,) if config.precision == "bf16" and not has_fast_bf16(device) else ()
+    return Machine(device, precision, torch.get_num_threads(), config.micro_batch, config.compile, warnings)
 
 
 def has_fast_bf16(device: torch.device) -> bool:

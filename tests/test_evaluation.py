@@ -270,7 +270,7 @@ def test_labels_in_another_order_are_other_labels():
 
 
 def test_the_doctor_tells_what_is_at_hand_and_the_remedy_for_what_is_not(hub, tmp_path, capsys):
-    assert main(["doctor", "what=tasks", f"hub={hub}", f"hydra.run.dir={tmp_path / 'run'}", f"cache={tmp_path}"]) == 0
+    assert main(["doctor", "what=[tasks]", f"hub={hub}", f"hydra.run.dir={tmp_path / 'run'}", f"cache={tmp_path}"]) == 0
     found = {(one["kind"], one["name"]): one for one in json.loads((tmp_path / "run/result.json").read_text())["found"]}
     assert found["task", "mrpc"]["state"] == found["task", "demo_choice"]["state"] == "at hand"
     assert found["corpus", "demo"]["state"] == "at hand"

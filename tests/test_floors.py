@@ -22,9 +22,9 @@ FLOORS = {  # a module imports from its own floor and from those below; a family
     4: "cli argv help overview __main__ __init__",
     3: "commands",
     2: "running compose composer overrides fit scoring generation evaluation probing objectives checkpoint convert "
-    "report planning rehearsal benchmarks studies pages plots curves runpage paper layers comparison",
+    "report planning rehearsal benchmarks checkup studies pages plots curves runpage paper layers comparison",
     1: "models tasks text lookup tokenizer documents workers corpus batches optim metrics loggers rundir hub "
-    "demo_world tables runtime options published origins distributed glue config",
+    "demo_world tables runtime cautions options published origins distributed glue config",
     0: "schema kernels",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}

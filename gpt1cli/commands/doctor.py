@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from gpt1cli import hub, options, rundir
+from gpt1cli import checkup, hub, options, pages, rundir
+from gpt1cli.checkup import Finding
 from gpt1cli.config import CorpusConfig, DoctorConfig, TaskConfig, TokenizerConfig
 from gpt1cli.hub import Need
 from gpt1cli.pages import Table
@@ -18,39 +20,54 @@ def needs(config: DoctorConfig) -> list[Need]:
 
 
 def run(config: DoctorConfig, folder: Path) -> None:
-    """Every task and corpus of conf/ and the published model: what is at hand, and where not, what to do."""
-    silence = hub.unreachable() if config.hub is None else None
-    found = [
-        *(diagnosis("task", name, _task_needs(name), config, silence) for name in options.names("task")),
-        *(diagnosis("corpus", option, _corpus_needs(option), config, silence) for option in options.names("corpus")),
-        diagnosis("tokenizer", "openai", _tokenizer_needs("openai"), config, silence),
-        diagnosis("init", "openai", hub.weights_needs("openai"), config, silence),
-    ]
-    place = f"hub={config.hub}" if config.hub else "the caches"
-    rows = [[f"{one['kind']}={one['name']}", one["state"], one["remedy"]] for one in found]
-    table = Table(f"What is in {place}", ["what", "state", "remedy"], rows)
-    table.show()
-    if silence:
-        print(f"The Hugging Face hub cannot be reached: {silence}")
-    rundir.write_text(folder / "report.md", table.markdown())
+    """Look at what was asked for -> a table of each -> how many problems there are -> result.json."""
+    silence = hub.unreachable() if config.hub is None and {"hub", "tasks"} & {*config.what} else None
+    looks = {
+        "machine": lambda: checkup.machine(),
+        "disk": lambda: checkup.disk(config.out, config.cache),
+        "hub": lambda: [checkup.reach(config.hub, silence)],
+        "tasks": lambda: data(config, silence),
+    }
+    titles = {"machine": "This machine", "disk": "Disk and cache", "hub": "The hub", "tasks": "Tasks and corpora"}
+    found: list[Finding] = []
+    tables: list[Table] = []
+    for part in looks:
+        if part in config.what:
+            seen = list(looks[part]())
+            joint = "=" if part == "tasks" else " "  # these are options to name
+            rows = [[f"{one.kind}{joint}{one.name}", one.state, one.remedy] for one in seen]
+            tables.append(Table(titles[part], ["what", "state", "remedy"], rows))
+            tables[-1].show()
+            found += seen
+    pages.write(folder, "What is at hand here", tables)
+    problems = sum(bool(one.remedy) for one in found)
+    print(f"{problems} of {len(found)} findings have a remedy: {folder / 'report.md'}" if problems else "all is well")
     about = {"status": "finished", "command": "doctor", "name": config.name}
-    rundir.finish(folder, {**about, "found": found})
+    rundir.finish(folder, {**about, "found": [dataclasses.asdict(one) for one in found]})
 
 
-def diagnosis(kind: str, name: str, needs: list[Need], config: DoctorConfig, silence: str | None) -> dict[str, Any]:
+def data(config: DoctorConfig, silence: str | None) -> Iterator[Finding]:
+    """Every task and corpus of conf/ and the published model."""
+    for name in options.names("task"):
+        yield diagnosis("task", name, _task_needs(name), config, silence)
+    for name in options.names("corpus"):
+        yield diagnosis("corpus", name, _corpus_needs(name), config, silence)
+    yield diagnosis("tokenizer", "openai", _tokenizer_needs("openai"), config, silence)
+    yield diagnosis("init", "openai", hub.weights_needs("openai"), config, silence)
+
+
+def diagnosis(kind: str, name: str, needs: list[Need], config: DoctorConfig, silence: str | None) -> Finding:
     """What is wrong with the data of one option, if anything, and the ways out of it."""
     missing = {need: reason for need in needs if (reason := hub.amiss(need, config.hub, config.cache))}
     if not missing:
-        return {"kind": kind, "name": name, "state": "at hand", "missing": {}, "remedy": ""}
+        return Finding(kind, name, "at hand")
     names = {f"{need.repo}{', ' + need.subset if need.subset else ''}": reason for need, reason in missing.items()}
     ways = dict.fromkeys(way for need in missing for way in need.ways_out)
-    if config.hub is not None:
-        state, general = "missing", f"put it there: {'; '.join(names)}"
-    elif silence or ways:  # what has ways of its own is not simply fetched
-        state, general = "missing", f"hub=DIR with {'; '.join(names)}" + ("" if ways else ", or the network")
-    else:
-        state, general = "on the hub", "none needed: fetched at its first use"
-    return {"kind": kind, "name": name, "state": state, "missing": names, "remedy": " or ".join([general, *ways])}
+    if config.hub is None and not silence and not ways:  # what has ways of its own is not simply fetched
+        return Finding(kind, name, "on the hub: fetched at its first use", missing=names)
+    general = f"put it there: {'; '.join(names)}" if config.hub else f"hub=DIR with {'; '.join(names)}"
+    others = [] if ways or config.hub else ["the network"]
+    return Finding(kind, name, "missing", " or ".join([general, *others, *ways]), names)
 
 
 def _task_needs(option: str) -> list[Need]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from gpt1cli import checkpoint, glue, origins, rundir, runtime, tasks
 from gpt1cli.config import EvaluateConfig
-from gpt1cli.evaluation import load_split, refuse_other_labels, score_split, warn_absent
+from gpt1cli.evaluation import doubt, load_split, refuse_other_labels, score_split, warn_absent
 from gpt1cli.hub import Need, task_needs
 from gpt1cli.loggers import Progress
 from gpt1cli.runpage import write_run_report
@@ -47,6 +47,8 @@ def run(config: EvaluateConfig, folder: Path) -> None:
             progress.say(f"{name}: {split}")
             outputs = head_outputs(model, split.items, machine.micro_batch, machine.token_budget)
             found = score_split(config.task, name, split, outputs, folder)
+            if warning := doubt(config.task, name, split, outputs):
+                progress.say(warning)
             if told := glue.write_submission(folder, config.task, name, config.limit.test):
                 progress.say(told)
             examples[name], checksums[name] = len(split.items), split.digest

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt1cli import checkpoint, corpus, distributed, glue, planning, rehearsal, rundir, runtime, tasks
+from gpt1cli import cautions, checkpoint, corpus, distributed, glue, planning, rehearsal, rundir, runtime, tasks
 from gpt1cli.batches import Batch, Epochs
 from gpt1cli.checkpoint import State
 from gpt1cli.config import FinetuneConfig
 from gpt1cli.distributed import Team
-from gpt1cli.evaluation import Split, load_split, loss_of, measured, outputs_of, score_split, warn_absent
+from gpt1cli.evaluation import Split, doubt, load_split, loss_of, measured, outputs_of, score_split, warn_absent
 from gpt1cli.fit import Plan, fit, result_of
 from gpt1cli.hub import Need, task_needs, tokenizer_needs, weights_needs
 from gpt1cli.loggers import Progress
@@ -47,7 +47,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
         return
     checkpoint.check_resumable(config.resume)
     machine = runtime.start(config.runtime, config.seed)
-    warnings = rundir.note(folder, **machine.describe())
+    warnings = [*machine.warnings, *rundir.note(folder, **machine.describe())]
     reporting = functools.partial(Progress, folder, mode=config.runtime.progress)
 
     with distributed.first_alone():
@@ -117,7 +117,10 @@ def run(config: FinetuneConfig, folder: Path) -> None:
         }
         for name, split in splits.items():
             if name != "train" or config.score_train:
-                result |= score_split(task, name, split, outputs(split), folder)
+                found = outputs(split)
+                result |= score_split(task, name, split, found, folder)
+                if warning := doubt(task, name, split, found):
+                    progress.say(warning)
                 if told := glue.write_submission(folder, task, name, config.limit.test):
                     progress.say(told)
         write_run_report(folder, result)
@@ -197,6 +200,8 @@ def load_splits(
                 continue
             splits[name] = split
             progress.say(f"{name}: {split}")
+            if warning := cautions.half_cut(name, split.cut, len(split.items), config.model.n_positions):
+                progress.say(warning)
             progress.update(number)
         if config.task.source == "file":
             for line in file.overview(config.task, {name: split.examples for name, split in splits.items()}):

@@ -48,7 +48,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
         rehearse(config, folder)
         return
     machine = runtime.start(config.runtime, config.seed)
-    warnings = rundir.note(folder, **machine.describe())
+    warnings = [*machine.warnings, *rundir.note(folder, **machine.describe())]
     reporting = functools.partial(Progress, folder, mode=config.runtime.progress)
 
     with distributed.first_alone():

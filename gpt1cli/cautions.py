@@ -1,0 +1,59 @@
+"""Warnings that matter: pure functions, each the line to tell once, or None."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+RISES = 2  # validations in a row with a higher loss than the one before
+FEW = 5  # examples of a label that may go unpredicted by chance
+
+
+def rising(losses: Sequence[tuple[int, float]]) -> str | None:
+    """Of the validations so far, as (step, loss): told when the loss has risen twice in a row for the first time."""
+    rose = [later > earlier for (_, earlier), (_, later) in itertools.pairwise(losses)]
+    windows = [all(rose[end - RISES : end]) for end in range(RISES, len(rose) + 1)]
+    if windows.count(True) != 1 or not windows[-1]:
+        return None
+    (step, low), (_, high) = losses[-RISES - 1], losses[-1]
+    return (
+        f"warning: the validation loss rises since step {step:,}, from {low:.4f} to {high:.4f}: what is learned now"
+        " holds for the training data alone; fewer updates or more data would help, and `best` is kept"
+    )
+
+
+def half_cut(split: str, cut: int, examples: int, n_positions: int) -> str | None:
+    """Told where at least half of the examples lose a part of their text."""
+    if 2 * cut < examples or not cut:
+        return None
+    return (
+        f"warning: {cut:,} of {examples:,} examples of {split} are longer than the model's n_positions={n_positions}"
+        " and lose a part of their text; a model with more positions would read all of it"
+    )
+
+
+def one_sided(split: str, labels: Sequence[str], predicted: Sequence[int], true: Sequence[int]) -> str | None:
+    """Told where every example gets the same label though they differ, or where a label of several is never given."""
+    given, wanted = Counter(predicted), Counter(true)
+    if len(given) == 1 and len(wanted) > 1:
+        (only,) = given
+        return (
+            f"warning: all {len(predicted):,} predictions on {split} are {labels[only]}: the model does not look at its"
+            " input; another lr=, more epochs= or another seed= may help"
+        )
+    if never := [f"{labels[n]} ({count:,})" for n, count in sorted(wanted.items()) if n not in given and count >= FEW]:
+        return f"warning: never predicted on {split}, though there are such examples: {', '.join(never)}"
+    return None
+
+
+def constant(split: str, predicted: np.ndarray, true: np.ndarray) -> str | None:
+    """Told where scores hardly differ though those of the labels do. predicted, true [N]"""
+    if len(predicted) < 2 or np.std(predicted) > 1e-3 * np.std(true) or np.std(true) == 0:
+        return None
+    return (
+        f"warning: all {len(predicted):,} predictions on {split} are about {np.mean(predicted):.3f}: the model does not"
+        " look at its input; another lr=, more epochs= or another seed= may help"
+    )

@@ -1,0 +1,77 @@
+"""Warnings: when each is told, and that a run tells it once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas
+import pytest
+from small import SMALL
+
+from gpt1cli import cautions, runtime
+from gpt1cli.cli import main
+
+
+@pytest.mark.parametrize(
+    ("losses", "told_at"),
+    [
+        ([3, 2, 1], []),
+        ([3, 2, 2.5, 2], []),
+        ([3, 2, 2.1, 2.2], [3]),
+        ([3, 2, 2.1, 2.2, 2.3, 2.4], [3]),
+        ([3, 2, 2.1, 2.2, 1, 2, 3], [3]),  # once
+        ([1, 2, 2, 3], []),  # as high as before is no rise
+    ],
+)
+def test_a_rising_loss_is_told_once(losses, told_at):
+    seen = [(step, float(loss)) for step, loss in enumerate(losses)]
+    assert [n for n in range(len(seen)) if cautions.rising(seen[: n + 1])] == told_at
+
+
+def test_a_rising_loss_names_where_it_was_lowest():
+    told = cautions.rising([(0, 9.0), (1000, 2.0), (2000, 2.5), (3000, 3.0)])
+    assert told and "since step 1,000, from 2.0000 to 3.0000" in told
+
+
+@pytest.mark.parametrize(("cut", "examples", "told"), [(0, 0, False), (4, 9, False), (5, 10, True), (10, 10, True)])
+def test_half_of_the_examples_cut_is_told(cut, examples, told):
+    found = cautions.half_cut("train", cut, examples, 512)
+    assert bool(found) == told and (not told or f"{cut} of {examples} examples of train" in found)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "true", "told"),
+    [
+        ([0, 1, 2], [0, 0, 0], ""),
+        ([1, 1, 1], [0, 1, 2], "all 3 predictions on valid are b"),
+        ([1, 1, 1], [1, 1, 1], ""),  # nothing else to be found
+        ([0, 1] * 5, [0, 1, 2, 2, 2, 2, 0, 1, 0, 1], ""),  # four: by chance
+        ([0, 1] * 5, [0, 1, 2, 2, 2, 2, 2, 1, 0, 1], "never predicted on valid, though there are such examples: c (5)"),
+    ],
+)
+def test_labels_that_are_never_given(predicted, true, told):
+    found = cautions.one_sided("valid", ["a", "b", "c"], predicted, true)
+    assert told in found if told else found is None
+
+
+def test_scores_that_hardly_differ():
+    true = np.array([0.0, 1, 2, 3, 4, 5])
+    assert "about 2.500" in cautions.constant("valid", np.full(6, 2.5), true)
+    assert cautions.constant("valid", true / 100, true) is None  # far too flat, and yet they follow
+    assert cautions.constant("valid", np.full(6, 2.5), np.full(6, 2.5)) is None
+
+
+def test_a_run_tells_each_once(tmp_path, capsys, monkeypatch):
+    """Long texts with labels that are chance, five epochs of which at a rate that learns them by heart."""
+    monkeypatch.setattr(runtime, "has_fast_bf16", lambda _: False)
+    words = [f"word{n} " * 40 for n in range(24)]
+    for split, labels in (("train", "ab"), ("valid", "ba")):
+        pandas.DataFrame({"text": words, "label": list(labels * 12)}).to_csv(tmp_path / f"{split}.csv", index=False)
+    files = [f"task.{split}={tmp_path / split}.csv" for split in ("train", "valid")]
+    own = [f"out={tmp_path / 'out'}", f"cache={tmp_path / 'cache'}", "init=none", "tokenizer=demo", "lr=5e-3"]
+    words = [word for word in SMALL if not word.startswith("model.pretraining")] + ["model.pretraining.context=32"]
+    assert main(["finetune", "task=file", "task.kind=classification", *files, *words, *own, "epochs=6",
+                 "model.embedding_dropout=0", "runtime.precision=bf16", "runtime.progress=plain"]) == 0  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    warned = [line for line in lines if line.startswith("warning")]
+    for part in ("rises since step", "24 of 24 examples of train", "24 of 24 examples of valid", "not speed up bf16"):
+        assert sum(part in line for line in warned) == 1, (part, warned)
