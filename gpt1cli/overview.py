@@ -64,7 +64,7 @@ EXAMPLES = {
         ("what=[pretrain] peer=none rounds=3", "our own speed"),
     ),
     "doctor": (
-        ("", "everything: machine, disk, hub, tasks and corpora"),
+        ("what=[machine,disk,hub,tasks]", "everything, as gpt1 doctor alone"),
         ("what=[tasks] hub=DIR", "which of them lie in a folder laid out like the Hugging Face hub"),
         ("what=[machine,disk] cache=DIR", "without the data, and with another cache"),
     ),
