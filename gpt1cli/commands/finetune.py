@@ -119,8 +119,8 @@ def run(config: FinetuneConfig, folder: Path) -> None:
             if name != "train" or config.score_train:
                 found = outputs(split)
                 result |= score_split(task, name, split, found, folder)
-                if warning := doubt(task, name, split, found):
-                    progress.say(warning)
+                if told := doubt(task, name, split, found):
+                    progress.say(told)
                 if told := glue.write_submission(folder, task, name, config.limit.test):
                     progress.say(told)
         write_run_report(folder, result)
