@@ -147,7 +147,7 @@ def _overlay(cls: type, base: Mapping[str, Any], stored: Mapping[str, Any]) -> d
 
 def _refuse_changes(stored: dict[str, Any], given: dict[str, Any], named: Mapping[str, Any]) -> None:
     """InputError lists what was named differently from the run that is resumed."""
-    before, after = _leaves(stored), _leaves(given)
+    before, after = leaves(stored), leaves(given)
     other = [key for key in named if f"{key}.name" in before and before[f"{key}.name"] != after.get(f"{key}.name")]
     changed = [f"  {group}={named[group]}: the run has {shown(before[f'{group}.name'])}" for group in other]
     for key in before | after:
@@ -233,15 +233,16 @@ def _named(words: list[str]) -> dict[str, Any]:
     named: dict[str, Any] = {}
     for override in overrides.parse(words):
         if not override.is_hydra_override() and not override.is_sweep_override():
-            named |= _leaves({override.key_or_group: overrides.opened(override.value())})
+            named |= leaves({override.key_or_group: overrides.opened(override.value())})
     return named
 
 
-def _leaves(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
+def leaves(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of a nested mapping."""
+    found: dict[str, Any] = {}
     for name, value in data.items():
-        leaves |= _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return leaves
+        found |= leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 def _get(data: Any, key: str) -> Any:

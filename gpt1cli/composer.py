@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,10 @@ from gpt1cli import config, options, overrides, schema
 from gpt1cli.schema import InputError, shown
 
 HYDRA = "1.3"  # whose rules of composition we follow
+
+# hydra/launcher=... runs the jobs of a sweep elsewhere -> the extra of gpt1 that brings it
+EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
+LAUNCHER = ("hydra/launcher=", "hydra.launcher.")
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,35 @@ class Composer:
             words = self._for_cells(words, sweep)
         defaults = options.defaults(self.command)[1]
         needed = [key for key in defaults if defaults[key] is None and self._wants(key)] if whole else []
-        if found := overrides.problems(words, self.cls, groups, needed, self.options, sweep):
+        found = overrides.problems(words, self.cls, groups, needed, self.options, sweep)
+        if found := [*found, *(self.launcher_problems(words, sweep) if whole else ())]:
             raise InputError("\n".join(found))
         return [overrides.translate(word, self.cls, sweep) for word in words]
+
+    def launcher_problems(self, words: list[str], sweep: bool) -> Iterator[str]:
+        """What is wrong with the words about Hydra's launcher, but for types, which Hydra tells."""
+        about = launching(words)
+        named = [word.removeprefix(LAUNCHER[0]) for word in about if word.startswith(LAUNCHER[0])]
+        keys = [word.lstrip("+~").partition("=") for word in about if not word.startswith(LAUNCHER[0])]
+        there = self.options("hydra/launcher") if about else []
+        if about and not sweep:
+            yield f"{shown(' '.join(about))}: a launcher runs the jobs of a sweep: add -m"
+        elif named and named[-1] not in there:
+            extra, known = EXTRAS.get(named[-1]), ", ".join(there)
+            way = (
+                f"it is not installed: pip install 'gpt1[{extra}]'" if extra else f"no such launcher; there are {known}"
+            )
+            yield f"hydra/launcher={shown(named[-1])}: {way}"
+        elif keys and not named:
+            yield f"{keys[0][0]}: of which launcher? name hydra/launcher= too, one of {', '.join(EXTRAS)}"
+        elif keys:
+            node = self.load([f"{LAUNCHER[0]}{named[-1]}"], RunMode.MULTIRUN).hydra.launcher
+            fields = [f"{LAUNCHER[1]}{name}" for name in node if name != "_target_"]
+            for key, _, value in keys:
+                if ".".join(key.split(".")[:3]) not in fields:
+                    yield schema.unknown(key, fields)
+                elif key.endswith((".tasks_per_node", ".nodes")) and value != "1":
+                    yield f"{key}={shown(value)}: a job is one task; runtime.devices=N shares it among N processes"
 
     def jobs(self, words: list[str]) -> list[list[str]]:
         """The overrides of every job of a sweep; none where it is not Hydra's own sweeper that makes them."""
@@ -114,11 +144,16 @@ class Composer:
             cfg.hydra.job.config_name = self.command  # run folders are named after the command
             return cfg
 
-    def sweep_folder(self, words: list[str]) -> Path:
-        """The folder of a sweep, absolute."""
+    def sweep(self, words: list[str]) -> tuple[Path, str]:
+        """The folder of a sweep, absolute, and the launcher of its jobs."""
         cfg = self.load(words, RunMode.MULTIRUN)
         with told_by_hydra(), hydra_known(cfg):
-            return absolute(OmegaConf.select(cfg, "hydra.sweep.dir"))
+            return absolute(OmegaConf.select(cfg, "hydra.sweep.dir")), cfg.hydra.runtime.choices["hydra/launcher"]
+
+
+def launching(words: Iterable[str]) -> list[str]:
+    """The words about Hydra's launcher: where the jobs of a sweep run."""
+    return [word for word in words if word.lstrip("+~").startswith(LAUNCHER)]
 
 
 def hydra_main(source: Source, command: str | None, words: list[str], job: Callable[[DictConfig], None]) -> None:

@@ -31,12 +31,12 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from gpt1cli import signals
 from gpt1cli.config import TrainConfig
 from gpt1cli.schema import InputError
 
 T = TypeVar("T")
 Run = Callable[[Any, Path], None]  # a command's run(config, folder)
-STOPPED = {128 + signal.SIGINT, 128 + signal.SIGTERM}  # exit statuses of a run that saved its checkpoint first
 GRACE = 60.0  # seconds in which the other ranks end, too, after one of them was stopped
 
 
@@ -193,6 +193,8 @@ def launch(function: Run, config: TrainConfig, folder: Path) -> None:
     count, context, runtime = config.runtime.devices, get_context("spawn"), config.runtime
     if runtime.threads is None and not _on_cuda(config):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        told = os.environ.get("OMP_NUM_THREADS", "")  # of several jobs on this machine each is told its share
+        cores = int(told) if told.isdigit() else cores
         config = dataclasses.replace(config, runtime=dataclasses.replace(runtime, threads=max(1, cores // count)))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -206,19 +208,20 @@ def launch(function: Run, config: TrainConfig, folder: Path) -> None:
         theirs.close()
         ranks.append((process, ours))
     try:
-        with _passing_signals([process.pid for process, _ in ranks]):
+        with _passing_signals([process.pid for process, _ in ranks]) as passed:
             _wait([process for process, _ in ranks])
         codes = [process.exitcode for process, _ in ranks]  # None: it did not end by itself
     finally:
         for process, _ in ranks:
             process.kill()
             process.join()
-    _tell(codes, [found for _, ours in ranks for found in _words(ours)], folder)
+    _tell(codes, [found for _, ours in ranks for found in _words(ours)], folder, passed)
 
 
 def _rank(place: Mapping[str, int], function: Run, config: TrainConfig, folder: Path, words: Connection) -> None:
     """A rank's own process. What went wrong is sent to the first process, which tells it once."""
     os.setsid()  # Ctrl-C on a terminal reaches the first process alone, which passes it on
+    signal.signal(signals.PREEMPTION, signals.leave)
     os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
     threading.Thread(target=_end_with, args=(words,), daemon=True).start()
     try:
@@ -248,9 +251,9 @@ def _wait(processes: Sequence[Any]) -> None:
         ended = wait([process.sentinel for process in alive], timeout=GRACE if stopped else None)
         alive = [process for process in alive if process.is_alive()]
         codes = {process.exitcode for process in processes} - {None}
-        if not ended or not codes <= {0, *STOPPED}:
+        if not ended or not codes <= {0, *signals.STOPPED}:
             break
-        stopped = bool(codes & STOPPED)
+        stopped = bool(codes & signals.STOPPED)
     for process in alive:  # time for what another rank's end did to them
         process.join(1.0)
 
@@ -260,8 +263,8 @@ def _words(rank: Connection) -> Iterator[tuple[str, str, str]]:
         yield rank.recv()
 
 
-def _tell(codes: Sequence[int | None], words: Sequence[tuple[str, str, str]], folder: Path) -> None:
-    """Raise what the ranks' ends amount to: first a mistake in the input, then a kill, then a fault."""
+def _tell(codes: Sequence[int | None], words: Sequence[tuple[str, str, str]], folder: Path, passed: list[int]) -> None:
+    """Raise what the ranks' ends amount to: a mistake in the input, a kill, a fault, a signal passed on to them."""
     for kind, message, _ in words:
         if kind == "input":
             raise InputError(message)
@@ -276,26 +279,30 @@ def _tell(codes: Sequence[int | None], words: Sequence[tuple[str, str, str]], fo
         error.add_note(trace)
         raise error
     for code in codes:
+        if code in signals.STOPPED:
+            signals.end(signals.foremost(passed or [code - 128]))
         if code:
             raise SystemExit(code)
 
 
 @contextlib.contextmanager
-def _passing_signals(pids: Sequence[int | None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM go on to the ranks, which save a checkpoint and end."""
+def _passing_signals(pids: Sequence[int | None]) -> Iterator[list[int]]:
+    """Ctrl-C, SIGTERM and a pre-emption go on to the ranks, which save a checkpoint and end; those that did."""
+    passed: list[int] = []
 
     def forward(number: int, _: object) -> None:
+        passed.append(number)
         for pid in pids:
             if pid is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield passed
         return
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, forward) for number in (*signals.BY_HAND, signals.PREEMPTION)}
     try:
-        yield
+        yield passed
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gpt1cli import cautions, distributed, rundir
+from gpt1cli import cautions, distributed, rundir, signals
 from gpt1cli.batches import Batch, ahead
 from gpt1cli.checkpoint import State
 from gpt1cli.config import TrainConfig
@@ -56,8 +55,9 @@ def fit(
 
     `batches(step, halvings)` gives the micro-batches of an update, halved as often as memory has run out so far.
     `evaluate` gives the validation metrics and the score that the best checkpoint maximises; `save` writes a
-    checkpoint. FloatingPointError when a loss is no longer finite; SystemExit(128 + signal) after Ctrl-C or SIGTERM,
-    checkpoint saved. InputError where more updates are done than planned: a resumed run does not go back.
+    checkpoint. FloatingPointError when a loss is no longer finite; SystemExit(128 + signal) after Ctrl-C, SIGTERM or
+    pre-emption (signals.py), checkpoint saved. InputError where more updates are done than planned: a resumed run does
+    not go back.
     """
     if state.step > plan.steps:
         raise InputError(f"the run has done {state.step:,} updates already, more than the {plan.steps:,} asked for")
@@ -85,7 +85,7 @@ def fit(
     line_seconds, line_tokens = state.seconds, state.tokens
 
     stopping = False
-    with _stop_signals() as stopped:
+    with signals.noted() as stopped:
         began = time.perf_counter()
         while state.step < plan.steps:
             model.train()
@@ -136,10 +136,10 @@ def fit(
             if log_due or save_due:
                 began = time.perf_counter()  # validation and saving are no training
     if stopping or stopped:  # it may have come behind the last update too, and what follows is not begun then
-        number = stopped[0] if stopped else signal.SIGTERM  # another process was told to stop
+        number = signals.foremost(stopped or [signal.SIGTERM])  # none: another process was told to stop
         progress.say(f"stopped by {signal.Signals(number).name} at step {state.step:,}; checkpoint saved")
         progress.say(f"go on with resume={run}")
-        raise SystemExit(128 + number)
+        signals.end(number)
     return state
 
 
@@ -212,21 +212,3 @@ def _finite(pending: list[dict[str, Tensor]], step: int) -> list[dict[str, float
             if not math.isfinite(value):
                 raise FloatingPointError(f"{name} became {value} at step {number}; what was saved before is kept")
     return updates
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that Ctrl-C or SIGTERM puts its number into; the second one acts as it did before."""
-    stopped: list[int] = []
-
-    def note(number: int, _: object) -> None:
-        stopped.append(number)
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

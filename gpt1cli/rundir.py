@@ -76,6 +76,17 @@ def lock(folder: Path) -> TextIO:
     return handle
 
 
+def holder(folder: Path) -> int | None:
+    """The process of this machine that works in a run folder; None where there is none."""
+    with contextlib.suppress(OSError), open(folder / LOCK, "r+", encoding="utf-8") as handle:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            named = re.fullmatch(rf"process (\d+) on {re.escape(platform.node())}\n", handle.read())
+            return int(named[1]) if named else None
+    return None
+
+
 def abandon(folder: Path) -> None:
     """Remove the folder of a run that found its input at fault before it made anything of it."""
     if {path.name for path in folder.iterdir()} <= {LOCK, ".hydra", "config.yaml", "environment.json", "run.log"}:

@@ -25,11 +25,11 @@ R = TypeVar("R", bound=RunConfig)
 
 
 class Failed(Exception):
-    """A run that failed and has told why: what is left is its exit status."""
+    """A run that failed and has told why: what is left is its exit status, and what was told."""
 
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
+    def __init__(self, status: int, told: str = "") -> None:
+        super().__init__(status, told)
+        self.status, self.told = status, told
 
 
 def checked(command: str, run: R) -> tuple[ModuleType, R]:
@@ -78,9 +78,10 @@ def execute(
             rundir.abandon(folder)
         raise
     except Exception as error:
-        if not (isinstance(error, BrokenPipeError) and stdout_is_gone()):
-            say(fault(error, folder))
-        raise Failed(1) from error
+        told = "" if isinstance(error, BrokenPipeError) and stdout_is_gone() else fault(error, folder)
+        if told:
+            say(told)
+        raise Failed(1, told) from error
 
 
 def say(message: str) -> None:

@@ -19,21 +19,21 @@ PACKAGE = "gpt1cli"
 SOURCES = Path(gpt1cli.__file__).parent
 
 FLOORS = {  # a module imports from its own floor and from those below; a family (a folder) has the floor of its name
-    4: "cli argv help overview __main__ __init__",
+    4: "cli sweep argv help overview __main__ __init__",
     3: "commands",
-    2: "running compose composer overrides fit scoring generation evaluation probing objectives checkpoint convert "
-    "report planning rehearsal benchmarks checkup studies pages plots curves runpage paper layers comparison",
+    2: "running compose composer overrides restart fit scoring generation evaluation probing objectives checkpoint "
+    "convert report planning rehearsal benchmarks checkup studies pages plots curves runpage paper layers comparison",
     1: "models tasks text lookup tokenizer documents workers corpus batches optim metrics loggers rundir hub "
     "demo_world tables runtime cautions options published origins distributed glue config",
-    0: "schema kernels",
+    0: "schema signals kernels",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 # answers before anything heavy is loaded ...
-DOOR = set(FLOORS[4].split()) - {"__init__"} | {"running", "compose", "composer", "overrides"}
+DOOR = set(FLOORS[4].split()) - {"__init__"} | {"running", "compose", "composer", "overrides", "restart"}
 # ... and so sees these alone; a command's module comes by name
-SEEN_BY_DOOR = DOOR | {"schema", "config", "options", "rundir", "origins", "commands"}
+SEEN_BY_DOOR = DOOR | {"schema", "signals", "config", "options", "rundir", "origins", "commands"}
 
-HYDRA = {"cli", "compose", "composer", "overrides", "config", "commands.ablation"}
+HYDRA = {"cli", "sweep", "compose", "composer", "overrides", "config", "commands.ablation"}
 ONLY_IN = {  # library: the modules that may import it
     "hydra": HYDRA,
     "omegaconf": HYDRA,
@@ -42,7 +42,7 @@ ONLY_IN = {  # library: the modules that may import it
     "spacy": {"text"},
     "rich": {"cli", "help", "loggers", "pages"},
 }
-QUICK = DOOR | {"schema", "config", "options", "rundir", "origins", "published"}
+QUICK = DOOR | {"schema", "signals", "config", "options", "rundir", "origins", "published"}
 NOT_IN = {"torch": QUICK}
 
 

@@ -68,14 +68,16 @@ def _study(config: SweepsConfig, folder: Path) -> None:
         _run_all(cells, home, config, failed, len(own), expected)
     summarise(folder, failed)
     if failed and config.on_error == "stop":
-        running.say(f"gpt1: stopped; resume={folder} goes on")
-        raise running.Failed(1)
+        told = f"gpt1: stopped; resume={folder} goes on"
+        running.say(told)
+        raise running.Failed(1, told)
     about = {"status": "finished", "command": "ablation", "name": config.name, "cells": expected}
     rundir.finish(folder, {**about, "failed": failed, "seconds": round(time.perf_counter() - began, 3)})
     print(f"gpt1: {expected - len(failed)} of {expected} cells: {folder / 'report.md'}, report.html, table.csv")
     if failed:
-        running.say(f"gpt1: {len(failed)} of {expected} cells failed; resume={folder} tries them again")
-        raise running.Failed(1)
+        told = f"gpt1: {len(failed)} of {expected} cells failed; resume={folder} tries them again"
+        running.say(told)
+        raise running.Failed(1, told)
 
 
 def rehearse(config: SweepsConfig, folder: Path) -> None:

@@ -1,0 +1,274 @@
+"""A sweep: a job for every combination of values, wherever Hydra's launcher runs them.
+
+    basic                         one after the other in this process (Hydra's own)
+    joblib, submitit_local, ray   in processes beside this one, which end with it
+    submitit_slurm                in Slurm's queue: they go on whatever becomes of this process
+
+What jobs tell one another lies in the sweep's folder, which all of them see: an exception may have no way back from
+where it was raised, and what is printed there may end in a file that nobody reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import os
+import platform
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+
+from gpt1cli import options, restart, rundir, running, schema, signals
+from gpt1cli.argv import CommandLine
+from gpt1cli.compose import compose, implied
+from gpt1cli.composer import LAUNCHER, Composer, Source, hydra_main, launching
+from gpt1cli.overrides import quote
+from gpt1cli.schema import InputError, shown
+
+SWEEP = "sweep.json"  # in a sweep's folder: what it is a sweep of
+FAILED = "failed"  # there, for each job that failed: its exit status and what it told
+STOPPED = "stopped"  # there: no further job is to begin
+BESIDE = ("joblib", "submitit_local", "ray")  # launchers whose processes end with this one
+
+
+# --- a sweep that has begun -------------------------------------------------------------------------------------------
+
+
+def begun(line: CommandLine, command: str) -> Path | None:
+    """The folder of a sweep that resume= names; None where it names none. InputError for any word beside it.
+
+    Another launcher may be named.
+    """
+    named = [word for word in line.overrides if word.startswith("resume=")]
+    folder = Path(named[-1].removeprefix("resume=")).expanduser().absolute() if named else None
+    if folder is None or not (folder / SWEEP).is_file():
+        return None
+    flags = [f"{flag} {value}" for flag, value in line.flags.items() if flag.startswith("--config-")]
+    free = {*named, *launching(line.overrides)}
+    if other := [*flags, *(word for word in line.overrides if word not in free)]:
+        raise InputError(f"{named[-1]} goes on with a sweep as it was begun: leave {shown(' '.join(other))} out")
+    stored = rundir.read_json(folder / SWEEP)
+    if stored.get("command") != command:
+        raise InputError(f"{folder} is a sweep of gpt1 {shown(stored.get('command'))}, this is gpt1 {command}")
+    return folder
+
+
+def source_of(begun: Path) -> Source:
+    """Where the yaml files of a sweep that has begun are looked for."""
+    stored = rundir.read_json(begun / SWEEP)
+    conf, search = stored.get("conf") or str(options.folder()), tuple(map(str, stored.get("search", ())))
+    return Source(conf, stored.get("main"), stored.get("extra"), search)
+
+
+def again(composer: Composer, folder: Path, words: list[str]) -> list[str]:
+    """The overrides of a sweep that goes on: those that it was begun with, on the launcher that is named now."""
+    overrides = [str(word) for word in rundir.read_json(folder / SWEEP).get("overrides", ())]
+    if any(word.startswith(LAUNCHER[0]) for word in words):
+        overrides = [word for word in overrides if word not in launching(overrides)]
+    overrides += launching(words)
+    if found := [*composer.launcher_problems(overrides, sweep=True)]:  # it may be installed no more
+        raise InputError("\n".join(found))
+    return overrides
+
+
+def _described(composer: Composer, overrides: list[str]) -> dict[str, Any]:
+    """What sweep.json holds."""
+    source = dataclasses.asdict(composer.source)
+    source["conf"] = None if source["conf"] == str(options.folder()) else source["conf"]  # ours may move
+    return {"command": composer.command, "overrides": overrides, **source, "search": list(composer.source.search)}
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+def run(composer: Composer, overrides: list[str], words: list[str], begun: Path | None = None) -> None:
+    """A job for every combination of values; `begun` is the folder of a sweep to go on with. Failed where a job did."""
+    stored = implied(composer, overrides)
+    folder, launcher = composer.sweep([*stored, *overrides])
+    if launcher == "submitit_slurm" and not shutil.which("sbatch"):
+        raise InputError("hydra/launcher=submitit_slurm: there is no sbatch here: start it where Slurm takes jobs")
+    described = _described(composer, overrides)
+    if not begun and (why := restart.restarted()) and (folder / SWEEP).is_file():
+        restart.refuse_others(folder, why, rundir.read_json(folder / SWEEP), described)
+        restart.tell(f"{why}: going on with {folder}")
+        begun = folder
+    folder = begun or folder
+    jobs = composer.jobs(overrides)
+    if composer.command == "ablation":  # every cell of every job, before the first one runs
+        for words_of_job in jobs:
+            running.checked(composer.command, compose(composer, words_of_job).config)
+    job = SweepJob(composer.command, composer.source, tuple(stored), tuple(words), folder)
+    pinned = [f"hydra.sweep.dir={quote(str(folder))}"]
+    with rundir.lock(folder) if begun else rundir.claim(folder):
+        rundir.write_json(folder / SWEEP, described)
+        shutil.rmtree(folder / FAILED, ignore_errors=True)
+        for name in (STOPPED, "error.txt"):
+            (folder / name).unlink(missing_ok=True)
+        try:
+            with _beside(launcher, folder, len(jobs)):
+                hydra_main(composer.source, composer.command, ["--multirun", *stored, *overrides, *pinned], job)
+        except (InputError, running.Failed):
+            raise
+        except Exception as error:  # the launcher's own: a process of it was killed, the cluster refuses a job
+            running.say(running.fault(error, folder))
+            running.say(f"gpt1: hydra/launcher={launcher} has ended the sweep; resume={folder} goes on")
+            raise running.Failed(1) from error
+        finally:
+            if composer.command == "ablation":  # the table of all jobs together, whichever launcher ran them
+                importlib.import_module("gpt1cli.commands.ablation").summarise_all(folder)
+    if failed := [rundir.read_json(path) for path in sorted((folder / FAILED).glob("*.json"))]:
+        running.say(f"gpt1: {len(failed)} of the jobs failed; gpt1 {composer.command} resume={folder} tries them again")
+        for one in failed if launcher not in ("basic", "joblib") else ():  # the others have told it here already
+            running.say(f"gpt1: {one['told']}")
+        raise running.Failed(int(failed[0]["status"]))
+
+
+@contextlib.contextmanager
+def _beside(launcher: str, folder: Path, jobs: int) -> Iterator[None]:
+    """What jobs need of this process that run beside it: Ctrl-C and SIGTERM end them first, each with its checkpoint.
+
+    On a terminal Ctrl-C would reach every process of a launcher, some of which kill the jobs at once: it is blocked in
+    this thread, of which they all inherit that, and left to a thread that does nothing else.
+    """
+    if launcher != "basic":
+        print(f"gpt1: {jobs or 'the'} jobs by {launcher}; each tells how it goes in {folder}/JOB/run.log", flush=True)
+    if launcher not in BESIDE or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    done = threading.Event()
+
+    def listen() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        done.wait()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        (folder / STOPPED).touch()
+        running.say("gpt1: ending the jobs, each with its checkpoint; once more ends them at once")
+        _end_jobs(folder)
+        running.say(f"gpt1: resume={folder} goes on")
+        if callable(handler := before[number]):
+            handler(number, frame)
+
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    threading.Thread(target=listen, daemon=True).start()
+    before = {number: signal.signal(number, stop) for number in signals.BY_HAND}
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if launcher == "submitit_local" and threads is None:  # it starts all jobs at once; the others see to it themselves
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        os.environ["OMP_NUM_THREADS"] = str(max(1, cores // max(1, jobs)))
+    try:
+        yield
+    finally:
+        if threads is None:
+            os.environ.pop("OMP_NUM_THREADS", None)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        done.set()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _end_jobs(folder: Path) -> None:
+    """Send SIGTERM to the jobs that work in their folders on this machine, and wait until none does any more."""
+    told: set[int] = set()
+    while running_here := {rundir.holder(path.parent) for path in folder.glob(f"*/{rundir.LOCK}")} - {None}:
+        for pid in running_here - told:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        told |= running_here
+        time.sleep(0.1)
+
+
+# --- a job ------------------------------------------------------------------------------------------------------------
+
+
+def _this_process() -> tuple[str, int]:
+    return platform.node(), os.getpid()
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """One job of a sweep: composed and checked where it runs, which may be another process or machine."""
+
+    command: str
+    source: Source
+    stored: tuple[str, ...]  # overrides that no user named: they only tell Hydra the groups of config=
+    words: tuple[str, ...]
+    sweep: Path  # its folder
+    begun_by: tuple[str, int] = dataclasses.field(default_factory=_this_process)
+    begun_in: str = dataclasses.field(default_factory=os.getcwd)  # where relative paths begin
+    variables: dict[str, str] = dataclasses.field(
+        default_factory=lambda: {name: value for name, value in os.environ.items() if name.startswith("GPT1_")}
+    )
+
+    def __call__(self, _: object) -> None:
+        if self.begun_by == _this_process():
+            self._run(here=True)
+            return
+        os.environ.update(self.variables, TERM="dumb")  # lines of several jobs stand together: none is drawn anew
+        if cores := os.environ.get("SLURM_CPUS_PER_TASK"):
+            os.environ.setdefault("OMP_NUM_THREADS", cores)
+        try:
+            os.chdir(self.begun_in)
+        except OSError as error:
+            where = f"{self.begun_in}, where the sweep was started, cannot be entered on {platform.node()}"
+            raise InputError(f"{where}: {error.strerror}; jobs need the same folders on all machines") from error
+        if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":  # there SIGTERM is a warning, see signals.py
+            self._run(here=False)
+        else:
+            with signals.terminable():
+                self._run(here=False)
+        sys.stdout.flush()
+
+    def _run(self, here: bool) -> None:
+        hydra = HydraConfig.get()
+        overrides = [word for word in hydra.overrides.task if word not in self.stored]
+        folder = Path(hydra.runtime.output_dir)
+        label = f"job {hydra.job.num} ({' '.join(overrides)})"
+        if (self.sweep / STOPPED).exists():
+            return
+        print(f"gpt1: {label} -> {folder}", flush=True)
+        composer = Composer(self.command, self.source)
+        resumed = rundir.is_run(folder) and schema.annotation_of(composer.cls, "resume") is not None
+        if rundir.is_finished(folder, None) and self.command != "ablation":  # which looks after its own cells
+            print(f"gpt1: {label} is finished", flush=True)
+            return
+        stops = False
+        try:
+            if rundir.is_run(folder) and not resumed:  # interrupted, and nothing to go on from
+                rundir.clear(folder)
+            composed = compose(composer, [f"resume={quote(str(folder))}"] if resumed else overrides)
+            module, run = running.checked(self.command, composed.config)
+            stops = getattr(run, "on_error", None) == "stop"
+            with rundir.lock(folder) if resumed else rundir.claim(folder):
+                if not (self.sweep / STOPPED).exists():
+                    running.execute(module, self.command, run, folder, resumed, self.words)
+            return
+        except InputError as error:
+            status, told = 2, str(error)
+            running.say(f"gpt1: {label}: {error}")
+        except running.Failed as failed:
+            status, told = failed.status, failed.told.removeprefix("gpt1: ") or "failed"
+        except SystemExit as stop:
+            ended = stop.code in {128 + number for number in signals.BY_HAND} and not here
+            if not ended or os.environ.get("SUBMITIT_EXECUTOR") == "slurm":  # Slurm or submitit puts it into the queue
+                raise
+            status, told = int(stop.code or 0), "it was told to end"
+        (self.sweep / FAILED).mkdir(exist_ok=True)
+        record = {"status": status, "told": f"{label}: {told}"}
+        rundir.write_json(self.sweep / FAILED / f"{hydra.job.num:06}.json", record)
+        if stops:  # the other jobs too
+            (self.sweep / STOPPED).touch()
+            if here:
+                raise SystemExit(status)
