@@ -119,9 +119,13 @@ def run(composer: Composer, overrides: list[str], words: list[str], begun: Path 
                 hydra_main(composer.source, composer.command, ["--multirun", *stored, *overrides, *pinned], job)
         except (InputError, running.Failed):
             raise
+        except (KeyboardInterrupt, SystemExit):
+            if launcher not in ("basic", *BESIDE):
+                running.say(f"gpt1: the jobs go on without this process; resume={folder} when they are done")
+            raise
         except Exception as error:  # the launcher's own: a process of it was killed, the cluster refuses a job
             running.say(running.fault(error, folder))
-            running.say(f"gpt1: hydra/launcher={launcher} has ended the sweep; resume={folder} goes on")
+            running.say(f"gpt1: hydra/launcher={launcher} gave up; resume={folder} goes on when none of its jobs runs")
             raise running.Failed(1) from error
         finally:
             if composer.command == "ablation":  # the table of all jobs together, whichever launcher ran them

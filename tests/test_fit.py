@@ -15,7 +15,7 @@ import pytest
 import torch
 from small import NO_DROPOUT
 
-from gpt1cli import checkpoint, rundir, tokenizer
+from gpt1cli import checkpoint, rundir, signals, tokenizer
 from gpt1cli.batches import windows_batch
 from gpt1cli.checkpoint import State
 from gpt1cli.config import Finetuning, ModelConfig, OptimizerConfig, Pretraining
@@ -231,7 +231,7 @@ def test_killed_while_a_checkpoint_is_written(tmp_path, victim):
     assert not leftovers
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR2, 140)])
 def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path, number, status):
     whole, _ = train(tmp_path / "whole")
 
@@ -247,6 +247,42 @@ def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path, number, status):
     assert os.readlink(tmp_path / "stopped" / "checkpoints" / "last") == "5"
     resumed, _ = train(tmp_path / "stopped")
     assert same(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize("sent", [[signal.SIGUSR2], [signal.SIGUSR2] * 2, [signal.SIGTERM, signal.SIGUSR2]])
+def test_a_preemption_reaches_who_minds_it_once_the_checkpoint_is_saved(tmp_path, sent):
+    """As submitit minds it, which puts its job back into the queue and leaves; Slurm may send SIGTERM first."""
+    found = []
+
+    def requeue(number, _):
+        found.append((number, os.readlink(tmp_path / "checkpoints" / "last")))
+        raise SystemExit(144)
+
+    def stopping(model, batch, calls=[]):  # noqa: B006 - counts the calls
+        calls.append(1)
+        if len(calls) == 9:  # in the fifth update, when no checkpoint is due
+            for number in sent:
+                os.kill(os.getpid(), number)
+        return language_modelling(model, batch)
+
+    before = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            train(tmp_path, objective=stopping)
+        assert signal.getsignal(signal.SIGUSR2) is requeue
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert stopped.value.code == 144 and found == [(signal.SIGUSR2, "5")]
+
+
+def test_slurms_warning_is_waited_out_after_the_checkpoint_so_that_slurm_itself_ends_the_job(monkeypatch):
+    waited = []
+    monkeypatch.setattr(signals.time, "sleep", waited.append)
+    for executor, expected in (("local", []), ("slurm", [signals.PATIENCE])):
+        monkeypatch.setenv("SUBMITIT_EXECUTOR", executor)
+        with pytest.raises(SystemExit):
+            signals.end(signal.SIGTERM)
+        assert waited == expected
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
