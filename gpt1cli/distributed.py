@@ -300,7 +300,7 @@ def _passing_signals(pids: Sequence[int | None]) -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield passed
         return
-    before = {number: signal.signal(number, forward) for number in (*signals.BY_HAND, signals.PREEMPTION)}
+    before = {number: signal.signal(number, forward) for number in signals.heard()}
     try:
         yield passed
     finally:

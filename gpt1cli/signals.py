@@ -28,10 +28,10 @@ def noted() -> Iterator[list[int]]:
 
     def note(number: int, _: object) -> None:
         stopped.append(number)
-        for signum in BY_HAND if number in BY_HAND else ():
+        for signum in set(BY_HAND) & before.keys() if number in BY_HAND else ():
             signal.signal(signum, before[signum])
 
-    before = {number: signal.signal(number, note) for number in (*BY_HAND, PREEMPTION)}
+    before = {number: signal.signal(number, note) for number in heard()}
     try:
         yield stopped
     finally:
@@ -59,14 +59,25 @@ def leave(number: int, _: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
 
 
+def deaf(number: int, _: FrameType | None) -> None:
+    """A handler: Ctrl-C reaches every process of a terminal, and is for the first of them, which sends SIGTERM on."""
+
+
+def heard() -> list[int]:
+    """The signals that end a run, but for those that the process is deaf to."""
+    return [int(number) for number in (*BY_HAND, PREEMPTION) if signal.getsignal(number) is not deaf]
+
+
 @contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """Let SIGTERM end the process as Ctrl-C does: with clean-up, and status 143."""
+def terminable(alone: bool = True) -> Iterator[None]:
+    """Let SIGTERM end the process as Ctrl-C does: with clean-up, and status 143. One of several is deaf to Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, leave)
+    handlers = {signal.SIGTERM: leave} if alone else {signal.SIGTERM: leave, signal.SIGINT: deaf}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

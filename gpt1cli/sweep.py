@@ -167,7 +167,7 @@ def _beside(launcher: str, folder: Path, jobs: int) -> Iterator[None]:
 
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     threading.Thread(target=listen, daemon=True).start()
-    before = {number: signal.signal(number, stop) for number in signals.BY_HAND}
+    before = {int(number): signal.signal(number, stop) for number in signals.BY_HAND}
     threads = os.environ.get("OMP_NUM_THREADS")
     if launcher == "submitit_local" and threads is None:  # it starts all jobs at once; the others see to it themselves
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -186,11 +186,11 @@ def _beside(launcher: str, folder: Path, jobs: int) -> Iterator[None]:
 def _end_jobs(folder: Path) -> None:
     """Send SIGTERM to the jobs that work in their folders on this machine, and wait until none does any more."""
     told: set[int] = set()
-    while running_here := {rundir.holder(path.parent) for path in folder.glob(f"*/{rundir.LOCK}")} - {None}:
-        for pid in running_here - told:
+    while pids := {pid for path in folder.glob(f"*/{rundir.LOCK}") if (pid := rundir.holder(path.parent))}:
+        for pid in pids - told:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-        told |= running_here
+        told |= pids
         time.sleep(0.1)
 
 
@@ -231,7 +231,7 @@ class SweepJob:
         if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":  # there SIGTERM is a warning, see signals.py
             self._run(here=False)
         else:
-            with signals.terminable():
+            with signals.terminable(alone=False):
                 self._run(here=False)
         sys.stdout.flush()
 
