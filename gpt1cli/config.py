@@ -346,6 +346,20 @@ class RuntimeConfig:
     progress: Annotated[Literal["auto", "live", "plain", "none"], Key("a live line on a terminal, or plain lines")]
 
 
+@dataclass(frozen=True)
+class LoggerConfig:
+    """The experiment tracker that follows metrics.jsonl: see trackers.TRACKERS."""
+
+    name: Annotated[Literal["none", "tensorboard", "wandb", "mlflow", "trackio"], Key("the tracker")]
+    project: Annotated[str | None, Key("project (of mlflow: experiment) that takes the run", pattern=r"[\w.-]+")]
+
+    def problems(self) -> Iterator[str]:
+        if self.project is None and self.name in ("wandb", "mlflow", "trackio"):
+            yield f"project is needed with logger={self.name}"
+        if self.project is not None and self.name in ("none", "tensorboard"):
+            yield f"project={self.project} is for wandb, mlflow and trackio: logger={self.name} has no projects"
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """What every command takes."""
@@ -393,6 +407,7 @@ class TrainConfig(RunConfig):
     tokenizer: TokenizerConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
+    logger: LoggerConfig
     epochs: Annotated[float | None, Key("passes over the training data", above=0)]
     steps: Annotated[int | None, Key("updates, instead of epochs", at_least=1)]
     batch_size: Annotated[int, Key("sequences (examples) in one update", at_least=1)]
@@ -418,6 +433,8 @@ class TrainConfig(RunConfig):
             yield f"dry_run=true trains nothing that could go on: leave it out, or resume={shown(self.resume)}"
         if self.dry_run and (self.runtime.devices > 1 or self.runtime.shard):
             yield "dry_run=true times one device: leave runtime.devices and shard out; plan.devices= plans for several"
+        if self.dry_run and self.logger.name != "none":
+            yield f"dry_run=true has no metrics to follow: name logger=none instead of {self.logger.name}"
         if self.plan.devices is not None and self.plan.devices > self.batch_size:
             yield f"plan.devices={self.plan.devices} exceeds batch_size={self.batch_size}: some would be idle"
 
@@ -518,6 +535,7 @@ class SweepsConfig(RunConfig):
     """What gpt1 ablation, alias gpt1 sweeps, takes."""
 
     study: StudyConfig
+    logger: LoggerConfig
     tasks: Annotated[list[str] | None, Key("these tasks instead of the study's")]
     variants: Annotated[list[str] | None, Key("these ablations instead of the study's")]
     ablation: Annotated[AblationConfig | None, Key("one ablation instead of the study's; -m: a job for each")] = None
@@ -538,6 +556,8 @@ class SweepsConfig(RunConfig):
             yield f"seed={self.seed}: a study takes seeds=[...]"
         if self.ablation and self.variants is not None:
             yield f"ablation={self.ablation.name} and variants={self.variants} both say which: leave one out"
+        if self.dry_run and self.logger.name != "none":
+            yield f"dry_run=true has no metrics to follow: name logger=none instead of {self.logger.name}"
         for key in ("tasks", "variants"):
             if getattr(self, key) == []:
                 yield f"{key} is empty: name at least one, or leave it out"
@@ -635,6 +655,7 @@ class ZeroshotConfig(RunConfig):
     """What gpt1 zeroshot takes."""
 
     task: TaskConfig
+    logger: LoggerConfig
     init: Annotated[
         str | None, Key("the model: openai (null), a run folder, a checkpoint folder, an exported folder", filled=True)
     ]
@@ -728,4 +749,5 @@ GROUPS: dict[str, type] = {  # conf/<group>/<option>.yaml -> the dataclass that 
     "ablation": AblationConfig,
     "study": StudyConfig,
     "runtime": RuntimeConfig,
+    "logger": LoggerConfig,
 }

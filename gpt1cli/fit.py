@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gpt1cli import cautions, distributed, rundir, signals
+from gpt1cli import cautions, distributed, signals
 from gpt1cli.batches import Batch, ahead
 from gpt1cli.checkpoint import State
 from gpt1cli.config import TrainConfig
@@ -49,21 +49,21 @@ def fit(
     plan: Plan,
     state: State,
     run: Path,
+    log: Callable[[Mapping[str, Any]], None],
     progress: Progress,
 ) -> State:
     """Train until plan.steps updates are done; the state at the end.
 
     `batches(step, halvings)` gives the micro-batches of an update, halved as often as memory has run out so far.
     `evaluate` gives the validation metrics and the score that the best checkpoint maximises; `save` writes a
-    checkpoint. FloatingPointError when a loss is no longer finite; SystemExit(128 + signal) after Ctrl-C, SIGTERM or
-    pre-emption (signals.py), checkpoint saved. InputError where more updates are done than planned: a resumed run does
-    not go back.
+    checkpoint, `log` a line of metrics. FloatingPointError when a loss is no longer finite; SystemExit(128 + signal)
+    after Ctrl-C, SIGTERM or pre-emption (signals.py), checkpoint saved. InputError where more updates are done than
+    planned: a resumed run does not go back.
     """
     if state.step > plan.steps:
         raise InputError(f"the run has done {state.step:,} updates already, more than the {plan.steps:,} asked for")
     device = next(model.parameters()).device
     batches = ahead(batches, plan.steps) if device.type == "cuda" else batches
-    metrics = run / "metrics.jsonl"
     pending: list[dict[str, Tensor]] = []  # losses, norms and counts that are still on the device
     validated: list[tuple[int, float]] = []  # step and loss
 
@@ -73,8 +73,7 @@ def fit(
             raise FloatingPointError(f"validation at step {state.step} gives {', '.join(wrong)}")
         if state.best_score is None or score > state.best_score:
             state.best_step, state.best_score, state.best_metrics = state.step, score, found
-        line = {"step": state.step, "split": "valid", **found, "seconds": round(state.seconds, 3)}
-        rundir.append_jsonl(metrics, line)
+        log({"step": state.step, "split": "valid", **found, "seconds": round(state.seconds, 3)})
         progress.say(f"step {state.step:,}: valid " + " ".join(f"{name} {value:.4f}" for name, value in found.items()))
         validated.append((state.step, found["loss"]))
         if warning := cautions.rising(validated):
@@ -124,7 +123,7 @@ def fit(
                 speed = (state.tokens - line_tokens) / max(1e-9, state.seconds - line_seconds)
                 line_seconds, line_tokens = state.seconds, state.tokens
                 line = {"step": state.step, "split": "train", **mean, "lr": lr, "tokens_per_second": round(speed, 1)}
-                rundir.append_jsonl(metrics, {**line, "seconds": round(state.seconds, 3)})
+                log({**line, "seconds": round(state.seconds, 3)})
                 told = {name: mean[name] for name in ("loss", "task_loss") if name in mean}
                 progress.update(state.step, **told, lr=lr, tokens_per_second=speed)
             if eval_due:

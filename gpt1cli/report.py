@@ -11,14 +11,14 @@ from typing import Any
 
 from gpt1cli import rundir
 from gpt1cli.pages import Table
-from gpt1cli.schema import InputError
+from gpt1cli.schema import InputError, flat
 
 # Keys that tell one run from another of the same kind without making it another experiment.
 NO_VARIANT = {
     "seed", "name", "out", "cache", "hub", "resume", "config", "init", "init_lstm", "score_train", "dry_run",
 }  # fmt: skip
 # What an ablation does shows in the keys that it sets; where predictions are handed in changes none of them.
-NO_VARIANT_GROUPS = ("runtime.", "ablation.", "task.submission.")
+NO_VARIANT_GROUPS = ("runtime.", "logger.", "ablation.", "task.submission.")
 
 
 @dataclass(frozen=True)
@@ -197,12 +197,3 @@ def summed_up(scores: Sequence[Mapping[str, float]]) -> list[str]:
         spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
         lines.append(f"{name} {statistics.mean(values):.3f}{spread}")
     return lines
-
-
-def flat(nested: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Dotted keys and values: `limit.train`, 256."""
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

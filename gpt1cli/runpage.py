@@ -12,8 +12,7 @@ from gpt1cli import options, pages, plots, rundir
 from gpt1cli.config import COMMANDS
 from gpt1cli.pages import Block, Command, Table
 from gpt1cli.plots import Picture
-from gpt1cli.report import flat
-from gpt1cli.schema import annotation_of, shown
+from gpt1cli.schema import annotation_of, flat, shown
 
 WHERE = ("name", "out", "cache", "hub")  # settings that say where, and not what
 

@@ -134,6 +134,15 @@ def bare(annotation: Any) -> Any:
     return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
 
 
+def flat(nested: Mapping[str, Any], prefix: str = "") -> typing.Iterator[tuple[str, Any]]:
+    """Dotted keys and values: `limit.train`, 256."""
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def shown(value: Any) -> str:
     """A value as a user would write it on the command line, cut to what a message can hold."""
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

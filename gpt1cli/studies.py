@@ -17,11 +17,11 @@ from gpt1cli import options, rundir, running
 from gpt1cli.compose import compose
 from gpt1cli.composer import Composer, Source
 from gpt1cli.config import FinetuneConfig, ModelConfig, RunConfig, SweepsConfig, TrainConfig
-from gpt1cli.report import flat
-from gpt1cli.schema import InputError, shown
+from gpt1cli.schema import InputError, flat, shown
 
 STARTS = {"transformer": "init", "lstm": "init_lstm"}  # architecture -> what names a run of it
 ARCHITECTURES = tuple(STARTS)
+HOW = ("runtime.", "logger.")  # how a cell is executed and followed: the study's own, handed to each
 SHAPE = {key for keys in ModelConfig.SHAPES.values() for key in keys}
 
 
@@ -170,9 +170,9 @@ def _cell(name: str, command: str, given: Sequence[str], config: SweepsConfig) -
 def differences(cell: Cell, stored: Mapping[str, Any]) -> list[str]:
     """In what a run that has begun is not what the cell would be now: `key=stored, now value`."""
     before, now = (dict(flat(one)) for one in (stored, dataclasses.asdict(cell.config)))
-    # besides where and how it is executed, and what init tells of init_lstm
+    # besides where and how it is executed and followed, and what init tells of init_lstm
     apart = ("resume", "config", "cache", "hub", "out", "name", "init_lstm")
-    keys = [key for key in now if before.get(key) != now[key] and not key.startswith("runtime.") and key not in apart]
+    keys = [key for key in now if before.get(key) != now[key] and not key.startswith(HOW) and key not in apart]
     return [f"{key}={shown(before.get(key))}, now {shown(now[key])}" for key in keys]
 
 
@@ -187,7 +187,7 @@ def _composer(command: str, config_dir: str | None) -> Composer:
 
 
 def _shared(config: SweepsConfig, cls: type) -> Iterator[str]:
-    """What the study and its cells have in common: where things lie, and how they are executed."""
+    """What the study and its cells have in common: where things lie, and how they are executed and followed."""
     for key in ("out", "cache", "hub"):
         if (value := getattr(config, key)) is not None:
             yield f"{key}={os.path.abspath(value)}"
@@ -195,3 +195,12 @@ def _shared(config: SweepsConfig, cls: type) -> Iterator[str]:
     for key, value in dataclasses.asdict(config.runtime).items():
         if value != usual[key] and (key not in ("devices", "shard") or issubclass(cls, TrainConfig)):
             yield f"runtime.{key}={'null' if value is None else str(value).lower()}"
+    if config.logger.name != "none":
+        yield from followed(config)
+
+
+def followed(config: SweepsConfig) -> Iterator[str]:
+    """The tracker of the study as overrides of its cells."""
+    yield f"logger={config.logger.name}"
+    if config.logger.project is not None:
+        yield f"logger.project={config.logger.project}"

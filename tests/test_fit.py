@@ -61,7 +61,7 @@ def train(
             model, objective, batches, optimizer, lambda step: 1e-2 * cosine(step, STEPS, 2),
             evaluate or (lambda: ({"loss": 1.0}, -1.0)), save or write,
             Plan(steps, log_every=5, eval_every=4, checkpoint_every=2, keep=(3,), evaluate_first=True),
-            state, folder, progress,
+            state, folder, functools.partial(rundir.append_jsonl, folder / "metrics.jsonl"), progress,
         )  # fmt: skip
     return optimizer, state
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import OpenAIGPTLMHeadModel
 
+from gpt1cli import rundir
 from gpt1cli.batches import Batch, Epochs, Item, by_length, items_batch, windows_batch
 from gpt1cli.checkpoint import State
 from gpt1cli.convert import from_published
@@ -308,6 +310,7 @@ def our_curve(
         plan=Plan(steps=STEPS, log_every=1, eval_every=STEPS, checkpoint_every=STEPS),
         state=State(),
         run=folder,
+        log=functools.partial(rundir.append_jsonl, folder / "metrics.jsonl"),
         progress=Silent(),
     )
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())

@@ -15,7 +15,9 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-DISTRIBUTION = {"hydra": "hydra-core", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # where the import has another name
+DISTRIBUTION = {  # where the import has another name
+    "hydra": "hydra-core", "mlflow": "mlflow-skinny", "sklearn": "scikit-learn", "yaml": "pyyaml",
+}  # fmt: skip
 
 
 def requirements() -> list[Requirement]:

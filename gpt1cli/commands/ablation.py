@@ -172,9 +172,9 @@ def _run_one(cell: Cell, place: Path, study: SweepsConfig) -> None:
     if rundir.is_run(place) and not resumed:  # interrupted, and nothing to go on from
         rundir.clear(place)
     if resumed:
-        runtime = [word for word in cell.words if word.startswith("runtime.")]
+        free = [*(word for word in cell.words if word.startswith("runtime.")), *studies.followed(study)]
         composer = studies.composer_of(cell.command, study)
-        config = compose(composer, [f"resume={quote(str(place))}", *runtime]).config
+        config = compose(composer, [f"resume={quote(str(place))}", *free]).config
     folders = ["--config-dir", study.config_dir] if study.config_dir else []
     with rundir.lock(place) if resumed else rundir.claim(place):
         running.execute(_module(cell), cell.command, config, place, resumed, [*folders, cell.command, *cell.words])

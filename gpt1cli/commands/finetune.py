@@ -9,7 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt1cli import cautions, checkpoint, corpus, distributed, glue, planning, rehearsal, rundir, runtime, tasks
+from gpt1cli import (
+    cautions,
+    checkpoint,
+    corpus,
+    distributed,
+    glue,
+    planning,
+    rehearsal,
+    rundir,
+    runtime,
+    tasks,
+    trackers,
+)
 from gpt1cli.batches import Batch, Epochs
 from gpt1cli.checkpoint import State
 from gpt1cli.config import FinetuneConfig
@@ -32,6 +44,7 @@ from gpt1cli.tokenizer import Tokenizer
 
 def needs(config: FinetuneConfig) -> list[Need]:
     """What must be at hand before the run starts."""
+    trackers.check(config.logger)
     if config.resume and rundir.is_finished(Path(config.resume), config.steps):
         return []
     tasks.check(config.task)
@@ -44,7 +57,8 @@ def run(config: FinetuneConfig, folder: Path) -> None:
     """Examples -> items -> model with a head -> fit -> the best checkpoint scored on every split -> result.json."""
     if config.resume and rundir.is_finished(Path(config.resume), config.steps):
         print(f"{folder} is finished: {folder / 'result.json'}; larger steps= would go on")
-        return
+        with trackers.recording(config, folder, print):  # to which its tracker may not have come
+            return
     checkpoint.check_resumable(config.resume)
     machine = runtime.start(config.runtime, config.seed)
     warnings = [*machine.warnings, *rundir.note(folder, **machine.describe())]
@@ -89,7 +103,10 @@ def run(config: FinetuneConfig, folder: Path) -> None:
         found = measured(task, splits["valid"], outputs(splits["valid"]))
         return found, found[task.metrics[0]]
 
-    with reporting(total=steps, start=state.step) as progress:
+    with (
+        reporting(total=steps, start=state.step) as progress,
+        trackers.recording(config, folder, progress.say) as log,
+    ):
         progress.say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {origin_of(config)}, {machine}")
         for warning in warnings:
             progress.say(warning)
@@ -104,6 +121,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
             plan=plan,
             state=state,
             run=folder,
+            log=log,
             progress=progress,
         )
         best = distributed.home(folder) / "checkpoints" / "best"

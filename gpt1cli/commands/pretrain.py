@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt1cli import checkpoint, corpus, distributed, documents, planning, rehearsal, rundir, runtime
+from gpt1cli import checkpoint, corpus, distributed, documents, planning, rehearsal, rundir, runtime, trackers
 from gpt1cli.batches import Batch, portion, windows_batch
 from gpt1cli.checkpoint import State
 from gpt1cli.config import PretrainConfig
@@ -32,6 +32,7 @@ PLATEAU = 0.05  # nats below the unigram loss: post-norm blocks stay there when 
 
 def needs(config: PretrainConfig) -> list[Need]:
     """What must be at hand before the run starts."""
+    trackers.check(config.logger)
     if config.resume and rundir.is_finished(Path(config.resume), config.steps):
         return []
     if config.plan.tokens is not None:
@@ -43,7 +44,8 @@ def run(config: PretrainConfig, folder: Path) -> None:
     """Text -> shards -> model -> fit -> result.json."""
     if config.resume and rundir.is_finished(Path(config.resume), config.steps):
         print(f"{folder} is finished: {folder / 'result.json'}; larger steps= would go on")
-        return
+        with trackers.recording(config, folder, print):  # to which its tracker may not have come
+            return
     if config.dry_run:
         rehearse(config, folder)
         return
@@ -78,7 +80,10 @@ def run(config: PretrainConfig, folder: Path) -> None:
 
     about = checkpoint.description(config.model, config.tokenizer, vocabulary, model)
     parameters = sum(p.numel() for p in model.parameters())
-    with reporting(total=plan.steps, start=state.step) as progress:
+    with (
+        reporting(total=plan.steps, start=state.step) as progress,
+        trackers.recording(config, folder, progress.say) as log,
+    ):
         progress.say(f"{parameters:,} parameters, {len(shards.train):,} tokens, {machine}")
         for warning in warnings:
             progress.say(warning)
@@ -93,6 +98,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
             plan=plan,
             state=state,
             run=folder,
+            log=log,
             progress=progress,
         )
         metrics = rundir.read_jsonl(folder / "metrics.jsonl")

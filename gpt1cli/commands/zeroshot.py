@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import checkpoint, curves, options, origins, rundir, runtime, tasks
+from gpt1cli import checkpoint, curves, options, origins, rundir, runtime, tasks, trackers
 from gpt1cli.config import TaskConfig, ZeroshotConfig
 from gpt1cli.curves import Curve
 from gpt1cli.evaluation import warn_absent
@@ -25,6 +25,7 @@ from gpt1cli.tokenizer import Tokenizer
 
 def needs(config: ZeroshotConfig) -> list[Need]:
     """What must be at hand before the run starts; InputError where the task has no rule, or a checkpoint is missing."""
+    trackers.check(config.logger)
     tasks.check(config.task)
     if config.task.zeroshot.rule is None:
         ruled = [name for name in options.names("task") if "zeroshot" in options.values("task", name)]
@@ -43,8 +44,11 @@ def run(config: ZeroshotConfig, folder: Path) -> None:
     found: dict[str, dict[str, Any]] = {}  # init -> the scores of its latest checkpoint
     answers: dict[str, dict[str, list[dict[str, Any]]]] = {}  # and its answers to each split
     drawn: dict[str, Curve] = {}
-    labels = told_apart(config.inits)
-    with Progress(folder, len(chosen), config.runtime.progress, description="checkpoint") as progress:
+    labels = dict(zip(config.inits, told_apart(config.inits), strict=True))
+    with (
+        Progress(folder, len(chosen), config.runtime.progress, description="checkpoint") as progress,
+        trackers.recording(config, folder, progress.say, labels if config.runs else {}) as log,
+    ):
         for number, (init, name) in enumerate(chosen, start=1):
             model, vocabulary = checkpoint.load(name, config.hub, config.cache)
             reading = vocabulary.identity, model.config.n_positions, model.branches
@@ -56,10 +60,9 @@ def run(config: ZeroshotConfig, folder: Path) -> None:
             found[init] = {**about, **scores}
             for split in task.splits:
                 if split in scores:
-                    rundir.append_jsonl(folder / "metrics.jsonl", {**about, "split": split, **scores[split]})
+                    log({**about, "split": split, **scores[split]})
             if (point := point_of(task, found[init])) is not None:
-                label = labels[config.inits.index(init)]
-                drawn.setdefault(init, Curve(label, model.config.architecture, [])).points.append(point)
+                drawn.setdefault(init, Curve(labels[init], model.config.architecture, [])).points.append(point)
             progress.say(f"{name}: {told(task, scores)}")
             progress.update(number)
         pictures = []
