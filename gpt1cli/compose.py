@@ -20,7 +20,7 @@ from gpt1cli import config, origins, overrides, rundir, schema
 from gpt1cli.composer import Composer, absolute, hydra_known, told_by_hydra
 from gpt1cli.config import ModelConfig
 from gpt1cli.overrides import FOUND, NO_PATHS, PATHS
-from gpt1cli.schema import InputError, bare, shown
+from gpt1cli.schema import InputError, bare, flat, shown
 
 BROUGHT = {"model", "tokenizer", "init", "epochs"}  # by a task of the demo, for the commands that have these keys
 FREE = ("runtime", "logger", "resume", "config")  # what may differ when a run is resumed, besides more steps
@@ -147,8 +147,9 @@ def _overlay(cls: type, base: Mapping[str, Any], stored: Mapping[str, Any]) -> d
 
 def _refuse_changes(stored: dict[str, Any], given: dict[str, Any], named: Mapping[str, Any]) -> None:
     """InputError lists what was named differently from the run that is resumed."""
-    before, after = leaves(stored), leaves(given)
-    other = [key for key in named if f"{key}.name" in before and before[f"{key}.name"] != after.get(f"{key}.name")]
+    before, after = dict(flat(stored)), dict(flat(given))
+    groups = [key for key in named if f"{key}.name" in before and key not in FREE]
+    other = [key for key in groups if before[f"{key}.name"] != after.get(f"{key}.name")]
     changed = [f"  {group}={named[group]}: the run has {shown(before[f'{group}.name'])}" for group in other]
     for key in before | after:
         parts, old, new = key.split("."), before.get(key), after.get(key)
@@ -233,16 +234,8 @@ def _named(words: list[str]) -> dict[str, Any]:
     named: dict[str, Any] = {}
     for override in overrides.parse(words):
         if not override.is_hydra_override() and not override.is_sweep_override():
-            named |= leaves({override.key_or_group: overrides.opened(override.value())})
+            named |= flat({override.key_or_group: overrides.opened(override.value())})
     return named
-
-
-def leaves(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value of a nested mapping."""
-    found: dict[str, Any] = {}
-    for name, value in data.items():
-        found |= leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
 
 
 def _get(data: Any, key: str) -> Any:

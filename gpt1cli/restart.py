@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from gpt1cli import rundir, running, schema
-from gpt1cli.compose import Composed, compose, leaves
+from gpt1cli.compose import FREE, Composed, compose
 from gpt1cli.composer import Composer
 from gpt1cli.overrides import quote
-from gpt1cli.schema import InputError, shown
+from gpt1cli.schema import InputError, flat, shown
 
 COUNTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
-APART = ("resume", "config", "cache", "hub", "runtime")  # may differ: where things lie, and how they are executed
+APART = (*FREE, "cache", "hub")  # may differ: where things lie, and how they are executed and followed
 
 
 def restarted() -> str | None:
@@ -38,7 +38,7 @@ def taken_up(composer: Composer, words: list[str], composed: Composed) -> Compos
         return composed
     stored = {"command": rundir.environment(folder).get("command"), **rundir.read_config(folder / "config.yaml")}
     now = {"command": composer.command, **dataclasses.asdict(running.resolved(composed.config))}
-    refuse_others(folder, why, leaves(stored), leaves(now))
+    refuse_others(folder, why, dict(flat(stored)), dict(flat(now)))
     if rundir.is_finished(folder, None) and composer.command != "ablation":  # which looks after its own cells
         tell(f"{why}: {folder} is finished")
         return None
@@ -47,8 +47,8 @@ def taken_up(composer: Composer, words: list[str], composed: Composed) -> Compos
         rundir.clear(folder)
         return composed
     tell(f"{why}: going on with {folder}")
-    runtime = [word for word in words if word.lstrip("+").startswith("runtime")]
-    return compose(composer, [f"resume={quote(str(folder))}", *runtime])
+    free = [word for word in words if word.lstrip("+").startswith(("runtime", "logger"))]
+    return compose(composer, [f"resume={quote(str(folder))}", *free])
 
 
 def refuse_others(folder: Path, why: str, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -41,6 +41,7 @@ ONLY_IN = {  # library: the modules that may import it
     "ftfy": {"text"},
     "spacy": {"text"},
     "rich": {"cli", "help", "loggers", "pages"},
+    **{name: {"trackers"} for name in ("tensorboard", "wandb", "mlflow", "trackio")},
 }
 QUICK = DOOR | {"schema", "signals", "config", "options", "rundir", "origins", "published"}
 NOT_IN = {"torch": QUICK}
@@ -172,6 +173,7 @@ def test_a_sound_package_has_no_offences():
         ("hub", "import ftfy", "hub imports ftfy: only text may"),
         ("tasks.glue", "import spacy", "tasks.glue imports spacy: only text may"),
         ("fit", "from rich.live import Live", "fit imports rich: only"),
+        ("fit", "import wandb", "fit imports wandb: only trackers may"),
         ("rundir", "def environment():\n    import torch", "rundir imports torch: it must not"),
         ("cli", "from torch import nn", "cli imports torch: it must not"),
     ],
