@@ -100,12 +100,10 @@ def recording(
     The scores that result.json alone holds follow at the end. `say` takes what there is to tell; `labels` tell lines of
     several `init` apart. Of several processes the first one sends.
     """
-    path = folder / "metrics.jsonl"
     follower = Follower(config, folder, say, labels or {})
-    follower.send(rundir.read_jsonl(path) if path.exists() else [])
 
     def log(line: Line) -> None:
-        rundir.append_jsonl(path, line)
+        rundir.append_jsonl(folder / "metrics.jsonl", line)
         follower.send([line])
 
     try:
@@ -113,18 +111,7 @@ def recording(
     except BaseException:
         follower.close(well=False)
         raise
-    follower.send(ends(folder))
     follower.close(well=True)
-
-
-def ends(folder: Path) -> list[Line]:
-    """The scores of result.json for splits that metrics.jsonl has no line of, at the last update."""
-    if not (folder / "result.json").exists():
-        return []
-    result = rundir.read_json(folder / "result.json")
-    there = {line["split"] for line in rundir.read_jsonl(folder / "metrics.jsonl")}
-    names = [name for name in result if FURTHER.fullmatch(name) and name not in there]
-    return [{"step": result["steps"], "split": name, "seconds": result["seconds"], **result[name]} for name in names]
 
 
 class Follower:
@@ -140,12 +127,25 @@ class Follower:
         self.config, self.folder, self.say, self.labels = config, folder, say, labels
         self.tracker: Tracker | None = None
         if config.logger.name != "none" and distributed.rank() == 0:
-            self.attempt(self.open)
+            self._attempt(self._open)
 
-    def attempt(self, act: Callable[[], object]) -> None:
+    def send(self, lines: Iterable[Line]) -> None:
+        """Send what the tracker does not have yet."""
+        if tracker := self.tracker:
+            self._attempt(lambda: self._send(tracker, lines))
+
+    def close(self, well: bool) -> None:
+        """Send what result.json adds, where the run has ended well, and close the tracker."""
+        if well:
+            self.send(ends(self.folder))
+        if tracker := self.tracker:
+            self.tracker = None
+            self._attempt(lambda: tracker.close(well))
+
+    def _attempt(self, act: Callable[[], object]) -> None:
         try:
             act()
-        except Exception as error:
+        except Exception as error:  # whatever a library of somebody else's stumbles over
             self.tracker = None
             why = shown(" ".join(f"{type(error).__name__}: {error}".split()))
             later = f", and resume={self.folder} sends the rest" if hasattr(self.config, "resume") else ""
@@ -154,24 +154,27 @@ class Follower:
                 f" metrics.jsonl has everything{later}"
             )
 
-    def open(self) -> None:
-        began = rundir.environment(self.folder)["date"]
-        self.began = datetime.fromisoformat(began).timestamp()
+    def _open(self) -> None:
+        self.began = datetime.fromisoformat(rundir.environment(self.folder)["date"]).timestamp()
         self.tracker = TRACKERS[self.config.logger.name](run_of(self.config, self.folder))
         self.say(f"{self.config.logger.name}: {self.tracker.told}")
+        if (path := self.folder / "metrics.jsonl").exists():
+            self._send(self.tracker, rundir.read_jsonl(path))
 
-    def send(self, lines: Iterable[Line]) -> None:
-        if self.tracker is None:
-            return
-        tracker = self.tracker
+    def _send(self, tracker: Tracker, lines: Iterable[Line]) -> None:
         rows = [row_of(line, self.began, self.labels) for line in lines]
         if fresh := [row for row in rows if row.step > tracker.seen.get(row.where, -1)]:
-            self.attempt(lambda: tracker.send(fresh))
+            tracker.send(fresh)
 
-    def close(self, well: bool) -> None:
-        if self.tracker is not None:
-            tracker, self.tracker = self.tracker, None
-            self.attempt(lambda: tracker.close(well))
+
+def ends(folder: Path) -> Iterator[Line]:
+    """The scores of result.json for splits that metrics.jsonl has no line of, at the last update."""
+    if (folder / "result.json").exists():
+        result = rundir.read_json(folder / "result.json")
+        there = {line["split"] for line in rundir.read_jsonl(folder / "metrics.jsonl")}
+        for name in result:
+            if FURTHER.fullmatch(name) and name not in there:
+                yield {"step": result["steps"], "split": name, "seconds": result["seconds"], **result[name]}
 
 
 def run_of(config: TrainConfig | ZeroshotConfig, folder: Path) -> Run:
@@ -213,8 +216,9 @@ def to_tensorboard(run: Run) -> Tracker:
     """Event files in the run's folder, written anew each time: they are derived."""
     from torch.utils.tensorboard import SummaryWriter
 
-    shutil.rmtree(run.folder / "tensorboard", ignore_errors=True)
-    writer = SummaryWriter(run.folder / "tensorboard")
+    if (place := run.folder / "tensorboard").exists():
+        shutil.rmtree(place)
+    writer = SummaryWriter(place)
     writer.add_text("config", "".join(f"    {key}: {value}\n" for key, value in words(run.config).items()))
 
     def send(rows: Sequence[Row]) -> None:
@@ -277,17 +281,23 @@ def to_mlflow(run: Run) -> Tracker:
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
+    from mlflow.exceptions import MlflowException
 
     uri, files = os.environ.get("MLFLOW_TRACKING_URI"), None
     if not uri:
         run.out.mkdir(parents=True, exist_ok=True)
         uri, files = f"sqlite:///{run.out / 'mlflow.db'}", (run.out / "mlflow").as_uri()
     client = MlflowClient(uri)
-    known = client.get_experiment_by_name(run.project)
-    experiment = known.experiment_id if known else client.create_experiment(run.project, files)
-    found = client.search_runs([experiment], f"tags.gpt1 = '{run.id}'")
+    if (known := client.get_experiment_by_name(run.project)) is None:
+        try:
+            client.create_experiment(run.project, files)
+        except MlflowException:
+            if client.get_experiment_by_name(run.project) is None:  # else another process has come first
+                raise
+        known = client.get_experiment_by_name(run.project)
+    found = client.search_runs([known.experiment_id], f"tags.gpt1 = '{run.id}'")
     tags = {"gpt1": run.id, "group": run.group, "folder": str(run.folder)}
-    opened = found[0] if found else client.create_run(experiment, tags=tags, run_name=run.name)
+    opened = found[0] if found else client.create_run(known.experiment_id, tags=tags, run_name=run.name)
     number = opened.info.run_id
     client.update_run(number, status="RUNNING")
     params = [Param(key, value) for key, value in words(run.config).items() if key not in opened.data.params]
@@ -295,8 +305,8 @@ def to_mlflow(run: Run) -> Tracker:
         client.log_batch(number, params=params[start : start + 100])
     seen: dict[str, int] = {}
     for name in opened.data.metrics:
-        last = max(metric.step for metric in client.get_metric_history(number, name))
-        seen[name.rpartition("/")[0]] = last
+        where, last = name.rpartition("/")[0], max(one.step for one in client.get_metric_history(number, name))
+        seen[where] = max(last, seen.get(where, -1))
 
     def send(rows: Sequence[Row]) -> None:
         for start in range(0, len(rows), AT_ONCE):

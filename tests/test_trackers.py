@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -356,7 +357,8 @@ def test_a_pretraining_ended_by_sigkill_and_resumed_has_the_curve_of_one_that_wa
     whole, folder = world / f"{name}-undisturbed", world / f"{name}-disturbed"
     assert main(pretrain(world, whole.name, *words)) == 0
     command = [sys.executable, "-m", "gpt1cli", *pretrain(world, folder.name, *words)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    alone = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}  # with a process of its own
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=alone) as process:
         until = time.monotonic() + 240
         while not ((folder / "metrics.jsonl").exists() and len(rundir.read_jsonl(folder / "metrics.jsonl")) > 20):
             assert time.monotonic() < until and process.poll() is None
