@@ -8,7 +8,6 @@ warning. Each library is imported when its tracker is opened.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib.util
 import json
 import os
@@ -191,7 +190,7 @@ def run_of(config: TrainConfig | ZeroshotConfig, folder: Path) -> Run:
         folder=home,
         out=out,
         project=config.logger.project or "",
-        config=dataclasses.asdict(config),
+        config=rundir.read_config(folder / "config.yaml"),
     )
 
 

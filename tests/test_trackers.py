@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import yaml
 from small import SMALL, STORY
+from wandb_server import served
 
 from gpt1cli import distributed, rundir, studies, trackers
 from gpt1cli.cli import main
@@ -228,6 +229,34 @@ def test_a_tracker_that_is_named_later_gets_what_was_before(root, plain):
             pass
     for name in ("mlflow", "trackio", "tensorboard"):
         assert_same(READERS[name](root, folder)[0], WHOLE)
+
+
+def test_wandb_online_goes_on_from_what_its_server_has(root, plain, monkeypatch):
+    import wandb
+
+    config, told, folder = followed(plain, "wandb"), [], root / "pretrain" / "demo" / "online"
+    begun(config, folder)
+    wandb.teardown()  # it has read its settings already
+    with served() as server, monkeypatch.context() as patched:
+        patched.setenv("WANDB_BASE_URL", server.url)
+        patched.setenv("WANDB_API_KEY", "0" * 40)
+        with pytest.raises(Killed), trackers.recording(config, folder, told.append) as log:
+            for line in LINES[:6]:
+                log(line)
+            raise Killed
+        sent = len(server.files["wandb-history.jsonl"])
+        rundir.cut_metrics(folder / "metrics.jsonl", 10)
+        with trackers.recording(config, folder, told.append) as log:
+            for line in LINES[3:]:
+                log(line)
+            rundir.finish(folder, RESULT)
+        wandb.teardown()
+    assert sent == 6 and told == [f"wandb: {server.url}/me/gpt1/runs/{server.run}"] * 2
+    found: Curves = {}
+    for items in map(json.loads, server.files["wandb-history.jsonl"]):
+        for key in [key for key in items if "/" in key and not key.endswith("/step")]:
+            found.setdefault(key, []).append((items[f"{key.rpartition('/')[0]}/step"], items[key]))
+    assert_same(found, WHOLE)
 
 
 def test_several_runs_in_one_are_told_apart(root, plain):
