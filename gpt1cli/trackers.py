@@ -287,16 +287,15 @@ def to_mlflow(run: Run) -> Tracker:
         run.out.mkdir(parents=True, exist_ok=True)
         uri, files = f"sqlite:///{run.out / 'mlflow.db'}", (run.out / "mlflow").as_uri()
     client = MlflowClient(uri)
-    if (known := client.get_experiment_by_name(run.project)) is None:
-        try:
-            client.create_experiment(run.project, files)
-        except MlflowException:
-            if client.get_experiment_by_name(run.project) is None:  # else another process has come first
-                raise
-        known = client.get_experiment_by_name(run.project)
-    found = client.search_runs([known.experiment_id], f"tags.gpt1 = '{run.id}'")
+    try:
+        experiment = client.create_experiment(run.project, files)
+    except MlflowException:
+        if (known := client.get_experiment_by_name(run.project)) is None:
+            raise
+        experiment = known.experiment_id  # it was there before
+    found = client.search_runs([experiment], f"tags.gpt1 = '{run.id}'")
     tags = {"gpt1": run.id, "group": run.group, "folder": str(run.folder)}
-    opened = found[0] if found else client.create_run(known.experiment_id, tags=tags, run_name=run.name)
+    opened = found[0] if found else client.create_run(experiment, tags=tags, run_name=run.name)
     number = opened.info.run_id
     client.update_run(number, status="RUNNING")
     params = [Param(key, value) for key, value in words(run.config).items() if key not in opened.data.params]
