@@ -263,7 +263,9 @@ def _words(rank: Connection) -> Iterator[tuple[str, str, str]]:
         yield rank.recv()
 
 
-def _tell(codes: Sequence[int | None], words: Sequence[tuple[str, str, str]], folder: Path, passed: list[int]) -> None:
+def _tell(
+    codes: Sequence[int | None], words: Sequence[tuple[str, str, str]], folder: Path, passed: Sequence[int] = ()
+) -> None:
     """Raise what the ranks' ends amount to: a mistake in the input, a kill, a fault, a signal passed on to them."""
     for kind, message, _ in words:
         if kind == "input":
@@ -280,7 +282,7 @@ def _tell(codes: Sequence[int | None], words: Sequence[tuple[str, str, str]], fo
         raise error
     for code in codes:
         if code in signals.STOPPED:
-            signals.end(signals.foremost(passed or [code - 128]))
+            signals.end(signals.foremost(passed or (code - 128,)))
         if code:
             raise SystemExit(code)
 

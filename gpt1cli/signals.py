@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
 
@@ -39,7 +39,7 @@ def noted() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def foremost(stopped: list[int]) -> int:
+def foremost(stopped: Sequence[int]) -> int:
     """The signal that says how a run ends that got several: somebody waits to hear of a pre-emption."""
     return PREEMPTION if PREEMPTION in stopped else stopped[0]
 
