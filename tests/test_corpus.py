@@ -253,7 +253,7 @@ def test_what_cannot_be_gone_on_with_is_begun_anew(library, tmp_path, vocabulary
     assert prepared(library, vocabulary, tmp_path / "cache") == whole
 
 
-def test_who_comes_second_waits_for_the_first(library, tmp_path, vocabulary, monkeypatch, capfd):
+def test_who_comes_second_waits_for_the_first(library, tmp_path, vocabulary, monkeypatch):
     whole = prepared(library, vocabulary, tmp_path / "whole")
     at_work, go_on, tokenised = FORK.Event(), FORK.Event(), FORK.Value("i", 0)
 
@@ -265,18 +265,17 @@ def test_who_comes_second_waits_for_the_first(library, tmp_path, vocabulary, mon
 
     monkeypatch.setattr(corpus, "_encode", encode)
     source = documents.find(text_corpus(library), None, str(tmp_path))
-    reporting = functools.partial(Progress, None, mode="plain")
+    (log := tmp_path / "run.log").touch()
+    reporting = functools.partial(Progress, tmp_path, mode="none")
     prepare = functools.partial(corpus.prepare, source, "text", vocabulary, str(tmp_path / "cache"), reporting)
     first, second, third = (FORK.Process(target=prepare) for _ in range(3))
     first.start()
     assert at_work.wait(60)
     second.start()
     third.start()
-    told = ""
-    while told.count(f"waiting for process {first.pid} on ") < 2:
-        assert first.is_alive() and second.is_alive() and third.is_alive(), told
+    while log.read_text().count(f"waiting for process {first.pid} on ") < 2:
+        assert first.is_alive() and second.is_alive() and third.is_alive(), log.read_text()
         time.sleep(0.01)
-        told += "".join(capfd.readouterr())
     go_on.set()
     for process in (first, second, third):
         process.join()

@@ -305,7 +305,7 @@ def our_curve(
         batches=batches,
         optimizer=Optimizer(model, optimizer_config()),
         learning_rate=lambda step: LR * factor(step),
-        evaluate=lambda: ({}, 0.0),
+        evaluate=lambda: ({"loss": 0.0}, 0.0),
         save=lambda state: None,
         plan=Plan(steps=STEPS, log_every=1, eval_every=STEPS, checkpoint_every=STEPS),
         state=State(),
