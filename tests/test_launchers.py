@@ -424,7 +424,8 @@ SLURM = {  # as much of Slurm as submitit asks for, on one machine: an array, it
         script = pathlib.Path(sys.argv[1]).read_text()
         last = int(re.search(r"--array=0-(\\d+)", script)[1])
         for task in range(last + 1):
-            subprocess.Popen([sys.executable, f"{HERE}/node", sys.argv[1], str(task)], start_new_session=True)
+            apart = {"start_new_session": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            subprocess.Popen([sys.executable, f"{HERE}/node", sys.argv[1], str(task)], **apart)
         print("Submitted batch job 7")
     """,
     "node": """
