@@ -49,7 +49,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None: ...
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}"
         found = json.loads(gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body)
         answer: dict[str, Any] = {}
         if self.path == "/graphql":
