@@ -40,7 +40,7 @@ class Progress:
         unit: str = "",
         description: str = "step",
     ) -> None:
-        self.log = folder / "run.log" if folder else None
+        self.folder = folder
         self.total, self.step, self.unit, self.description = total, start, unit, description
         self.mode = mode if mode != "auto" else "live" if _on_terminal() else "plain"
         self.values: dict[str, float] = {}
@@ -68,9 +68,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One line for good: above the live line or on plain stdout, and with the time of day in run.log."""
-        if self.log:
-            with self.log.open("a", encoding="utf-8") as log:
-                log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
+        if self.folder:
+            write_log(self.folder, text)
         if self.live:
             self.live.console.print(Text(text), soft_wrap=True)
         elif self.mode != "none":
@@ -108,6 +107,12 @@ class Progress:
         row = Table.grid(Column(no_wrap=True, overflow="ellipsis"), Column(max_width=32), padding=(0, 1))
         row.add_row(Text(self.line()), ProgressBar(total=max(1, self.total), completed=self.step))
         return row
+
+
+def write_log(folder: Path, text: str) -> None:
+    """A line of a run's run.log, with the time of day."""
+    with (folder / "run.log").open("a", encoding="utf-8") as log:
+        log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
 
 
 def short(number: float) -> str:

@@ -274,6 +274,8 @@ def test_a_failed_cell_is_marked_and_tried_again(world, monkeypatch, capsys, on_
     assert "out of luck" in (folder / "cells" / "demo_sentiment-full-seed0" / "error.txt").read_text()
     assert (folder / "cells" / "demo_sentiment-lstm-seed0").exists() == (on_error == "continue")
     assert "| demo_sentiment-full-seed0 | see" in (folder / "report.md").read_text()
+    log = (folder / "run.log").read_text()
+    assert "cell 1/2 demo_sentiment-full-seed0" in log and "out of luck" in log
     capsys.readouterr()
     assert main(["sweeps", f"resume={folder}"]) == 0
     assert result(folder)["failed"] == {} and not (folder / "cells/demo_sentiment-full-seed0/error.txt").exists()

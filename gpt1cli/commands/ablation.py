@@ -19,7 +19,7 @@ from gpt1cli.commands import report
 from gpt1cli.compose import compose
 from gpt1cli.config import SweepsConfig, TrainConfig, ZeroshotConfig
 from gpt1cli.hub import Need, task_needs
-from gpt1cli.loggers import clock
+from gpt1cli.loggers import clock, write_log
 from gpt1cli.overrides import quote
 from gpt1cli.pages import Table
 from gpt1cli.report import Finished, find_runs
@@ -69,14 +69,14 @@ def _study(config: SweepsConfig, folder: Path) -> None:
     summarise(folder, failed)
     if failed and config.on_error == "stop":
         told = f"gpt1: stopped; resume={folder} goes on"
-        running.say(told)
+        _warn(folder, told)
         raise running.Failed(1, told)
     about = {"status": "finished", "command": "ablation", "name": config.name, "cells": expected}
     rundir.finish(folder, {**about, "failed": failed, "seconds": round(time.perf_counter() - began, 3)})
-    print(f"gpt1: {expected - len(failed)} of {expected} cells: {folder / 'report.md'}, report.html, table.csv")
+    _say(folder, f"gpt1: {expected - len(failed)} of {expected} cells: {folder / 'report.md'}, report.html, table.csv")
     if failed:
         told = f"gpt1: {len(failed)} of {expected} cells failed; resume={folder} tries them again"
-        running.say(told)
+        _warn(folder, told)
         raise running.Failed(1, told)
 
 
@@ -150,14 +150,15 @@ def _run_all(
             continue
         last = done + len(cells) == of  # cells before those, of pretraining, take another time
         left = f", left {clock((time.perf_counter() - began) / ran * (of - number + 1))}" if ran and last else ""
-        print(f"gpt1: cell {number}/{of} {cell.name}{left}", flush=True)
+        _say(home.parent, f"gpt1: cell {number}/{of} {cell.name}{left}")
         try:
             _run_one(cell, place, config)
             _tidy(cell, place, config)
         except InputError as error:
-            running.say(f"gpt1: cell {cell.name}: {error}")
+            _warn(home.parent, f"gpt1: cell {cell.name}: {error}")
             failed[cell.name] = str(error)
-        except running.Failed:  # it has said why
+        except running.Failed as error:  # it has said why
+            write_log(home.parent, error.told)
             failed[cell.name] = f"see {place / 'error.txt'}"
         ran += 1
         gc.collect()
@@ -191,6 +192,16 @@ def _tidy(cell: Cell, place: Path, config: SweepsConfig) -> None:
         if not other.is_symlink() and other != best:
             shutil.rmtree(other)
     (best / "training.safetensors").unlink(missing_ok=True)
+
+
+def _say(folder: Path, text: str) -> None:
+    print(text, flush=True)
+    write_log(folder, text)
+
+
+def _warn(folder: Path, text: str) -> None:
+    running.say(text)
+    write_log(folder, text)
 
 
 def _module(cell: Cell) -> ModuleType:
