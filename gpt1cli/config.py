@@ -219,6 +219,9 @@ class TaskConfig:
     submission: Annotated[dict[str, GlueFile], Key("our split name: the GLUE server's file for its predictions")] = (
         field(default_factory=dict)
     )
+    few_test: Annotated[
+        Literal["test", "valid"], Key("the split that runs with shots=K are tested on; its labels are public")
+    ] = "test"
     zeroshot: ZeroshotRule = field(default_factory=ZeroshotRule)
 
     OWN: ClassVar[tuple[str, ...]] = ("kind", "train", "valid", "test", "text", "text_b", "id")  # of task=file alone
