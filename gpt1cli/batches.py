@@ -28,26 +28,42 @@ TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}  # tokens computed at a time, where 
 Ids = np.ndarray  # int32, one dimension
 
 
+class Asked(NamedTuple):
+    """What a prompt asks of an item: which tokens at the end of each of its sequences are scored."""
+
+    scored: tuple[int, ...]  # how many: the words for a label, and what follows them
+    after: int  # how many follow
+    right: int | None = None  # the sequence that holds the right words
+
+
 @dataclass(frozen=True)
 class Item:
     """One example as the model sees it: K sequences that share a prefix, and the label (None: to be predicted).
 
-    Sequence k is prefix + tails[k]. A classification has one, a similarity its two orders, a question one per answer.
+    Sequence k is prefix + tails[k]. A classification has one, a similarity its two orders, a question one per answer,
+    a prompt one for the words of each label.
     """
 
     prefix: Ids
     tails: tuple[Ids, ...]
     label: int | float | None = None
+    asked: Asked | None = None
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[int]], label: int | float | None = None, shared: int = 0) -> Item:
+    def of(
+        cls,
+        rows: Sequence[Sequence[int]],
+        label: int | float | None = None,
+        shared: int = 0,
+        asked: Asked | None = None,
+    ) -> Item:
         """From whole sequences whose first `shared` tokens are the same.
 
         The prefix ends one token early: the last shared one opens every branch, so that each place has one target.
         """
         sequences = [np.asarray(row, dtype=np.int32) for row in rows]
         kept = max(0, shared - 1) if len(rows) > 1 else 0
-        return cls(sequences[0][:kept], tuple(sequence[kept:] for sequence in sequences), label)
+        return cls(sequences[0][:kept], tuple(sequence[kept:] for sequence in sequences), label, asked)
 
     @property
     def lengths(self) -> list[int]:
@@ -67,7 +83,8 @@ class Item:
 
     def apart(self) -> Item:
         """The same sequences without sharing: the plain form, which computes the prefix once for each."""
-        return Item(self.prefix[:0], tuple(np.concatenate([self.prefix, tail]) for tail in self.tails), self.label)
+        whole = tuple(np.concatenate([self.prefix, tail]) for tail in self.tails)
+        return dataclasses.replace(self, prefix=self.prefix[:0], tails=whole)
 
 
 @dataclass(frozen=True)
@@ -86,6 +103,7 @@ class Batch:
     scored: Tensor | None = None  # [S] int64: which of the flattened targets weigh something; None: all
     ends: Tensor | None = None  # [N,K] int64: where the `_classify_` of item n's sequence k lies in the flattened rows
     labels: Tensor | None = None  # [N] int64 classes, or float32 scores
+    asked: Tensor | None = None  # [N,K] int64: how many tokens before its end, and with it, each sequence is scored on
 
     def through(self, model: Callable[..., Tensor]) -> Tensor:
         """What a Transformer makes of the rows: hidden states, [B,T,D]."""
@@ -133,27 +151,40 @@ class _Row(NamedTuple):
 
 
 def _rows(item: Item) -> Iterator[_Row]:
-    """The rows of an item. A sequence's n targets weigh 1/n each, and its K sequences 1/K each (DESIGN.md).
-
-    A target in the shared prefix is one of every sequence, and weighs the sum of what it weighs in each.
-    """
-    if not len(item.prefix):
-        for tail in item.tails:
-            yield _row(item.prefix, [tail], len(item.tails))
+    """The rows of an item: one with all its sequences behind their prefix, or one for each."""
+    weights = _weights(item)
+    if len(item.prefix):
+        yield _row(item.prefix, item.tails, weights)
     else:
-        yield _row(item.prefix, item.tails, len(item.tails))
+        for tail, own in zip(item.tails, weights, strict=True):
+            yield _row(item.prefix, [tail], [own])
 
 
-def _row(prefix: Ids, tails: Sequence[Ids], K: int) -> _Row:
+def _weights(item: Item) -> list[np.ndarray]:
+    """What the target at each place of each sequence counts in the language-model loss; that of the last place nothing.
+
+    A sequence's n targets weigh 1/n each, and its K sequences 1/K each (DESIGN.md). Of a prompt the right sequence
+    counts alone, and there all targets but the words of the label.
+    """
+    P, found = len(item.prefix), []
+    for k, tail in enumerate(item.tails):
+        counted = np.arange(P + len(tail), 0, -1) > 1
+        if item.asked is not None:
+            last = len(counted) - 1
+            counted[last - item.asked.scored[k] : last - item.asked.after] = False
+            counted &= k == item.asked.right
+        share = 1 if item.asked is not None else len(item.tails)
+        found.append(counted / (share * max(1, counted.sum())))
+    return found
+
+
+def _row(prefix: Ids, tails: Sequence[Ids], weights: Sequence[np.ndarray]) -> _Row:
+    """A target in the shared prefix is one of every sequence, and weighs the sum of what it weighs in each."""
     P, none = len(prefix), np.zeros(1, dtype=np.int32)
-    shares = [1 / (K * max(1, P + len(tail) - 1)) for tail in tails]  # what one target of each sequence weighs
     return _Row(
         tokens=np.concatenate([prefix, *tails]),
         targets=np.concatenate([prefix[1:], tails[0][: min(1, P)], *(np.append(tail[1:], none) for tail in tails)]),
-        weights=np.concatenate(
-            [np.full(P, sum(shares))]
-            + [np.append(np.full(len(tail) - 1, share), 0.0) for tail, share in zip(tails, shares, strict=True)]
-        ),
+        weights=np.concatenate([np.sum([own[:P] for own in weights], axis=0), *(own[P:] for own in weights)]),
         positions=np.concatenate([np.arange(P), *(P + np.arange(len(tail)) for tail in tails)]),
         branch=np.repeat(np.arange(len(tails) + 1), [P, *map(len, tails)]) if P else np.zeros(len(tails[0]), int),
         ends=list(P + np.cumsum([len(tail) for tail in tails]) - 1),
@@ -188,6 +219,7 @@ def items_batch(items: Sequence[Item]) -> Batch:
         scored=weights.flatten().nonzero().squeeze(1),
         ends=torch.tensor(ends).view(len(items), -1),
         labels=None if None in labels else torch.tensor(labels),
+        asked=torch.tensor([item.asked.scored for item in items if item.asked]) if items[0].asked else None,
     )
 
 
@@ -226,6 +258,7 @@ class Epochs:
     micro_batch: int | None
     token_budget: int
     whole: bool = False
+    anew: Callable[[Sequence[int], int], list[Item]] | None = None  # the items of these places, made for this update
 
     @property
     def updates(self) -> int:
@@ -235,7 +268,8 @@ class Epochs:
     def __call__(self, step: int, halvings: int = 0) -> list[Batch]:
         epoch, position = divmod(step, self.updates)
         order = _shuffled(len(self.items), self.seed, epoch)
-        chosen = [self.items[i] for i in order[position * self.batch_size : (position + 1) * self.batch_size]]
+        places = order[position * self.batch_size : (position + 1) * self.batch_size]
+        chosen = self.anew(places, step) if self.anew else [self.items[i] for i in places]
         if self.whole and halvings:
             raise InputError("the loss is that of a whole batch, which cannot be halved: name a smaller batch_size=")
         if self.whole:

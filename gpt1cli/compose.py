@@ -60,6 +60,8 @@ def compose(composer: Composer, words: list[str]) -> Composed:
     settings = raw.pop("hydra")
     if stored:
         raw = _start_from(stored[1], raw, named, composer)
+    if raw.get("shots") is not None and not (stored and _get(stored[1], "shots") is not None):
+        length = length | _bring_few(raw, named)
     if length.get("steps") is not None:
         raw["epochs"] = None
     elif length.get("epochs") is not None:
@@ -160,6 +162,17 @@ def _refuse_changes(stored: dict[str, Any], given: dict[str, Any], named: Mappin
     if changed:
         rule = "goes on with the run's own configuration; only runtime.*, logger and larger steps may differ:"
         raise InputError("\n".join([f"resume={shown(named['resume'])} {rule}", *changed]))
+
+
+def _bring_few(raw: dict[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the recipe for few examples where nothing else was named; what has been put, by its keys."""
+    brought = {config.FewConfig.PLACES.get(name, name): value for name, value in raw["few"].items()}
+    if "epochs" in named:  # which says how long, as steps do
+        del brought["steps"]
+    brought = {key: value for key, value in brought.items() if not {key, key.partition(".")[0]} & named.keys()}
+    for key, value in brought.items():
+        _put(raw, key, value)
+    return brought
 
 
 # --- init -------------------------------------------------------------------------------------------------------------

@@ -150,7 +150,7 @@ class CorpusConfig:
 
 TEXTS = {"single": (1, 1), "pair": (2, 2), "similarity": (2, 2), "choice": (0, 4), "pronoun": (2, 2)}  # layout: columns
 GlueFile = Literal["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI-m", "MNLI-mm", "QNLI", "RTE", "WNLI", "AX"]
-SCORES = ("mse", "ordinal")  # losses of tasks whose label is a number, not a class
+SCORES = ("mse", "ordinal", "interpolation")  # losses of tasks whose label is a number, not a class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,8 +211,11 @@ class TaskConfig:
     ] = field(default_factory=list)
     range: Annotated[list[int] | None, Key("lowest and highest score (loss=mse, ordinal)")] = None
     loss: Annotated[
-        Literal["cross_entropy", "soft_f1", "mse", "ordinal"],
-        Key("what is minimised: of classes cross_entropy or soft_f1, of scores mse or ordinal"),
+        Literal["cross_entropy", "soft_f1", "mse", "ordinal", "interpolation"],
+        Key(
+            "what is minimised: of classes cross_entropy or soft_f1, of scores mse or ordinal (method=head),"
+            " or interpolation, between two words (method=prompt)"
+        ),
     ] = "cross_entropy"
     metrics: Annotated[list[str], Key("metrics reported; the first is the headline that picks the best checkpoint")]
     splits: Annotated[dict[str, str], Key("our split name: the data set's split name")]
@@ -484,12 +487,31 @@ class PretrainConfig(TrainConfig):
             yield f"keep_checkpoints={late}: later than the last step, {steps}"
 
 
+@dataclass(frozen=True)
+class FewConfig:
+    """The fine-tuning recipe that shots=K brings, where its keys are not named."""
+
+    steps: Annotated[int, Key("updates", at_least=1)]
+    eval_every: Annotated[int, Key("updates between two validations", at_least=1)]
+    batch_size: Annotated[int, Key("examples in one update", at_least=1)]
+    warmup_fraction: Annotated[float, Key("share of the updates spent in warm-up", at_least=0, at_most=1)]
+    weight_decay: Annotated[float, Key("that of the optimizer", at_least=0)]
+    aux_lm: Annotated[bool, Key("whether there is an auxiliary language-model loss")]
+
+    PLACES: ClassVar[dict[str, str]] = {"weight_decay": "optimizer.weight_decay"}  # of others: the key of that name
+
+
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainConfig):
     """What gpt1 finetune takes."""
 
     task: TaskConfig
     ablation: AblationConfig
+    shots: Annotated[
+        int | None, Key("train on K examples of each class, drawn by seed, and validate on K more", at_least=1)
+    ]
+    few: FewConfig
+    eval_every: Annotated[int | None, Key("updates between two validations (null: an epoch)", at_least=1)]
     init_lstm: Annotated[
         str | None,
         Key("what ablation=lstm starts from; none: fresh (null: the newest of init's size under out)", filled=True),
@@ -523,9 +545,14 @@ class FinetuneConfig(TrainConfig):
         if not self.pretrained and self.transfer_layers != "all":
             yield f"transfer_layers={self.transfer_layers} transfers weights, but pretrained=false leaves all fresh"
         looked_into = self.task.source != "file" or self.task.splits
-        if looked_into and not {"train", "valid"} <= set(self.task.splits):
-            there = ", ".join(self.task.splits)
-            yield f"task={self.task.name} has no train and valid splits to fine-tune on; there: {there}"
+        needed = {"train"} if self.shots else {"train", "valid"}
+        if looked_into and not needed <= set(self.task.splits):
+            wanted, there = " and ".join(sorted(needed)), ", ".join(self.task.splits)
+            yield f"task={self.task.name} has no {wanted} split{'s'[len(needed) < 2 :]} to fine-tune on; there: {there}"
+        if self.shots and (self.limit.train or self.limit.valid):
+            yield f"shots={self.shots} says how many examples train and valid have: leave limit.train and .valid out"
+        if self.shots and self.seed >= 2**32:
+            yield f"seed={self.seed}: examples are drawn by a generator that takes seeds below 2**32"
         micro_batch = self.runtime.micro_batch
         if self.task.loss == "soft_f1" and micro_batch is not None and micro_batch < self.batch_size:
             yield f"task.loss=soft_f1 is that of a whole batch: runtime.micro_batch={micro_batch} would split it"

@@ -20,8 +20,9 @@ from gpt1cli import cautions, metrics, rundir, tasks
 from gpt1cli.batches import Item
 from gpt1cli.config import EvaluateConfig, FinetuneConfig, TaskConfig, ZeroshotConfig
 from gpt1cli.loggers import Progress
-from gpt1cli.objectives import TASK_LOSSES, TaskLoss, ordinal
+from gpt1cli.objectives import TASK_LOSSES, TaskLoss, interpolation, ordinal
 from gpt1cli.schema import InputError
+from gpt1cli.tasks import few
 from gpt1cli.tasks.layouts import LAYOUTS, Example, Ids, special
 from gpt1cli.tokenizer import Tokenizer
 
@@ -88,11 +89,15 @@ def load_examples(
 ) -> tuple[list[Example], int] | None:
     """The examples of a split within the command's limit, and how many rows had no label; None: no such split.
 
-    The examples that a limit leaves for validation and test are the same for every seed.
+    The examples that a limit leaves for validation and test are the same for every seed. With shots=K train and valid
+    are K of each class, drawn from the training split by seed.
     """
     loaded = tasks.load(config.task, name, config.hub, config.cache)
     if loaded is None:
         return None
+    if isinstance(config, FinetuneConfig) and config.shots and name in ("train", "valid"):
+        train, valid = few.draw(config.task, loaded.examples, config.shots, config.seed)
+        return train if name == "train" else valid, loaded.dropped
     limit = getattr(config.limit, name.partition("_")[0])  # of valid_mismatched: that of valid
     return tasks.limit(loaded.examples, limit, config.seed if name == "train" else 0), loaded.dropped
 
@@ -126,6 +131,10 @@ def loss_of(task: TaskConfig) -> TaskLoss:
         assert task.range
         lowest = task.range[0]
         return lambda outputs, labels: ordinal(outputs, labels - lowest)
+    if task.loss == "interpolation":
+        assert task.range
+        low, high = task.range
+        return lambda outputs, labels: interpolation(outputs, (labels - low) / (high - low))
     return TASK_LOSSES[task.loss]
 
 
@@ -135,13 +144,14 @@ def probabilities(outputs: np.ndarray) -> np.ndarray:
 
 
 def predictions(task: TaskConfig, outputs: np.ndarray) -> np.ndarray:
-    """The likeliest class, the score, or the expected level. [N,O] -> [N]"""
+    """The likeliest class, the score, or what is expected of the levels or the two ends of it. [N,O] -> [N]"""
     if task.classes:
         return outputs.argmax(-1)
     if task.loss == "mse":
         return outputs[:, 0]
     assert task.range
-    return probabilities(outputs) @ np.arange(task.range[0], task.range[1] + 1)
+    levels = task.range if task.loss == "interpolation" else range(task.range[0], task.range[1] + 1)
+    return probabilities(outputs) @ np.array(levels)
 
 
 def measured(task: TaskConfig, split: Split, outputs: np.ndarray) -> dict[str, float]:

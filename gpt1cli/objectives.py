@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gpt1cli.batches import Batch
 from gpt1cli.kernels import cross_entropy
-from gpt1cli.models.heads import Classifier
+from gpt1cli.models.heads import Tuned
 from gpt1cli.models.language_model import LanguageModel
 
 
@@ -79,6 +79,16 @@ def ordinal(outputs: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(outputs, targets, reduction="sum")
 
 
+def interpolation(outputs: Tensor, shares: Tensor) -> Tensor:
+    """KL divergence of the two words' probabilities from (1 - share, share). outputs [N,2] fp32, shares [N] -> []
+
+    A score between the two: Gao et al. 2021, section 4.1. Their code hands probabilities to a divergence that takes
+    logarithms, and so weighs by e to the share; this one is the formula's.
+    """
+    targets = torch.stack([1 - shares, shares], 1).to(outputs.dtype)  # [N,2]
+    return F.kl_div(outputs.log_softmax(-1), targets, reduction="sum")
+
+
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
 TASK_LOSSES: dict[str, TaskLoss] = {
     "cross_entropy": cross_entropy_of_classes,
@@ -88,17 +98,17 @@ TASK_LOSSES: dict[str, TaskLoss] = {
 }
 
 
-def fine_tuning(task_loss: TaskLoss, lm_coef: float) -> Callable[[Classifier, Batch], Loss]:
+def fine_tuning(task_loss: TaskLoss, lm_coef: float) -> Callable[[Tuned, Batch], Loss]:
     """The task's loss + lm_coef x the language-model loss of the same rows (paper, equation 5).
 
     The LM loss is a mean per sequence, then over sequences, as in the released code (the paper's equation 1 is a sum);
     lm_coef = 0 computes no logits over the vocabulary.
     """
 
-    def objective(model: Classifier, batch: Batch) -> Loss:
-        assert batch.ends is not None and batch.labels is not None
+    def objective(model: Tuned, batch: Batch) -> Loss:
+        assert batch.labels is not None
         hidden = batch.through(model.body)
-        task = task_loss(model.classify(hidden, batch.ends).float(), batch.labels)
+        task = task_loss(model.answer(hidden, batch).float(), batch.labels)
         if lm_coef == 0:
             return Loss(task, batch.count)
         lm = language_model_loss(hidden, model.body.tokens.weight, batch)

@@ -14,7 +14,7 @@ from torch import nn
 
 from gpt1cli.batches import Ids, Item, by_length, items_batch, windows_batch
 from gpt1cli.kernels import log_probabilities
-from gpt1cli.models.heads import Classifier
+from gpt1cli.models.heads import Tuned
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.models.transformer import Past
 
@@ -138,14 +138,13 @@ def ending_log_probabilities(
 
 
 @torch.no_grad()
-def head_outputs(model: Classifier, items: Sequence[Item], micro_batch: int | None, token_budget: int) -> np.ndarray:
-    """What the head gives for every item, in the order of the items: [N,outputs], or [N,K] of a choice; fp32."""
+def head_outputs(model: Tuned, items: Sequence[Item], micro_batch: int | None, token_budget: int) -> np.ndarray:
+    """What a head, or the words of a prompt, give for every item: [N,outputs], or [N,K] of a choice; fp32."""
     model.eval()
     outputs: list[np.ndarray] = [np.empty(0)] * len(items)
     for group in by_length(items, micro_batch, token_budget):
         batch = items_batch([items[i] for i in group]).to(device_of(model))
-        assert batch.ends is not None
         hidden = batch.through(model.body)
-        for i, values in zip(group, model.classify(hidden, batch.ends).float().cpu().numpy(), strict=True):
+        for i, values in zip(group, model.answer(hidden, batch).float().cpu().numpy(), strict=True):
             outputs[i] = values
     return np.stack(outputs)

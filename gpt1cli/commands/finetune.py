@@ -38,7 +38,7 @@ from gpt1cli.objectives import fine_tuning
 from gpt1cli.optim import SCHEDULES, Optimizer
 from gpt1cli.runpage import write_run_report
 from gpt1cli.scoring import head_outputs
-from gpt1cli.tasks import file
+from gpt1cli.tasks import few, file
 from gpt1cli.tokenizer import Tokenizer
 
 
@@ -60,6 +60,9 @@ def run(config: FinetuneConfig, folder: Path) -> None:
         with trackers.recording(config, folder, print):  # to which its tracker may not have come
             return
     checkpoint.check_resumable(config.resume)
+    trained_on = config.task  # whose splits a checkpoint knows, however few of their examples it has seen
+    if config.shots:
+        config = dataclasses.replace(config, task=few.arranged(config.task))
     machine = runtime.start(config.runtime, config.seed)
     warnings = [*machine.warnings, *rundir.note(folder, **machine.describe())]
     reporting = functools.partial(Progress, folder, mode=config.runtime.progress)
@@ -92,9 +95,12 @@ def run(config: FinetuneConfig, folder: Path) -> None:
         rehearsal.dry_run("finetune", config, folder, work, machine, model, objective, updates, optimizer)
         return
     warnings += rundir.note(folder, steps=steps)
-    plan = Plan(steps, config.log_every, eval_every=epochs.updates, checkpoint_every=epochs.updates)
+    every = config.eval_every or epochs.updates
+    plan = Plan(steps, config.log_every, eval_every=every, checkpoint_every=every)
     factor, warmup = SCHEDULES[config.schedule.name], config.warmup_fraction * steps
-    about = checkpoint.description(config.model, config.tokenizer, vocabulary, body, task=dataclasses.asdict(task))
+    about = checkpoint.description(
+        config.model, config.tokenizer, vocabulary, body, task=dataclasses.asdict(trained_on)
+    )
 
     def outputs(split: Split) -> np.ndarray:
         return team.read(lambda model: head_outputs(model, split.items, machine.micro_batch, machine.token_budget))

@@ -45,3 +45,7 @@ class LanguageModel(nn.Module):
         old = self.tokens.weight.detach()
         fresh = torch.empty(count, old.shape[1], dtype=old.dtype, device=old.device).normal_(std=self.config.init_std)
         self.tokens = nn.Embedding.from_pretrained(torch.cat([old, fresh]), freeze=False)
+
+    def keep_rows(self, count: int) -> None:
+        """Keep the first rows of the token table: those of the vocabulary, without special tokens."""
+        self.tokens = nn.Embedding.from_pretrained(self.tokens.weight.detach()[:count].clone(), freeze=False)
