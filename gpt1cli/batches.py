@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from torch import Tensor
 
 from gpt1cli import distributed
 from gpt1cli.schema import InputError
+
+if TYPE_CHECKING:
+    from gpt1cli.models.transformer import Past
 
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}  # tokens computed at a time, where runtime.micro_batch does not say
 
@@ -105,9 +108,12 @@ class Batch:
     labels: Tensor | None = None  # [N] int64 classes, or float32 scores
     asked: Tensor | None = None  # [N,K] int64: how many tokens before its end, and with it, each sequence is scored on
 
-    def through(self, model: Callable[..., Tensor]) -> Tensor:
-        """What a Transformer makes of the rows: hidden states, [B,T,D]."""
-        return model(self.tokens, self.positions, self.document, self.branch, lengths=self.lengths)
+    def through(self, model: Callable[..., Tensor], past: Past | None = None) -> Tensor:
+        """What a Transformer makes of the rows, behind what is kept of a past: hidden states, [B,T,D]."""
+        if past is None:
+            return model(self.tokens, self.positions, self.document, self.branch, lengths=self.lengths)
+        positions = None if self.positions is None else self.positions + past.length
+        return model(self.tokens, positions, self.document, self.branch, past=past)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -223,12 +229,17 @@ def items_batch(items: Sequence[Item]) -> Batch:
     )
 
 
-def by_length(items: Sequence[Item], micro_batch: int | None, token_budget: int) -> Iterator[list[int]]:
-    """Indices of the items in groups of like length, longest first: micro_batch each, or what the budget holds."""
+def by_length(
+    items: Sequence[Item], micro_batch: int | None, token_budget: int, before: int = 0
+) -> Iterator[list[int]]:
+    """Indices of the items in groups of like length, longest first: micro_batch each, or what the budget holds.
+
+    `before` tokens that every row attends to besides its own take room too.
+    """
     order = sorted(range(len(items)), key=lambda i: -items[i].width)
     while order:
         longest = items[order[0]]
-        size = micro_batch or max(1, token_budget // (longest.width * longest.height))
+        size = micro_batch or max(1, token_budget // ((longest.width + before) * longest.height))
         yield order[:size]
         order = order[size:]
 
@@ -258,7 +269,7 @@ class Epochs:
     micro_batch: int | None
     token_budget: int
     whole: bool = False
-    anew: Callable[[Sequence[int], int], list[Item]] | None = None  # the items of these places, made for this update
+    anew: Callable[[Sequence[int], int], Sequence[Item]] | None = None  # items of these places, made for one update
 
     @property
     def updates(self) -> int:
@@ -268,7 +279,7 @@ class Epochs:
     def __call__(self, step: int, halvings: int = 0) -> list[Batch]:
         epoch, position = divmod(step, self.updates)
         order = _shuffled(len(self.items), self.seed, epoch)
-        places = order[position * self.batch_size : (position + 1) * self.batch_size]
+        places = order[position * self.batch_size : (position + 1) * self.batch_size].tolist()
         chosen = self.anew(places, step) if self.anew else [self.items[i] for i in places]
         if self.whole and halvings:
             raise InputError("the loss is that of a whole batch, which cannot be halved: name a smaller batch_size=")

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
+from gpt1cli import templates
 from gpt1cli.schema import Key, shown, unknown
 
 Count = Annotated[int, Key("", at_least=1)]
@@ -178,6 +179,32 @@ class ZeroshotRule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromptConfig:
+    """How a labelled example becomes text that a language model goes on from: see prompting.py."""
+
+    template: Annotated[
+        str | None, Key("text with {fields} of the example and one {label}, anywhere (null: no prompt)", filled=True)
+    ] = None
+    words: Annotated[
+        dict[str, list[str] | str],
+        Key("label: the word or phrase in its slot, or a list of alternatives (none: the example's own choices)"),
+    ] = field(default_factory=dict)
+    separator: Annotated[
+        str, Key("text between demonstrations and before the query, and before a slot that nothing precedes")
+    ] = "\n"
+    description: Annotated[str, Key("text before everything: what is asked")] = ""
+    normalise: Annotated[Literal["sum", "mean"], Key("of the log-probabilities of the scored pieces")] = "sum"
+    content_free: Annotated[
+        str | None, Key("text for every field of a prompt whose scores are subtracted (null: no calibration)")
+    ] = None
+
+    def alternatives(self, label: str) -> list[str]:
+        """The words of a label, at least one."""
+        words = self.words[label]
+        return [words] if isinstance(words, str) else words
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskConfig:
     """A labelled data set and how its rows become inputs (paper, section 3.3)."""
 
@@ -226,6 +253,7 @@ class TaskConfig:
         Literal["test", "valid"], Key("the split that runs with shots=K are tested on; its labels are public")
     ] = "test"
     zeroshot: ZeroshotRule = field(default_factory=ZeroshotRule)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
 
     OWN: ClassVar[tuple[str, ...]] = ("kind", "train", "valid", "test", "text", "text_b", "id")  # of task=file alone
 
@@ -233,6 +261,18 @@ class TaskConfig:
     def classes(self) -> bool:
         """Whether the label is a class; else it is a number."""
         return self.loss not in SCORES
+
+    @property
+    def fields(self) -> dict[str, int]:
+        """What a prompt may name, a column, or text and text_b: which of the example's texts stands there."""
+        names = {"pronoun": ["before", "after"], "story_cloze": ["story"]}  # whose texts are not their columns
+        known = names.get(self.layout) or names.get(self.source) or self.columns
+        return {name: i for names in (("text", "text_b")[: len(known)], known) for i, name in enumerate(names)}
+
+    @property
+    def answers(self) -> list[str]:
+        """What a prompt's words are for: the classes, or the lowest and the highest score."""
+        return self.labels if self.classes else [str(end) for end in self.range or ()]
 
     def problems(self) -> Iterator[str]:
         if self.source == "file":
@@ -271,6 +311,25 @@ class TaskConfig:
             yield f"splits: {', '.join(odd)}: our names are train, valid, test, and valid_X, test_X for further ones"
         if self.zeroshot.rule is not None:
             yield from self._misruled(self.zeroshot)
+        if self.prompt != PromptConfig():
+            yield from self._misprompted(self.prompt)
+
+    def _misprompted(self, prompt: PromptConfig) -> Iterator[str]:
+        """What keeps the prompt from fitting the task."""
+        if prompt.template is None:
+            yield "prompt.template is needed beside the prompt's other keys: text, {fields} and one {label}"
+        elif problem := templates.problem(prompt.template, self.fields):
+            yield f"prompt.template={shown(prompt.template)}: {problem}"
+        if self.choices:
+            if prompt.words:
+                yield f"prompt.words={shown(prompt.words)}: a task with choices fills the slot with these"
+            return
+        if lacking := [label for label in self.answers if not prompt.words.get(label)]:
+            yield f"prompt.words: none for {', '.join(lacking)}; each of {', '.join(self.answers)} needs a word"
+        if odd := [label for label in prompt.words if label not in self.answers]:
+            yield f"prompt.words: {unknown(odd[0], self.answers, f'label of task={self.name}')}"
+        if bare := [name for name in prompt.words if not all(word.strip() for word in prompt.alternatives(name))]:
+            yield f"prompt.words: an empty one for {', '.join(bare)}"
 
     def _misruled(self, zeroshot: ZeroshotRule) -> Iterator[str]:
         """What keeps the zero-shot rule from fitting the task."""
@@ -511,6 +570,22 @@ class FinetuneConfig(TrainConfig):
         int | None, Key("train on K examples of each class, drawn by seed, and validate on K more", at_least=1)
     ]
     few: FewConfig
+    method: Annotated[
+        Literal["head", "prompt"],
+        Key("a linear layer on top, or the label's words in task.prompt, scored by the model itself (LM-BFF)"),
+    ]
+    demos: Annotated[
+        Literal["none", "random", "similar"],
+        Key("examples shown before a query, one of each class: of all, or of the half most like it (method=prompt)"),
+    ]
+    demo_sets: Annotated[int, Key("sets of them whose scores are averaged when a split is scored", at_least=1)]
+    similar_by: Annotated[
+        str,
+        Key(
+            "what says which are alike (demos=similar): states, the model's own, or a sentence-transformers model",
+            filled=True,
+        ),
+    ]
     eval_every: Annotated[int | None, Key("updates between two validations (null: an epoch)", at_least=1)]
     init_lstm: Annotated[
         str | None,
@@ -551,6 +626,19 @@ class FinetuneConfig(TrainConfig):
             yield f"task={self.task.name} has no {wanted} split{'s'[len(needed) < 2 :]} to fine-tune on; there: {there}"
         if self.shots and (self.limit.train or self.limit.valid):
             yield f"shots={self.shots} says how many examples train and valid have: leave limit.train and .valid out"
+        if self.method == "prompt" and self.task.prompt.template is None:
+            yield f"method=prompt needs task.prompt.template: task={self.task.name} has none; name it, or prompt=FILE"
+        if self.method == "prompt" and self.task.prompt.content_free is not None:
+            yield "task.prompt.content_free calibrates a model that is not trained: leave it out with method=prompt"
+        if self.method == "head" and self.task.loss == "interpolation":
+            yield "task.loss=interpolation is between two words: name method=prompt too"
+        if self.method == "head" and self.demos != "none":
+            yield f"demos={self.demos}: a head has no prompt that they could stand in: name method=prompt too"
+        if self.demos != "none" and (self.shots or 0) < 2:
+            given = f"shots={self.shots} leaves" if self.shots else "without shots=K there are"
+            yield f"demos={self.demos}: {given} no examples to show besides the query itself: name shots=2 or more"
+        if self.similar_by != "states" and self.demos != "similar":
+            yield f"similar_by={shown(self.similar_by)} is for demos=similar, but demos={self.demos}"
         if self.shots and self.seed >= 2**32:
             yield f"seed={self.seed}: examples are drawn by a generator that takes seeds below 2**32"
         micro_batch = self.runtime.micro_batch
@@ -597,13 +685,23 @@ class SweepsConfig(RunConfig):
 class EvaluateConfig(RunConfig):
     """What gpt1 evaluate takes."""
 
-    run: Annotated[str, Key("folder of a fine-tuned run, or one of its checkpoints", filled=True)]
+    run: Annotated[str | None, Key("folder of a fine-tuned run, or one of its checkpoints", filled=True)]
+    runs: Annotated[list[str], Key("several of them, instead of run: an ensemble, whose scores are averaged")]
     task: TaskConfig
     split: Annotated[str | None, Key("the one split to score (null: every split but train)")]
     limit: Limit
 
+    @property
+    def members(self) -> list[str]:
+        """What is scored together, at least one."""
+        return self.runs or [str(self.run)]
+
     def problems(self) -> Iterator[str]:
         yield from super().problems()
+        if (self.run is None) == (not self.runs):
+            yield "run=RUN or runs=[RUN,...] says what is scored: name one of them"
+        if repeated := sorted({run for run in self.runs if self.runs.count(run) > 1}):
+            yield f"runs: {', '.join(repeated)} is named twice"
         if self.split is not None and self.split not in self.task.splits:
             yield unknown(self.split, self.task.splits, f"split of task={self.task.name}")
 

@@ -65,14 +65,18 @@ def log_probabilities_behind(
     """
     if len(prefix) + max(map(len, endings), default=0) > model.config.n_positions + 1 or not len(prefix):
         raise ValueError(f"a prefix of {len(prefix)} tokens and its endings do not fit {model.config.n_positions}")
-    past = None
-    if len(prefix) > 1:
-        past = Past(capacity=len(prefix) - 1)
-        with torch.inference_mode():
-            model.eval()(torch.from_numpy(prefix[None, :-1].astype(np.int64)).to(device_of(model)), past=past)
-        past.growing = False
+    past = read(model, prefix[:-1]) if len(prefix) > 1 else None
     rows = [np.concatenate([prefix[-1:], ending]) for ending in endings]
     return _ends_scored(model, rows, [1] * len(rows), past, micro_batch, token_budget)
+
+
+@torch.inference_mode()
+def read(model: LanguageModel, tokens: Sequence[int] | Ids) -> Past:
+    """What the model keeps of tokens that it has read, for rows that follow them."""
+    past = Past(capacity=len(tokens))
+    model.eval()(torch.tensor(np.asarray(tokens, np.int64)[None], device=device_of(model)), past=past)
+    past.growing = False
+    return past
 
 
 @torch.inference_mode()
@@ -114,26 +118,44 @@ def ending_log_probabilities(
     vocabulary: int,
     micro_batch: int | None,
     token_budget: int,
+    past: Past | None = None,
 ) -> list[list[np.ndarray]]:
     """log p(token | all before it) of the last counts[n][k] tokens of item n's sequence k: arrays [counts[n][k]], fp32.
 
     A count leaves out the shared prefix and its last token. `vocabulary` entries can come next: of a fine-tuned model
-    the special rows cannot.
+    the special rows cannot. Before every item stands what is kept of the `past`.
     """
     model.eval()
     found: list[list[np.ndarray]] = [[]] * len(items)
     table = model.tokens.weight[:vocabulary].float()  # in bf16 scores would come in ties, as in heads.py
-    for group in by_length(items, micro_batch, token_budget):
+    for group in by_length(items, micro_batch, token_budget, 0 if past is None else past.length):
         batch = items_batch([items[i] for i in group]).to(device_of(model))
         assert batch.ends is not None
         lengths = [count for i in group for count in counts[i]]
         ends = zip(batch.ends.flatten().tolist(), lengths, strict=True)
         places = torch.cat([torch.arange(end - length, end) for end, length in ends]).to(table.device)
-        hidden, targets = batch.through(model).flatten(0, 1)[places], batch.tokens.flatten()[places + 1]
+        hidden, targets = batch.through(model, past).flatten(0, 1)[places], batch.tokens.flatten()[places + 1]
         values = log_probabilities(hidden.float(), table, targets).cpu().numpy()
         pieces = iter(np.split(values, np.cumsum(lengths)[:-1]))
         for i in group:
             found[i] = list(itertools.islice(pieces, len(counts[i])))
+    return found
+
+
+@torch.no_grad()
+def mean_states(
+    model: LanguageModel, sequences: Sequence[Sequence[int]], micro_batch: int | None, token_budget: int
+) -> np.ndarray:
+    """The mean of the last hidden states over the tokens of each sequence, cut to n_positions: [N,D], fp32."""
+    model.eval()
+    items = [Item.of([sequence[: model.config.n_positions]]) for sequence in sequences]
+    found = np.zeros((len(items), model.config.d_model), np.float32)
+    filled = [i for i in range(len(items)) if items[i].width]
+    for group in by_length([items[i] for i in filled], micro_batch, token_budget):
+        batch = items_batch([items[filled[i]] for i in group]).to(device_of(model))
+        assert batch.lengths is not None
+        for i, states, length in zip(group, batch.through(model).float(), batch.lengths, strict=True):
+            found[filled[i]] = states[:length].mean(0).cpu().numpy()
     return found
 
 

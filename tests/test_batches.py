@@ -10,7 +10,7 @@ import pytest
 import torch
 from small import item, tokens_of
 
-from gpt1cli.batches import Batch, Epochs, Item, ahead, by_length, items_batch, windows_batch
+from gpt1cli.batches import Asked, Batch, Epochs, Item, ahead, by_length, items_batch, windows_batch
 
 
 def test_windows_predict_the_next_token():
@@ -211,3 +211,37 @@ def test_what_a_thread_stumbles_over_is_raised_where_it_is_wanted():
 
     with pytest.raises(ValueError, match="no such window"):
         ahead(batches, steps=4)(0, 0)
+
+
+# --- prompts ----------------------------------------------------------------------------------------------------------
+
+
+def test_of_a_prompt_the_language_model_is_asked_for_all_tokens_but_the_words_of_the_label():
+    # A shared 5 6 7, then the words 1 or 2 3, then 8 9: of the right sequence 5 6 7 2 3 8 9 four targets are no words.
+    prompt = Item.of([[5, 6, 7, 1, 8, 9], [5, 6, 7, 2, 3, 8, 9]], 1, 3, Asked((3, 4), 2, 1))
+    batch = items_batch([prompt])
+    assert batch.tokens.tolist() == [[5, 6, 7, 1, 8, 9, 7, 2, 3, 8, 9]]
+    assert batch.targets.tolist() == [[6, 7, 1, 8, 9, 0, 2, 3, 8, 9, 0]]
+    assert batch.weights.tolist() == [[0.25, 0.25, 0, 0, 0, 0, 0, 0, 0.25, 0.25, 0]]
+    assert batch.ends.tolist() == [[5, 10]] and batch.asked.tolist() == [[3, 4]]
+    apart = items_batch([prompt.apart()])
+    assert apart.weights.tolist() == [[0] * 7, [0.25, 0.25, 0, 0, 0.25, 0.25, 0]]
+    unknown = items_batch([Item.of([[5, 6, 1], [5, 6, 2]], None, 2, Asked((1, 1), 0, None))])
+    assert not unknown.weights.any() and unknown.labels is None
+
+
+def test_items_made_anew_are_those_of_the_epochs_places_at_each_update():
+    items = [item([n, n], n) for n in range(10)]
+    asked: list[tuple[list[int], int]] = []
+
+    def anew(places, step):
+        asked.append(([*map(int, places)], step))
+        return [item([100 + step, n], 0) for n in places]
+
+    plain = Epochs(items, 4, 7, None, 1000)
+    made = Epochs(items, 4, 7, None, 1000, anew=anew)
+    for step in (0, 2, 5, 2):
+        wanted = sorted(plain(step)[0].tokens[:, 0].tolist())
+        (batch,) = made(step)
+        assert sorted(batch.tokens[:, 1].tolist()) == wanted and set(batch.tokens[:, 0].tolist()) == {100 + step}
+    assert asked[1] == asked[3] and [step for _, step in asked] == [0, 2, 5, 2]

@@ -21,11 +21,12 @@ SOURCES = Path(gpt1cli.__file__).parent
 FLOORS = {  # a module imports from its own floor and from those below; a family (a folder) has the floor of its name
     4: "cli sweep argv help overview __main__ __init__",
     3: "commands",
-    2: "running compose composer overrides restart fit scoring generation evaluation probing objectives checkpoint "
-    "convert report planning rehearsal benchmarks checkup studies pages plots curves runpage paper layers comparison",
+    2: "running compose composer overrides restart fit scoring generation evaluation probing prompting objectives "
+    "checkpoint convert report planning rehearsal benchmarks checkup studies pages plots curves runpage paper layers "
+    "comparison asking demonstrations",
     1: "models tasks text lookup tokenizer documents workers corpus batches optim metrics loggers rundir hub "
     "demo_world tables runtime cautions options published origins distributed glue trackers config",
-    0: "schema signals kernels",
+    0: "schema signals kernels templates",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 # answers before anything heavy is loaded ...
@@ -41,6 +42,7 @@ ONLY_IN = {  # library: the modules that may import it
     "ftfy": {"text"},
     "spacy": {"text"},
     "rich": {"cli", "help", "loggers", "pages"},
+    "sentence_transformers": {"demonstrations"},
     **{name: {"trackers"} for name in ("tensorboard", "wandb", "mlflow", "trackio")},
 }
 QUICK = DOOR | {"schema", "signals", "config", "options", "rundir", "origins", "published"}
