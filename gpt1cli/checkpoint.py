@@ -26,10 +26,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gpt1cli import distributed, hub, origins, published, rundir, tokenizer
-from gpt1cli.config import ModelConfig, TokenizerConfig
+from gpt1cli.config import ModelConfig, TaskConfig, TokenizerConfig
 from gpt1cli.convert import read_published, read_shards
 from gpt1cli.models import fresh
-from gpt1cli.models.heads import Classifier
+from gpt1cli.models.heads import Classifier, Prompted, Tuned
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.optim import Optimizer
@@ -208,11 +208,15 @@ def _body_weights(folder: Path) -> dict[str, Tensor]:
     return {name: t for name, t in weights.items() if not name.startswith("head.")}
 
 
-def load_classifier(folder: Path) -> tuple[Classifier, Tokenizer]:
-    """A fine-tuned model with its head, fp32, on the CPU, and its tokenizer; `folder` is that of a checkpoint."""
+def load_tuned(folder: Path) -> tuple[Tuned, Tokenizer]:
+    """A fine-tuned model, with its head where it has one, fp32, on the CPU; `folder` is that of a checkpoint."""
     config = origins.described(folder)
     body = fresh(build(ModelConfig, config["model"]), config["vocabulary"] + config["special_rows"])
     weights = read_tensors(folder / "model.safetensors")
+    if config.get("method") == "prompt":
+        prompted = Prompted.of(body, build(TaskConfig, config["task"]))
+        fill(prompted, weights, str(folder))
+        return prompted, tokenizer.load(folder)
     if "head.weight" not in weights:
         raise InputError(f"{folder}: a language model, without the head that fine-tuning adds")
     choice = bool(config["task"]["choices"])

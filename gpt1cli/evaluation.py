@@ -5,13 +5,14 @@ Shared by every command that scores a fine-tuned model. N items, O outputs of th
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ class Split:
     items: Sequence[Item]
     cut: int  # examples of which a text was cut to fit
     dropped: int  # rows of the data set without a label
+    left_out: int = 0  # demonstrations that did not fit before their query
 
     @property
     def digest(self) -> str:
@@ -54,28 +56,38 @@ class Split:
         cut = f", {self.cut:,} cut to fit n_positions" if self.cut else ""
         unknown = ", without labels" if self.labels is None else ""
         dropped = f", {self.dropped:,} without a label left out" if self.dropped else ""
-        return f"{len(self.items):,} examples{cut}{unknown}{dropped}"
+        left_out = f", {self.left_out:,} demonstrations left out to fit" if self.left_out else ""
+        return f"{len(self.items):,} examples{cut}{unknown}{dropped}{left_out}"
 
 
-def load_split(
-    config: FinetuneConfig | EvaluateConfig, name: str, vocabulary: Tokenizer, n_positions: int, branches: bool
-) -> Split | None:
-    """A split of the command's task as items of which no position exceeds n_positions; None where there is no such.
+class Arranged(NamedTuple):
+    """Examples as items of which no position exceeds n_positions, and what that took."""
 
-    A model without branches gets every sequence in a row of its own.
-    """
+    items: Sequence[Item]
+    cut: int
+    left_out: int = 0  # demonstrations
+
+
+Arrange = Callable[[Sequence[Example]], Arranged]  # see asking.py
+
+
+def load_split(config: FinetuneConfig | EvaluateConfig, name: str, arrange: Arrange) -> Split | None:
+    """A split of the command's task as items; None where there is no such."""
     loaded = load_examples(config, name)
     if loaded is None:
         return None
     examples, dropped = loaded
-    items, cut = items_of(config.task, examples, vocabulary, n_positions, branches)
-    return Split(examples, items, cut, dropped)
+    items, cut, left_out = arrange(examples)
+    return Split(examples, items, cut, dropped, left_out)
 
 
 def items_of(
     task: TaskConfig, examples: Sequence[Example], vocabulary: Tokenizer, n_positions: int, branches: bool
 ) -> tuple[list[Item], int]:
-    """Examples as items for the model, and how many were cut to fit n_positions."""
+    """Examples as items for a head, of which no position exceeds n_positions, and how many were cut for that.
+
+    A model without branches gets every sequence in a row of its own.
+    """
     arrange, items, cuts = LAYOUTS[task.layout], [], 0
     for example, texts, choices in encoded(examples, vocabulary):
         laid = arrange(texts, choices, special(len(vocabulary)), n_positions)
@@ -204,6 +216,13 @@ def doubt(task: TaskConfig, name: str, split: Split, outputs: np.ndarray) -> str
 def warn_absent(progress: Progress, task: TaskConfig, name: str) -> None:
     """Say once that the data set lacks a split."""
     progress.say(f"{task.name} has no split {task.splits[name]} here: {name} is left out")
+
+
+def answered_as(task: TaskConfig, trained: TaskConfig) -> TaskConfig:
+    """The task with its scores between the two words of a prompt, if that is how a run was trained to give scores."""
+    return (
+        dataclasses.replace(task, loss=trained.loss) if trained.loss == "interpolation" and not task.classes else task
+    )
 
 
 def refuse_other_labels(trained: TaskConfig, task: TaskConfig, run: str) -> None:

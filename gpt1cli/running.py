@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from gpt1cli import rundir
-from gpt1cli.config import RunConfig, TrainConfig
+from gpt1cli.config import FinetuneConfig, RunConfig, TaskConfig, TrainConfig
 from gpt1cli.schema import InputError, shown
 
 R = TypeVar("R", bound=RunConfig)
@@ -41,11 +41,16 @@ def checked(command: str, run: R) -> tuple[ModuleType, R]:
 
 
 def resolved(run: R) -> R:
-    """The configuration with what only its data can tell (task=file), as the run is recorded with it."""
-    if getattr(getattr(run, "task", None), "source", None) != "file":
-        return run
-    tasks = importlib.import_module("gpt1cli.tasks")
-    return dataclasses.replace(run, task=tasks.resolved(run.task))  # type: ignore[attr-defined, call-arg]
+    """The configuration as the run is recorded with it: with what only its data can tell (task=file), and with the loss
+    that scores have between the two words of a prompt.
+    """
+    task: TaskConfig | None = getattr(run, "task", None)
+    if task is not None and task.source == "file":
+        task = importlib.import_module("gpt1cli.tasks").resolved(task)
+        run = dataclasses.replace(run, task=task)  # type: ignore[call-arg]
+    if isinstance(run, FinetuneConfig) and run.method == "prompt" and not run.task.classes:
+        run = dataclasses.replace(run, task=dataclasses.replace(run.task, loss="interpolation"))
+    return run
 
 
 def start(module: ModuleType, run: RunConfig, folder: Path) -> None:

@@ -19,9 +19,10 @@ from gpt1cli import rundir
 from gpt1cli.batches import TOKEN_BUDGET
 from gpt1cli.cli import main
 from gpt1cli.config import TaskConfig
-from gpt1cli.evaluation import predictions, refuse_other_labels
+from gpt1cli.evaluation import Split, answered_as, measured, predictions, refuse_other_labels
 from gpt1cli.objectives import fine_tuning
 from gpt1cli.schema import InputError, build
+from gpt1cli.tasks.layouts import Example
 
 SMALL = (
     "model=tiny", "model.n_layer=1", "model.d_model=16", "model.n_head=2", "model.d_ff=32", "init=none",
@@ -253,6 +254,15 @@ def test_predictions_by_hand():
     assert predictions(task("rte"), np.array([[0.1, 0.2], [3, -1]])).tolist() == [1, 0]
 
 
+def test_a_score_between_two_words_by_hand():
+    between, outputs = task("stsb", loss="interpolation"), np.log(np.array([[0.25, 0.75], [1.0, 3.0]], np.float32))
+    assert predictions(between, outputs) == pytest.approx([3.75, 3.75], abs=1e-6)
+    labelled = [Example(str(i), ("a", "b"), score) for i, score in enumerate((5.0, 2.5))]
+    found = measured(between, Split(labelled, [], 0, 0), np.log(np.array([[0.25, 0.75], [0.4, 0.6]], np.float32)))
+    # all of it on the second word: -log 0.75; half and half: 0.5 log(0.5 / 0.4) + 0.5 log(0.5 / 0.6)
+    assert found["loss"] == pytest.approx((0.287682 + 0.020411) / 2, abs=1e-5)
+
+
 def test_labels_in_another_order_are_other_labels():
     rte, wnli = task("rte"), task("wnli")
     with pytest.raises(InputError, match="task=wnli has labels not_entailment, entailment"):
@@ -262,6 +272,9 @@ def test_labels_in_another_order_are_other_labels():
     refuse_other_labels(task("race"), task("story_cloze"), "run=here")  # a score for each answer, however many
     with pytest.raises(InputError, match=r"task=stsb has scores of \[0, 5\], loss ordinal; run=here was trained on"):
         refuse_other_labels(task("stsb"), task("stsb", loss="ordinal"), "run=here")
+    between = task("stsb", loss="interpolation")  # a run through a prompt scores the task as it was trained
+    refuse_other_labels(between, answered_as(task("stsb"), between), "run=here")
+    assert answered_as(task("stsb"), task("stsb")) == task("stsb") and answered_as(task("rte"), between) == task("rte")
     with pytest.raises(InputError, match="layout"):
         refuse_other_labels(rte, task("rte", layout="similarity"), "run=here")
 

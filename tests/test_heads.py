@@ -6,8 +6,8 @@ import pytest
 import torch
 from small import NO_DROPOUT, SHAPE, item, model_config, stir, tokens_of
 
-from gpt1cli.batches import Item, items_batch
-from gpt1cli.models.heads import Classifier
+from gpt1cli.batches import Asked, Item, items_batch
+from gpt1cli.models.heads import Classifier, Prompted
 from gpt1cli.models.transformer import Transformer
 
 LABELS, D = 3, SHAPE["d_model"]
@@ -146,3 +146,55 @@ def test_scores_of_a_bf16_model_are_finer_than_bf16(chooser):
     hidden = torch.randn(1, 400, D).bfloat16()
     found = chooser.bfloat16().classify(hidden, torch.arange(400)[None])
     assert found.dtype == torch.float32 and len(found.unique()) == 400 > len(found.bfloat16().unique())
+
+
+# --- words that answer ------------------------------------------------------------------------------------------------
+
+NEXT = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.25, 0.25], [0.7, 0.1, 0.1, 0.1], [0.4, 0.3, 0.2, 0.1]])
+A, B, C, D4 = range(4)
+
+
+class Bigrams(torch.nn.Module):
+    """p(next token | this one) is NEXT; its table is the identity, so that its states are the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = torch.nn.Embedding.from_pretrained(torch.eye(4))
+
+    def forward(self, tokens, *_, lengths):
+        return NEXT.log()[tokens]
+
+
+def prompt(before: list[int], words: list[list[int]], after: list[int]) -> Item:
+    asked = Asked(tuple(len(word) + len(after) for word in words), len(after))
+    return Item.of([[*before, *word, *after] for word in words], None, len(before), asked)
+
+
+def answered(items: list[Item], alternatives: tuple[int, ...] = (), normalise: str = "sum") -> list[list[float]]:
+    """The probability that a label gets: e to its score."""
+    model, batch = Prompted(Bigrams(), alternatives, normalise), items_batch(items)
+    return model.answer(batch.through(model.body), batch).exp().tolist()
+
+
+def test_a_label_scores_the_probability_of_its_words_and_of_what_follows_them():
+    last = prompt([B, A], [[C], [D4]], [])  # p(c | a), p(d | a): the next-token rule
+    assert answered([last]) == [pytest.approx([0.3, 0.4])]
+    middle = prompt([A], [[B], [C]], [D4, A])  # a b d a: 0.2 x 0.25 x 0.4; a c d a: 0.3 x 0.1 x 0.4
+    assert answered([middle]) == [pytest.approx([0.02, 0.012])]
+    three = prompt([C], [[A, D4, B], [B]], [])  # c a d b: 0.7 x 0.4 x 0.3; c b: 0.1
+    assert answered([three]) == [pytest.approx([0.084, 0.1])]
+    assert answered([three], normalise="mean") == [pytest.approx([0.084 ** (1 / 3), 0.1])]
+    assert answered([middle, last]) == [pytest.approx([0.02, 0.012]), pytest.approx([0.3, 0.4])]
+    assert answered([middle.apart(), three.apart()]) == answered([middle]) + answered([three])
+
+
+def test_alternatives_of_a_label_add_their_probabilities_up():
+    words = prompt([A], [[A], [B, C], [D4]], [])  # 0.1; 0.2 x 0.25; 0.4
+    assert answered([words], (2, 1)) == [pytest.approx([0.15, 0.4])]
+    assert answered([words], (1, 2)) == [pytest.approx([0.1, 0.45])]
+
+
+def test_words_that_answer_bring_no_parameters():
+    body = Transformer(model_config(**SHAPE, **NO_DROPOUT), 33)
+    model = Prompted(body, [1, 1], "sum")
+    assert [name for name, _ in model.named_parameters()] == [f"body.{name}" for name, _ in body.named_parameters()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,13 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import OpenAIGPTLMHeadModel
 
 from gpt1cli import rundir
-from gpt1cli.batches import Batch, Epochs, Item, by_length, items_batch, windows_batch
+from gpt1cli.batches import Asked, Batch, Epochs, Item, by_length, items_batch, windows_batch
 from gpt1cli.checkpoint import State
 from gpt1cli.convert import from_published
 from gpt1cli.fit import Plan, fit
-from gpt1cli.models.heads import Classifier
+from gpt1cli.models.heads import Classifier, Prompted
 from gpt1cli.models.transformer import Transformer
-from gpt1cli.objectives import TASK_LOSSES, Loss, fine_tuning, language_modelling
+from gpt1cli.objectives import TASK_LOSSES, Loss, fine_tuning, interpolation, language_modelling
 from gpt1cli.optim import Optimizer, cosine, linear
 
 CLASSES = TASK_LOSSES["cross_entropy"]
@@ -450,3 +451,52 @@ def test_the_golden_curve_of_fine_tuning(kind, peer, tmp_path):
     ours, theirs = fine_tuned(peer, items, outputs, task_loss, told, tmp_path, choice=kind == "choice", **whole)
     assert theirs[0] - theirs[-1] > 0.1  # it learns
     assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+# --- prompts ----------------------------------------------------------------------------------------------------------
+
+
+def plain_prompt_loss(body, rows, counts, words, label, right, lm_coef):
+    """Whole rows one by one: cross entropy of the rows' scores, and the right row's other tokens, by plain torch."""
+    scores, lm = [], None
+    for k, row in enumerate(rows):
+        logits = body.logits(body(torch.tensor([row[:-1]]))[0]).log_softmax(-1)  # [T-1,V]
+        each = logits[torch.arange(len(row) - 1), torch.tensor(row[1:])]
+        scores.append(each[-counts[k] :].sum())
+        if k == right:
+            first = len(row) - 1 - counts[k]
+            others = [each[t] for t in range(len(row) - 1) if not first <= t < first + words[k]]
+            lm = -sum(others) / len(others)
+    return F.cross_entropy(torch.stack(scores)[None], torch.tensor([label])) + lm_coef * lm
+
+
+@pytest.mark.parametrize("lm_coef", [0.0, 0.5])
+@pytest.mark.parametrize("apart", [False, True])
+def test_loss_and_gradients_of_prompts_are_those_of_whole_rows(model, lm_coef, apart):
+    body, draw = model.body, np.random.default_rng(0)
+    prompted = Prompted(body, (), "sum").train()
+    items, losses = [], []
+    for words, after in (((1, 1, 1), 0), ((1, 3, 2), 0), ((2, 1, 1), 4)):
+        before, rest = draw.integers(1, 34, 5).tolist(), draw.integers(1, 34, after).tolist()
+        rows = [[*before, *draw.integers(1, 34, n).tolist(), *rest] for n in words]
+        counts, label = tuple(n + after for n in words), len(items) % 3
+        made = Item.of(rows, label, len(before), Asked(counts, after, label))
+        items.append(made.apart() if apart else made)
+        losses.append(plain_prompt_loss(body, rows, counts, words, label, label, lm_coef))
+    loss = fine_tuning(CLASSES, lm_coef)(prompted, items_batch(items))
+    assert loss.count == 3
+    torch.testing.assert_close(loss.total, sum(losses), rtol=1e-5, atol=1e-5)
+    assert_same(gradients(loss.total, body), gradients(sum(losses), body))
+
+
+def test_a_score_between_two_words_is_a_divergence_by_hand():
+    outputs = torch.tensor([[2.0, 0.0], [-1.0, 1.5], [0.3, 0.3]], dtype=torch.float64)
+    shares = torch.tensor([0.25, 1.0, 0.0])
+    wanted = 0.0
+    for (low, high), share in zip(outputs.tolist(), shares.tolist(), strict=True):
+        q = math.exp(high) / (math.exp(low) + math.exp(high))
+        for p, other in ((share, q), (1 - share, 1 - q)):
+            wanted += p * math.log(p / other) if p else 0.0
+    assert interpolation(outputs, shares).item() == pytest.approx(wanted)
+    same = torch.tensor([[0.25, 0.75]]).log()
+    assert interpolation(same, torch.tensor([0.75])).item() == pytest.approx(0, abs=1e-7)  # none where both agree

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from gpt1cli import (
+    asking,
     cautions,
     checkpoint,
     corpus,
+    demonstrations,
     distributed,
     glue,
     planning,
@@ -26,18 +28,28 @@ from gpt1cli.batches import Batch, Epochs
 from gpt1cli.checkpoint import State
 from gpt1cli.config import FinetuneConfig
 from gpt1cli.distributed import Team
-from gpt1cli.evaluation import Split, doubt, load_split, loss_of, measured, outputs_of, score_split, warn_absent
+from gpt1cli.evaluation import (
+    Split,
+    doubt,
+    load_examples,
+    load_split,
+    loss_of,
+    measured,
+    outputs_of,
+    score_split,
+    warn_absent,
+)
 from gpt1cli.fit import Plan, fit, result_of
 from gpt1cli.hub import Need, task_needs, tokenizer_needs, weights_needs
 from gpt1cli.loggers import Progress
 from gpt1cli.models import fresh
-from gpt1cli.models.heads import Classifier
+from gpt1cli.models.heads import Classifier, Prompted, Tuned
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.objectives import fine_tuning
 from gpt1cli.optim import SCHEDULES, Optimizer
+from gpt1cli.prompting import Prompt
 from gpt1cli.runpage import write_run_report
-from gpt1cli.scoring import head_outputs
 from gpt1cli.tasks import few, file
 from gpt1cli.tokenizer import Tokenizer
 
@@ -48,6 +60,7 @@ def needs(config: FinetuneConfig) -> list[Need]:
     if config.resume and rundir.is_finished(Path(config.resume), config.steps):
         return []
     tasks.check(config.task)
+    demonstrations.check(config.similar_by, config.hub)
     tokenizer = tokenizer_needs(config.tokenizer) if config.init in ("none", "openai") else []
     weights = weights_needs(config.init) if config.pretrained else []
     return task_needs(config.task) + tokenizer + weights
@@ -69,13 +82,14 @@ def run(config: FinetuneConfig, folder: Path) -> None:
 
     with distributed.first_alone():
         body, vocabulary = starting_point(config, reporting)
-        splits = load_splits(config, vocabulary, body.branches, reporting)
+        asked = asked_of(config, vocabulary, asking.Fit.of(body, machine))
+        splits = load_splits(config, asked, reporting)
     data = {name: split.digest for name, split in splits.items()}
     rundir.note_checksums(folder, tokenizer=vocabulary.identity, **data)
     rundir.reopen(folder)
     task = config.task
-    choice = bool(task.choices)
-    model = Classifier(body, outputs_of(task), config.head_dropout, choice=choice).to(machine.device)
+    model = on_top(body, config).to(machine.device)
+    anew = asked.training(splits["train"].examples, body) if isinstance(asked, asking.ByPrompt) else None
     if machine.compile:
         model.body.compile()
     team = Team(model, machine.precision, machine.device, config.runtime.shard)
@@ -86,7 +100,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
 
     whole = task.loss == "soft_f1"  # F1 is that of a whole batch
     at_once = machine.micro_batch, machine.token_budget
-    epochs = Epochs(splits["train"].items, config.batch_size, config.seed, *at_once, whole=whole)
+    epochs = Epochs(splits["train"].items, config.batch_size, config.seed, *at_once, whole=whole, anew=anew)
     steps = config.steps or max(1, round((config.epochs or 0) * epochs.updates))
     objective = fine_tuning(loss_of(task), config.lm_coef if config.aux_lm else 0.0)
     if config.dry_run:
@@ -98,12 +112,11 @@ def run(config: FinetuneConfig, folder: Path) -> None:
     every = config.eval_every or epochs.updates
     plan = Plan(steps, config.log_every, eval_every=every, checkpoint_every=every)
     factor, warmup = SCHEDULES[config.schedule.name], config.warmup_fraction * steps
-    about = checkpoint.description(
-        config.model, config.tokenizer, vocabulary, body, task=dataclasses.asdict(trained_on)
-    )
+    how = {"task": dataclasses.asdict(trained_on), **asked.about()}
+    about = checkpoint.description(config.model, config.tokenizer, vocabulary, body, **how)
 
     def outputs(split: Split) -> np.ndarray:
-        return team.read(lambda model: head_outputs(model, split.items, machine.micro_batch, machine.token_budget))
+        return team.read(lambda model: asked.outputs(model, split.examples, split.items))
 
     def evaluate() -> tuple[dict[str, float], float]:
         found = measured(task, splits["valid"], outputs(splits["valid"]))
@@ -139,6 +152,8 @@ def run(config: FinetuneConfig, folder: Path) -> None:
             "cut": {name: split.cut for name, split in splits.items()},
             "dropped": {name: split.dropped for name, split in splits.items()},
         }
+        if config.demos != "none":
+            result["left_out"] = {name: split.left_out for name, split in splits.items()}
         for name, split in splits.items():
             if name != "train" or config.score_train:
                 found = outputs(split)
@@ -155,7 +170,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
 
 
 def starting_point(config: FinetuneConfig, reporting: corpus.Reporting) -> tuple[LanguageModel, Tokenizer]:
-    """The body with its special rows, and the tokenizer: init's, in part or not at all (paper, sections 3.2 and 5)."""
+    """The body, with special rows for a head, and the tokenizer: init's, in part or not at all (paper, section 5)."""
     if config.init == "none":
         vocabulary = corpus.tokenizer_of(config.tokenizer, None, config.hub, config.cache, reporting)
         trained = None
@@ -173,19 +188,40 @@ def starting_point(config: FinetuneConfig, reporting: corpus.Reporting) -> tuple
         body = fresh(config.model, trained.tokens.num_embeddings)
         assert isinstance(body, Transformer) and isinstance(trained, Transformer)  # an LSTM has no blocks to count
         checkpoint.transfer(body, trained, config.transfer_layers)
-    if body.tokens.num_embeddings == len(vocabulary):
+    if config.method == "prompt":
+        body.keep_rows(len(vocabulary))
+    elif body.tokens.num_embeddings == len(vocabulary):
         body.append_rows(3)
     return body, vocabulary
 
 
-def work_of(config: FinetuneConfig, model: Classifier, epochs: Epochs, steps: int) -> planning.Work:
+def asked_of(config: FinetuneConfig, vocabulary: Tokenizer, fit: asking.Fit) -> asking.Asking:
+    """How the model is asked: by a head, or through a prompt, perhaps behind the examples that it is trained on."""
+    if config.method == "head":
+        return asking.ByHead(config.task, vocabulary, fit)
+    prompt = Prompt.of(config.task, vocabulary)
+    if config.demos == "none":
+        return asking.ByPrompt(prompt, None, fit)
+    examples, _ = load_examples(config, "train") or ([], 0)
+    how = {"kind": config.demos, "sets": config.demo_sets, "seed": config.seed, "by": config.similar_by}
+    return asking.ByPrompt(prompt, asking.Shown.of(prompt, examples, config.hub, **how), fit)
+
+
+def on_top(body: LanguageModel, config: FinetuneConfig) -> Tuned:
+    """The body with what answers: a linear layer, or nothing."""
+    if config.method == "prompt":
+        return Prompted.of(body, config.task)
+    return Classifier(body, outputs_of(config.task), config.head_dropout, choice=bool(config.task.choices))
+
+
+def work_of(config: FinetuneConfig, model: Tuned, epochs: Epochs, steps: int) -> planning.Work:
     """What there is to do: rows as long as the examples, so that most tokens stand in rows above the mean length."""
     lengths = np.array([length for item in epochs.items for length in item.lengths])
     longest = max(epochs.items, key=lambda item: item.width * item.height)
     return planning.Work(
         model=config.model,
         vocabulary=model.body.tokens.num_embeddings,
-        outputs=model.head.out_features,
+        outputs=model.head.out_features if isinstance(model, Classifier) else 0,
         logits=config.aux_lm and config.lm_coef > 0,
         updates=steps,
         tokens=float(lengths.sum() * steps / epochs.updates),
@@ -199,7 +235,7 @@ def work_of(config: FinetuneConfig, model: Classifier, epochs: Epochs, steps: in
 def rehearsed(epochs: Epochs) -> Iterator[list[Batch]]:
     """Updates for a dry run: the largest that could come, which needs the most memory, and then the first ones."""
     largest = sorted(epochs.items, key=lambda item: item.width * item.height)[-epochs.batch_size :]
-    yield dataclasses.replace(epochs, items=largest)(0)
+    yield dataclasses.replace(epochs, items=largest, anew=None)(0)
     yield from map(epochs, range(rehearsal.UPDATES - 1))
 
 
@@ -211,14 +247,12 @@ def origin_of(config: FinetuneConfig) -> str:
     return f"weights of {config.init}{part}"
 
 
-def load_splits(
-    config: FinetuneConfig, vocabulary: Tokenizer, branches: bool, reporting: corpus.Reporting
-) -> dict[str, Split]:
+def load_splits(config: FinetuneConfig, asked: asking.Asking, reporting: corpus.Reporting) -> dict[str, Split]:
     """Every split of the task that its data set has, as items for the model."""
     splits = {}
     with reporting(total=len(config.task.splits), description="split") as progress:
         for number, name in enumerate(config.task.splits, start=1):
-            split = load_split(config, name, vocabulary, config.model.n_positions, branches)
+            split = load_split(config, name, asked.arrange)
             if split is None:
                 warn_absent(progress, config.task, name)
                 continue

@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from gpt1cli import checkpoint, origins, rundir, runtime, tables
+from gpt1cli import asking, checkpoint, origins, rundir, runtime, tables
 from gpt1cli.config import PredictConfig, TaskConfig
-from gpt1cli.evaluation import items_of, predicted
+from gpt1cli.evaluation import predicted
 from gpt1cli.hub import Need
 from gpt1cli.loggers import Progress
 from gpt1cli.schema import InputError
-from gpt1cli.scoring import head_outputs
 from gpt1cli.tasks import file
 from gpt1cli.tasks.layouts import Example
 
@@ -55,9 +54,9 @@ def run(config: PredictConfig, folder: Path) -> None:
     rundir.note(folder, **machine.describe())
     origin = origins.find(config.run, "run")
     task = origins.task_of(origins.described(origin), config.run)
-    model, vocabulary = checkpoint.load_classifier(origin)
+    model, vocabulary = checkpoint.load_tuned(origin)
     model.to(machine.device, machine.precision)
-    positions, branches = model.body.config.n_positions, model.body.branches
+    asked = asking.of(origins.described(origin), model, vocabulary, machine, config.hub)
     target = config.output or ("-" if config.text is not None else str(folder / "predictions.jsonl"))
     mode = "none" if target == "-" else config.runtime.progress
 
@@ -68,9 +67,8 @@ def run(config: PredictConfig, folder: Path) -> None:
         Progress(folder, 0, mode, unit="rows", description="predicted") as progress,
     ):
         while some := list(itertools.islice(examples, ROWS)):
-            items, shortened = items_of(task, some, vocabulary, positions, branches)
-            outputs = head_outputs(model, items, machine.micro_batch, machine.token_budget)
-            for line in predicted(task, some, outputs):
+            items, shortened, _ = asked.arrange(some)
+            for line in predicted(task, some, asked.outputs(model, some, items)):
                 write(line)
             count, cut = count + len(some), cut + shortened
             progress.total = count

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpt1cli.config import TaskConfig
 from gpt1cli.kernels import dropout
 from gpt1cli.models.language_model import LanguageModel
 
@@ -69,6 +70,12 @@ class Prompted(nn.Module):
         self.body = body
         self.alternatives = list(alternatives)  # how many of an item's sequences each label has; none: one each
         self.normalise = normalise
+
+    @classmethod
+    def of(cls, body: LanguageModel, task: TaskConfig) -> Prompted:
+        """For the prompt of a task."""
+        alternatives = [] if task.choices else [len(task.prompt.alternatives(label)) for label in task.answers]
+        return cls(body, alternatives, task.prompt.normalise)
 
     def answer(self, hidden: Tensor, batch: Batch) -> Tensor:
         """The score of every label for each item of a batch. hidden [B,T,D] -> [N,L], fp32."""
