@@ -39,7 +39,7 @@ def implied(composer: Composer, words: list[str]) -> list[str]:
     """The groups of a stored configuration that the words do not name, as overrides: Hydra has to know them too."""
     nodes = (_stored(composer, words) or ("", {}))[1]
     named = _named(words)
-    if isinstance(run := named.get("run"), str) and _takes_a_runs_task(composer, named):
+    if (run := _run_of(named)) and _takes_a_runs_task(composer, named):
         nodes = {"task": _trained_on(run)}
     chosen = {g: nodes[g].get("name") for g in composer.groups if g not in named and isinstance(nodes.get(g), dict)}
     return [f"{group}={option}" for group, option in chosen.items() if option in composer.options(group)]
@@ -48,6 +48,8 @@ def implied(composer: Composer, words: list[str]) -> list[str]:
 def compose(composer: Composer, words: list[str]) -> Composed:
     """The configuration of a run from overrides in Hydra's grammar. InputError lists what is wrong with it."""
     stored, named = _stored(composer, words), _named(words)
+    if composer.cls is config.EvaluateConfig and "task" not in named and _run_of(named) is None:
+        raise InputError("run is needed: folder of a fine-tuned run, or runs=[RUN,...] for an ensemble of several")
     words = [*implied(composer, words), *words]
     cfg = composer.load(words)
     length, taken_away = named, {}
@@ -72,7 +74,7 @@ def compose(composer: Composer, words: list[str]) -> Composed:
             raw.pop(key, None)
     if {"init", "model", "tokenizer"} <= raw.keys() and not resumed:
         _follow_init(raw, named, bool(stored), replaced=taken_away.get("model.architecture") == "lstm")
-    if isinstance(run := named.get("run"), str) and _takes_a_runs_task(composer, named):
+    if (run := _run_of(named)) and _takes_a_runs_task(composer, named):
         _follow_run(raw, named, run)
     _check_groups(composer, raw)
     with told_by_hydra(), hydra_known(cfg):
@@ -217,6 +219,13 @@ def _follow_init(raw: dict[str, Any], named: Mapping[str, Any], stored: bool, re
 
 
 # --- run --------------------------------------------------------------------------------------------------------------
+
+
+def _run_of(named: Mapping[str, Any]) -> str | None:
+    """The fine-tuned run that run= names, or the first one of runs=."""
+    runs = named.get("runs")
+    run = named.get("run") or (runs[0] if isinstance(runs, list) and runs else None)
+    return run if isinstance(run, str) else None
 
 
 def _takes_a_runs_task(composer: Composer, named: Mapping[str, Any]) -> bool:

@@ -277,6 +277,50 @@ def test_an_ablation_is_applied_after_the_users_own_words():
     assert message.splitlines() == told
 
 
+# --- few examples -----------------------------------------------------------------------------------------------------
+
+
+def recipe(built: Any) -> tuple[Any, ...]:
+    return built.steps, built.epochs, built.eval_every, built.batch_size, built.warmup_fraction, built.aux_lm
+
+
+def test_few_examples_bring_their_recipe_and_what_is_named_wins():
+    words = ("task=demo_sentiment", "shots=16")  # a task that brings epochs=20
+    built = made("finetune", *words)
+    assert recipe(built) == (1000, None, 100, 8, 0.0, False)
+    assert (built.optimizer.weight_decay, built.lr) == (0.0, built.model.finetuning.lr)
+    own = made("finetune", *words, "batch_size=2", "optimizer.weight_decay=0.1", "eval_every=null", "aux_lm=true")
+    assert recipe(own) == (1000, None, None, 2, 0.0, True) and own.optimizer.weight_decay == 0.1
+    assert recipe(made("finetune", *words, "epochs=3"))[:2] == (None, 3.0)
+    assert recipe(made("finetune", *words, "few.steps=50", "few.eval_every=5"))[:3] == (50, None, 5)
+    assert recipe(made("finetune", *words, "ablation.overrides=['steps=9']"))[:3] == (9, None, 100)
+    plain = made("finetune", "task=demo_sentiment")
+    assert (plain.epochs, plain.aux_lm, plain.eval_every) == (20.0, True, None)
+
+
+def test_a_stored_recipe_is_kept_and_few_examples_of_a_run_on_many_bring_theirs():
+    few = run_folder(Path("few"), "finetune", "task=rte", "init=none", "shots=4", "steps=7", "batch_size=2")
+    again = made("finetune", f"config={few}", "shots=8")
+    assert (again.shots, *recipe(again)) == (8, 7, None, 100, 2, 0.0, False)
+    assert composed("finetune", f"resume={few}", "steps=9").config.steps == 9
+    many = run_folder(Path("many"), "finetune", "task=rte", "init=none", "epochs=5")
+    assert recipe(made("finetune", f"config={many}", "shots=4")) == (1000, None, 100, 8, 0.0, False)
+
+
+def test_an_ensemble_takes_the_task_of_its_first_run(tmp_path):
+    for name, task in (("a", "rte"), ("b", "mrpc")):
+        folder = tmp_path / name / "checkpoints" / "1"
+        folder.mkdir(parents=True)
+        task = dataclasses.asdict(made("finetune", f"task={task}", "init=none").task)
+        shape = {"model": options.values("model", "tiny"), "tokenizer": options.values("tokenizer", "demo")}
+        about = {"format": 1, **shape, "vocabulary": 9, "special_rows": 3, "task": task}
+        rundir.write_json(folder / "config.json", about)
+    built = made("evaluate", f"runs=[{tmp_path / 'b' / 'checkpoints' / '1'},{tmp_path / 'a' / 'checkpoints' / '1'}]")
+    assert built.task.name == built.name == "mrpc" and len(built.members) == 2
+    message = refusal("evaluate", "run=x", "runs=[x,x]", "task=rte")
+    assert "name one of them" in message and "x is named twice" in message
+
+
 # --- config and resume ------------------------------------------------------------------------------------------------
 
 RUN = ["task=rte", "init=none", "model=tiny", "tokenizer=demo", "seed=7", "lr=0.25", "steps=100", "task.label=gold"]

@@ -1,74 +1,107 @@
-"""gpt1 evaluate: a fine-tuned run scored on any split of its task, or of a task with the same labels."""
+"""gpt1 evaluate: a fine-tuned run scored on any split of its task, or of a task with the same labels.
+
+Several runs, as of one task with several prompts, are an ensemble: the mean of their scores answers (LM-BFF, section
+5.2, where a model is fine-tuned for each template and the logits are averaged).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import checkpoint, glue, origins, rundir, runtime, tasks
+import numpy as np
+
+from gpt1cli import asking, checkpoint, glue, origins, rundir, runtime, tasks
 from gpt1cli.config import EvaluateConfig
-from gpt1cli.evaluation import doubt, load_split, refuse_other_labels, score_split, warn_absent
+from gpt1cli.evaluation import (
+    Split,
+    answered_as,
+    doubt,
+    load_split,
+    refuse_other_labels,
+    score_split,
+    warn_absent,
+)
 from gpt1cli.hub import Need, task_needs
 from gpt1cli.loggers import Progress
 from gpt1cli.runpage import write_run_report
 from gpt1cli.schema import InputError
-from gpt1cli.scoring import head_outputs
 
 
 def needs(config: EvaluateConfig) -> list[Need]:
-    """What must be at hand before the run starts; InputError where it was trained on no task, or on other labels."""
+    """What must be at hand before the run starts; InputError where a run was trained on no task, or on other labels."""
     tasks.check(config.task)
-    trained = origins.task_of(origins.described(origins.find(config.run, "run")), config.run)
-    refuse_other_labels(trained, config.task, f"run={config.run}")
+    methods = {}
+    for run in config.members:
+        described = origins.described(origins.find(run, "run"))
+        trained = origins.task_of(described, run)
+        refuse_other_labels(trained, answered_as(config.task, trained), f"run={run}")
+        methods[described.get("method", "head"), trained.loss] = run
+    if len(methods) > 1:
+        told = ", ".join(f"{run}: method={method}, loss={loss}" for (method, loss), run in methods.items())
+        raise InputError(f"runs: scores of different kinds have no mean: {told}")
     return task_needs(config.task)
 
 
 def run(config: EvaluateConfig, folder: Path) -> None:
-    """The best checkpoint -> its outputs on each split -> predictions and metrics."""
+    """The best checkpoint of each run -> its outputs on each split -> their mean -> predictions and metrics."""
     machine = runtime.start(config.runtime, config.seed)
     rundir.note(folder, **machine.describe())
-    origin = origins.find(config.run, "run")
-    model, vocabulary = checkpoint.load_classifier(origin)
-    model.to(machine.device, machine.precision)
-    names = [config.split] if config.split else [name for name in config.task.splits if name != "train"]
+    first = origins.described(origins.find(config.members[0], "run"))
+    task = answered_as(config.task, origins.task_of(first, config.members[0]))
+    config = dataclasses.replace(config, task=task)
+    names = [config.split] if config.split else [name for name in task.splits if name != "train"]
 
     began = time.perf_counter()
     result: dict[str, dict[str, float]] = {}
-    examples: dict[str, int] = {}
-    checksums = {"tokenizer": vocabulary.identity}
-    with Progress(folder, len(names), config.runtime.progress, description="split") as progress:
-        for number, name in enumerate(names, start=1):
-            body = model.body
-            split = load_split(config, name, vocabulary, body.config.n_positions, body.branches)
-            if split is None:
-                warn_absent(progress, config.task, name)
-                continue
-            progress.say(f"{name}: {split}")
-            outputs = head_outputs(model, split.items, machine.micro_batch, machine.token_budget)
-            found = score_split(config.task, name, split, outputs, folder)
-            if warning := doubt(config.task, name, split, outputs):
+    checksums: dict[str, str] = {}
+    splits: dict[str, Split] = {}
+    outputs: dict[str, list[np.ndarray]] = {}
+    checkpoints: list[str] = []
+    total = len(config.members) * len(names)
+    with Progress(folder, total, config.runtime.progress, description="split") as progress:
+        for member in config.members:
+            origin = origins.find(member, "run")
+            model, vocabulary = checkpoint.load_tuned(origin)
+            model.to(machine.device, machine.precision)
+            asked = asking.of(origins.described(origin), model, vocabulary, machine, config.hub)
+            checkpoints.append(origin.name)
+            checksums["tokenizer"] = vocabulary.identity
+            for name in names:
+                split = load_split(config, name, asked.arrange)
+                if split is None:
+                    warn_absent(progress, task, name)
+                    continue
+                progress.say(f"{name}: {split}")
+                splits[name] = split
+                outputs.setdefault(name, []).append(asked.outputs(model, split.examples, split.items))
+                progress.update(sum(map(len, outputs.values())))
+        for name, split in splits.items():
+            mean = np.mean(outputs[name], axis=0)
+            found = score_split(task, name, split, mean, folder)
+            if warning := doubt(task, name, split, mean):
                 progress.say(warning)
-            if told := glue.write_submission(folder, config.task, name, config.limit.test):
+            if told := glue.write_submission(folder, task, name, config.limit.test):
                 progress.say(told)
-            examples[name], checksums[name] = len(split.items), split.digest
+            checksums[name] = split.digest
             result |= found
             told = " ".join(f"{metric} {value:.4f}" for metric, value in found.get(name, {}).items())
             progress.say(f"{name}: {told or 'no labels; predicted'}")
-            progress.update(number)
-        if not examples:
-            raise InputError(f"task={config.task.name}: nothing to score, none of {', '.join(names)} is there")
+        if not splits:
+            raise InputError(f"task={task.name}: nothing to score, none of {', '.join(names)} is there")
         rundir.note_checksums(folder, **checksums)
         about: dict[str, Any] = {
             "status": "finished",
             "command": "evaluate",
             "name": config.name,
             "seed": config.seed,
-            "run": config.run,
-            "checkpoint": origin.name,
+            **({"runs": config.runs, "checkpoints": checkpoints} if config.runs else {}),
+            **({"run": config.run, "checkpoint": checkpoints[0]} if config.run else {}),
             "seconds": round(time.perf_counter() - began, 3),
             "peak_memory_bytes": runtime.peak_memory_bytes(machine.device),
-            "examples": examples,
+            "examples": {name: len(split.items) for name, split in splits.items()},
         }
         write_run_report(folder, {**about, **result})
         rundir.finish(folder, {**about, **result})
