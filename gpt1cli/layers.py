@@ -15,7 +15,7 @@ Series = tuple[str, str, dict[int, list[Finished]]]  # task, what else tells it 
 
 def series(runs: Sequence[Finished]) -> list[Series]:
     """Runs of one task that differ in how many layers were transferred and in nothing else."""
-    tuned = [run for run in runs if run.result["command"] == "finetune" and run.settings["pretrained"]]
+    tuned = [run for run in runs if run.kind == "finetune" and run.settings["pretrained"]]
     return [found for task in sorted({run.config["task"]["name"] for run in tuned}) for found in _of(task, tuned)]
 
 

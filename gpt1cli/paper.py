@@ -143,7 +143,7 @@ def likenesses(runs: Sequence[Finished]) -> list[Layout]:
 
 def variant_of(run: Finished) -> str | None:
     """Which row of Table 5 a run belongs to, by what it did; None where it belongs to none of them."""
-    if run.result["command"] != "finetune":
+    if run.kind != "finetune":
         return None
     settings = run.settings
     pretrained, aux_lm = settings["pretrained"], settings["aux_lm"] and settings["lm_coef"] > 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt1cli import rundir
+from gpt1cli.config import COMMANDS
 from gpt1cli.pages import Table
 from gpt1cli.schema import InputError, flat
 
@@ -17,8 +18,8 @@ from gpt1cli.schema import InputError, flat
 NO_VARIANT = {
     "seed", "name", "out", "cache", "hub", "resume", "config", "init", "init_lstm", "score_train", "dry_run",
 }  # fmt: skip
-# What an ablation does shows in the keys that it sets; where predictions are handed in changes none of them.
-NO_VARIANT_GROUPS = ("runtime.", "logger.", "ablation.", "task.submission.")
+# What an ablation or a recipe does shows in the keys that it sets; where predictions are handed in changes nothing.
+NO_VARIANT_GROUPS = ("runtime.", "logger.", "ablation.", "task.submission.", "few.")
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,27 @@ class Finished:
     @property
     def settings(self) -> dict[str, Any]:
         """The configuration, flat: `limit.train` -> 256; without an init nothing was pretrained, whatever it says."""
-        fresh = {"pretrained": False} if self.result["command"] == "finetune" and self.config["init"] == "none" else {}
-        return {**dict(flat(self.config)), **fresh}
+        found = dict(flat(self.config))
+        if self.result["command"] == "finetune" and self.config["init"] == "none":
+            found["pretrained"] = False
+        if (sets := found.pop("demo_sets", None)) and found["demos"] != "none":
+            found["demos"] += f" ({sets} sets)"
+        return found
+
+    @property
+    def kind(self) -> str:
+        """Which table it belongs to: fine-tuning as the paper's is another thing than LM-BFF's."""
+        command = self.result["command"]
+        few = self.config.get("shots") or self.config.get("method") == "prompt"
+        return "few" if command == "finetune" and few else command
 
     def scores(self) -> dict[str, float]:
         """The headline numbers: the task's first metric on each labelled split, the perplexity of a pretraining run."""
         if self.result["command"] == "pretrain":
             return {"perplexity (valid)": self.result["valid"]["perplexity"]}
-        headline, splits = self.config["task"]["metrics"][0], self.config["task"]["splits"]
+        headline, splits = self.config["task"]["metrics"][0], {**self.config["task"]["splits"]}
+        if self.kind == "few":  # its test split may be called otherwise there
+            splits |= {split: "" for split in self.result.get("examples", ()) if split != "train"}
         parts = self.result.get("runs", {})  # of gpt1 zeroshot
         several = {f"{label}: ": found for label, found in zip(told_apart(parts), parts.values(), strict=True)}
         return {
@@ -61,11 +75,12 @@ def told_apart(paths: Iterable[str]) -> list[str]:
     return labels if parts else []
 
 
-KINDS = {  # command -> title of its table, and the group that names a row
-    "pretrain": ("Pretraining", "corpus"),
-    "finetune": ("Fine-tuning", "task"),
-    "evaluate": ("Evaluation", "task"),
-    "zeroshot": ("Zero-shot", "task"),
+KINDS = {  # kind of runs -> title of its table, the group that names a row, settings that are always told
+    "pretrain": ("Pretraining", "corpus", ()),
+    "finetune": ("Fine-tuning", "task", ()),
+    "few": ("Fine-tuning on few examples, or through a prompt", "task", ("method", "shots", "demos")),
+    "evaluate": ("Evaluation", "task", ()),
+    "zeroshot": ("Zero-shot", "task", ()),
 }
 
 
@@ -86,17 +101,17 @@ def find_runs(patterns: Iterable[str]) -> list[Finished]:
     if not runs:
         lost = [pattern for pattern in patterns if not glob(str(Path(pattern).expanduser()), recursive=True)]
         told = f"no such folder: {', '.join(lost)}; " if lost else ""
-        kinds = ", ".join(KINDS)
+        kinds = ", ".join(kind for kind in KINDS if kind in COMMANDS)
         raise InputError(f"runs={patterns}: {told}no finished run of gpt1 {kinds} there (with a result.json)")
     return runs
 
 
 def tables(runs: Sequence[Finished]) -> list[Table]:
-    """One table for each command among the runs: a row for each task (corpus) and variant, its seeds summed up."""
+    """One table for each kind of runs: a row for each task (corpus) and variant, its seeds summed up."""
     made = []
-    for command, (title, what) in KINDS.items():
+    for kind, (title, what, _) in KINDS.items():
         rows = []
-        for name, variant, group in experiments(runs, command):
+        for name, variant, group in experiments(runs, kind):
             seeds = by_seed(group)
             told = [f"{seed} ({len(same)} runs)" if len(same) > 1 else f"{seed}" for seed, same in seeds.items()]
             rows.append([name, variant, ", ".join(told), ", ".join(summed_up([*map(mean, seeds.values())]))])
@@ -108,33 +123,38 @@ def tables(runs: Sequence[Finished]) -> list[Table]:
 def records(runs: Sequence[Finished]) -> list[dict[str, Any]]:
     """The numbers of those tables, one by one, as they were measured."""
     found = []
-    for command in KINDS:
-        for name, variant, group in experiments(runs, command):
+    for kind in KINDS:
+        for name, variant, group in experiments(runs, kind):
             scores = [*map(mean, by_seed(group).values())]
             for column in dict.fromkeys(column for one in scores for column in one):
                 values = [one[column] for one in scores if column in one]
-                about = {"table": command, "row": f"{name}, {variant}", "column": column, "seeds": len(values)}
+                about = {"table": kind, "row": f"{name}, {variant}", "column": column, "seeds": len(values)}
                 spread = statistics.stdev(values) if len(values) > 1 else None
                 numbers = {"mean": statistics.mean(values), "sd": spread, "median": statistics.median(values)}
                 found.append({**about, **numbers})
     return found
 
 
-def experiments(runs: Sequence[Finished], command: str) -> Iterable[tuple[str, str, list[Finished]]]:
-    """Task (corpus), variant and runs of each experiment of a command."""
-    chosen, what = [run for run in runs if run.result["command"] == command], KINDS[command][1]
-    for name in sorted({run.config[what]["name"] for run in chosen}):
-        for variant, group in sorted(variants([run for run in chosen if run.config[what]["name"] == name]).items()):
+def experiments(runs: Sequence[Finished], kind: str) -> Iterable[tuple[str, str, list[Finished]]]:
+    """Task (corpus), variant and runs of each experiment of a kind."""
+    _, what, told = KINDS[kind]
+    by_name: dict[str, list[Finished]] = {}
+    for run in runs:
+        if run.kind == kind:
+            by_name.setdefault(run.config[what]["name"], []).append(run)
+    for name, chosen in sorted(by_name.items()):
+        for variant, group in sorted(variants(chosen, told).items()):
             yield name, variant, group
 
 
-def variants(runs: Sequence[Finished]) -> dict[str, list[Finished]]:
-    """Runs of one task or corpus by the settings in which they differ; what is left within a variant are its seeds.
+def variants(runs: Sequence[Finished], told: Sequence[str] = ()) -> dict[str, list[Finished]]:
+    """Runs of one task or corpus by the settings in which they differ, and by those that are told in any case.
 
-    Each seed may have an init of its own, from a pretraining with that seed; where one seed has several, they count.
+    What is left within a variant are its seeds. Each seed may have an init of its own, from a pretraining with that
+    seed; where one seed has several, they count.
     """
     settings = [run.settings for run in runs]
-    differing = varying(settings)
+    differing = [*dict.fromkeys([*told, *varying(settings)])]
     groups = grouped(runs, differing)
     seeds = [same for group in groups.values() for same in by_seed(group).values()]
     if any(len({run.settings.get("init") for run in same}) > 1 for same in seeds):

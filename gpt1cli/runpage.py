@@ -85,7 +85,9 @@ def _curves(folder: Path, config: Mapping[str, Any]) -> Iterator[Picture]:
 
 def _predicted(folder: Path, config: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[Block]:
     """What was predicted beside what was right, for each labelled split."""
-    for split in config.get("task", {}).get("splits", {}):
+    if "task" not in config:
+        return
+    for split in {**config["task"]["splits"], **result.get("examples", {})}:
         path = folder / "predictions" / f"{split}.jsonl"
         if split not in result or not path.exists():
             continue

@@ -181,7 +181,7 @@ def alone(model: Classifier, row: list[int]) -> Tensor:
 
 
 def classifier(run: Path) -> tuple[Classifier, int]:
-    model, tokenizer = checkpoint.load_classifier(origins.find(str(run)))
+    model, tokenizer = checkpoint.load_tuned(origins.find(str(run)))
     return model, len(tokenizer)
 
 

@@ -40,6 +40,14 @@ def test_seeds_are_summed_up_beside_the_papers_number(tmp_path):
     assert lines[""]["†"] == VALIDATION
 
 
+def test_few_examples_and_prompts_stand_in_no_table_of_the_paper(tmp_path):
+    cola(tmp_path / "whole", 0.40)
+    cola(tmp_path / "few", 0.90, shots=16, method="head", seed=1)
+    cola(tmp_path / "prompt", 0.80, shots=None, method="prompt", seed=2)
+    assert table("table4", tmp_path)["Transformer w/ aux LM (full): ours"]["CoLA (mc)"] == "40.0 †"
+    assert [row.runs["cola"][0].folder.name for row in rows_of(layouts()["table5"], found(tmp_path))] == ["whole"]
+
+
 def test_a_labelled_test_split_goes_before_validation(tmp_path):
     write_run(tmp_path / "a", "mrpc", {"valid": {"f1": 0.9, "accuracy": 0.9}, "test": {"f1": 0.8, "accuracy": 0.7}})
     lines = table("table4", tmp_path)

@@ -81,6 +81,25 @@ def test_without_an_init_nothing_is_called_pretrained():
     assert list(found) == ["pretrained=True", "pretrained=False"]
 
 
+def test_few_examples_and_prompts_have_a_table_of_their_own_and_tell_how_they_were_trained():
+    few = {"method": "prompt", "shots": 16, "demos": "none"}
+    runs = [run(0.5), run(0.7, **few), run(0.9, seed=1, **few), run(0.6, **{**few, "method": "head"})]
+    plain, table = tables(runs)
+    assert [row[:3] for row in plain.rows] == [["rte", "default", "0"]]
+    assert table.title == "Fine-tuning on few examples, or through a prompt"
+    assert [list(row) for row in table.rows] == [
+        ["rte", "method=head, shots=16, demos=none", "0", "accuracy (valid) 0.600"],
+        ["rte", "method=prompt, shots=16, demos=none", "0, 1", "accuracy (valid) 0.800 ± 0.141"],
+    ]
+    shown = (("random", 4), ("none", 4), ("none", 9))
+    (table,) = tables([run(0.5, **{**few, "demos": demos, "demo_sets": sets}) for demos, sets in shown])
+    assert [row[1] for row in table.rows] == [
+        "method=prompt, shots=16, demos=none", "method=prompt, shots=16, demos=random (4 sets)",
+    ]  # fmt: skip
+    (whole,) = tables([run(0.5, method="prompt", shots=None, demos="none")])
+    assert [list(row[:2]) for row in whole.rows] == [["rte", "method=prompt, shots=None, demos=none"]]
+
+
 def test_mean_and_sample_standard_deviation_by_hand():
     assert summed_up([{"x": 1.0}, {"x": 2.0}, {"x": 6.0}]) == ["x 3.000 ± 2.646"]
     assert summed_up([{"x": 0.25}]) == ["x 0.250"]

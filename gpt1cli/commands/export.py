@@ -37,7 +37,7 @@ def needs(config: ExportConfig) -> list[Need]:
         raise InputError(f"run={config.run}: transformers reads this folder as it is; copy it")
     about = origins.described(origin)
     published.settings_of(build(ModelConfig, about["model"]), about["vocabulary"])
-    if "task" in about:
+    if has_head(about):
         class_of(build(TaskConfig, about["task"]))
     return []
 
@@ -46,9 +46,10 @@ def run(config: ExportConfig, folder: Path) -> None:
     """Weights under transformers' names, its config.json, the tokenizer's two files and a model card."""
     origin = origins.find(config.run, "run")
     described = origins.described(origin)
-    if "task" in described:
+    if has_head(described):
         task = build(TaskConfig, described["task"])
-        model, vocabulary = checkpoint.load_classifier(origin)
+        model, vocabulary = checkpoint.load_tuned(origin)
+        assert isinstance(model, Classifier)
         (weights, norm_bias), kind = head_and_body(model), class_of(task)
         names = output_names(task)
         labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
@@ -75,13 +76,15 @@ def run(config: ExportConfig, folder: Path) -> None:
             write_published(aside / "model.safetensors", weights, norm_bias)
             (aside / "config.json").write_text(json.dumps(settings, indent=1))
             vocabulary.save(aside)
-            layout = described["task"]["layout"] if "task" in described else None
-            (aside / "README.md").write_text(card(config.run, origin, kind, special, layout))
+            reads = input_of(described)
+            (aside / "README.md").write_text(card(config.run, origin, kind, special, reads))
     except OSError as error:
         raise InputError(f"out={config.out} cannot be written: {error.strerror}") from error
     about = {"status": "finished", "command": "export", "name": config.name}
     rundir.finish(folder, {**about, "run": config.run, "class": kind})
     print(f"{kind}: {config.out}")
+    if "task" in described and kind == LANGUAGE_MODEL:
+        print("note: it was fine-tuned through a prompt and has no head: README.md there says how to ask it")
     print(f"note: {TEXT_RULES}", file=sys.stderr)
 
 
@@ -90,6 +93,11 @@ def run(config: ExportConfig, folder: Path) -> None:
 LANGUAGE_MODEL, CLASSIFIER, CHOICE = (
     f"OpenAIGPT{name}" for name in ("LMHeadModel", "ForSequenceClassification", "DoubleHeadsModel")
 )
+
+
+def has_head(described: Mapping[str, Any]) -> bool:
+    """Whether the model of a checkpoint was fine-tuned with a linear layer on top."""
+    return "task" in described and described.get("method", "head") == "head"
 
 
 def class_of(task: TaskConfig) -> str:
@@ -160,7 +168,28 @@ INPUTS = {  # layout -> what a row of token ids holds
 }
 
 
-def card(run: str, origin: Path, kind: str, special: Mapping[str, int], layout: str | None) -> str:
+def input_of(described: Mapping[str, Any]) -> str | None:
+    """What a fine-tuned model reads."""
+    if "task" not in described:
+        return None
+    if has_head(described):
+        return INPUTS[described["task"]["layout"]]
+    task = build(TaskConfig, described["task"])
+    prompt, shown = task.prompt, described["demonstrations"]
+    words = "; ".join(f"{label}: {', '.join(prompt.alternatives(label))}" for label in prompt.words)
+    filled = f"with a label's words in the place of {{label}} ({words})" if words else "with each answer as {label}"
+    told = [
+        f"the prompt `{prompt.template}`, {filled}, each text and each part tokenised by itself.",
+        f"A label's score is the {prompt.normalise} of the log-probabilities of its words and of what follows them;",
+        "the highest is the answer." if task.classes else "their softmax weighs the two ends of the range.",
+        "This class has no head: it gives the logits of the next token, from which the scores follow.",
+    ]
+    if shown:
+        told.append(f"Before it stood in training one of {len(shown['examples'])} examples for each class.")
+    return " ".join(told)
+
+
+def card(run: str, origin: Path, kind: str, special: Mapping[str, int], reads: str | None) -> str:
     """README.md of an exported folder: input, data, settings, results, command, limits."""
     home = origin.parent.parent if origin.parent.name == "checkpoints" else origin
     settings = (home / "config.yaml").read_text() if (home / "config.yaml").is_file() else "unknown\n"
@@ -170,8 +199,8 @@ def card(run: str, origin: Path, kind: str, special: Mapping[str, int], layout: 
     scores = [f"- {split}: {', '.join(f'{m} {v:.4g}' for m, v in values.items())}" for split, values in found.items()]
     rows = ", ".join(f"`{name}` is {index}" for name, index in special.items())
     tokens = f"Its special tokens are rows of the embedding and no entries of vocab.json: {rows}." if rows else ""
-    if layout:
-        tokens += f"\n\nInput: {INPUTS[layout]}"
+    if reads:
+        tokens += f"\n\nInput: {reads}"
     lines = [
         "---\nlibrary_name: transformers\ntags: [gpt1]\n---",
         f"# {name}",
