@@ -209,7 +209,7 @@ def of(described: Mapping[str, Any], model: Tuned, vocabulary: Tokenizer, machin
     task, fit = build(TaskConfig, described["task"]), Fit.of(model.body, machine)
     if described.get("method", "head") == "head":
         return ByHead(task, vocabulary, fit)
-    prompt, shown = Prompt.of(task, vocabulary), described["demonstrations"]
+    prompt, shown = Prompt.of(task, vocabulary), described.get("demonstrations")
     if shown is None:
         return ByPrompt(prompt, None, fit)
     demonstrations.check(shown["by"], hub)

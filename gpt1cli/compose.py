@@ -76,6 +76,8 @@ def compose(composer: Composer, words: list[str]) -> Composed:
         _follow_init(raw, named, bool(stored), replaced=taken_away.get("model.architecture") == "lstm")
     if (run := _run_of(named)) and _takes_a_runs_task(composer, named):
         _follow_run(raw, named, run)
+    if composer.cls is config.FinetuneConfig and named.get("prompt") is not None:
+        _take_prompt(raw, named)
     _check_groups(composer, raw)
     with told_by_hydra(), hydra_known(cfg):
         tree = OmegaConf.create({**raw, "hydra": settings})
@@ -246,6 +248,16 @@ def _follow_run(raw: dict[str, Any], named: Mapping[str, Any], run: str) -> None
     composed = dict(raw)
     raw["task"] = overrides.seal(_trained_on(run))
     _put_named(raw, composed, [key for key in named if key.startswith("task.")])
+
+
+def _take_prompt(raw: dict[str, Any], named: Mapping[str, Any]) -> None:
+    """Put the yaml that prompt= names in the place of the task's prompt, with the user's values on top."""
+    path, composed = os.path.abspath(_at_home(named["prompt"])), dict(raw)
+    if not os.path.isfile(path):
+        raise InputError(f"prompt={shown(named['prompt'])}: no such file; it takes a yaml with a template and words")
+    raw["prompt"] = overrides.seal(path)
+    raw["task"] = {**raw["task"], "prompt": overrides.seal(rundir.read_config(Path(path)))}
+    _put_named(raw, composed, [key for key in named if key.startswith("task.prompt.")])
 
 
 # --- nested mappings --------------------------------------------------------------------------------------------------

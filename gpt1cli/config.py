@@ -574,6 +574,9 @@ class FinetuneConfig(TrainConfig):
         Literal["head", "prompt"],
         Key("a linear layer on top, or the label's words in task.prompt, scored by the model itself (LM-BFF)"),
     ]
+    prompt: Annotated[
+        str | None, Key("yaml with template, words, ... in the place of task.prompt (method=prompt)", filled=True)
+    ]
     demos: Annotated[
         Literal["none", "random", "similar"],
         Key("examples shown before a query, one of each class: of all, or of the half most like it (method=prompt)"),
@@ -632,6 +635,8 @@ class FinetuneConfig(TrainConfig):
             yield "task.prompt.content_free calibrates a model that is not trained: leave it out with method=prompt"
         if self.method == "head" and self.task.loss == "interpolation":
             yield "task.loss=interpolation is between two words: name method=prompt too"
+        if self.method == "head" and self.prompt is not None:
+            yield f"prompt={shown(self.prompt)} is for method=prompt: name that too"
         if self.method == "head" and self.demos != "none":
             yield f"demos={self.demos}: a head has no prompt that they could stand in: name method=prompt too"
         if self.demos != "none" and (self.shots or 0) < 2:

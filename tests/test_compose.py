@@ -307,6 +307,26 @@ def test_a_stored_recipe_is_kept_and_few_examples_of_a_run_on_many_bring_theirs(
     assert recipe(made("finetune", f"config={many}", "shots=4")) == (1000, None, 100, 8, 0.0, False)
 
 
+def test_a_prompt_of_a_file_takes_the_place_of_the_tasks_and_what_is_named_wins():
+    template = "template: '{sentence} all in all {label}'\n"
+    Path("mine.yaml").write_text(f"{template}words: {{negative: bad, positive: [good, fine]}}\n")
+    words = ("task=sst2", "init=none", "method=prompt")
+    built = made("finetune", *words, "prompt=mine.yaml", "task.prompt.normalise=mean")
+    assert built.prompt == str(Path("mine.yaml").absolute()) and built.task.prompt.normalise == "mean"
+    assert built.task.prompt.template == "{sentence} all in all {label}"
+    assert built.task.prompt.words == {"negative": "bad", "positive": ["good", "fine"]}
+    run = run_folder(Path("run"), "finetune", *words, "prompt=mine.yaml")
+    Path("mine.yaml").write_text("template: no slot\n")
+    again = made("finetune", f"config={run}")  # as it was read then
+    assert again.task.prompt.template == "{sentence} all in all {label}"
+    assert "prompt.template=no slot" in refusal("finetune", *words, "prompt=mine.yaml")
+    assert "prompt=none.yaml: no such file" in refusal("finetune", *words, "prompt=none.yaml")
+    Path("mine.yaml").write_text(f"{template}word: {{}}\n")
+    assert "prompt.word: no such key" in refusal("finetune", *words, "prompt=mine.yaml")
+    Path("mine.yaml").write_text(f"{template}words: {{negative: bad, positive: fine}}\n")
+    assert "name that too" in refusal("finetune", "task=sst2", "init=none", "prompt=mine.yaml")
+
+
 def test_an_ensemble_takes_the_task_of_its_first_run(tmp_path):
     for name, task in (("a", "rte"), ("b", "mrpc")):
         folder = tmp_path / name / "checkpoints" / "1"

@@ -175,7 +175,7 @@ def input_of(described: Mapping[str, Any]) -> str | None:
     if has_head(described):
         return INPUTS[described["task"]["layout"]]
     task = build(TaskConfig, described["task"])
-    prompt, shown = task.prompt, described["demonstrations"]
+    prompt, shown = task.prompt, described.get("demonstrations")
     words = "; ".join(f"{label}: {', '.join(prompt.alternatives(label))}" for label in prompt.words)
     filled = f"with a label's words in the place of {{label}} ({words})" if words else "with each answer as {label}"
     told = [
