@@ -21,7 +21,6 @@ EXAMPLES = {
     "finetune": (
         ("task=rte", "the paper's recipe on the published weights"),
         ("task=sst2 init=outputs/pretrain/text/RUN limit.train=2000 steps=300", "on weights pretrained here"),
-        ("task=rte shots=16 seed=13 method=prompt demos=random", "few examples, through a prompt (LM-BFF)"),
         ("-m task=cola,rte ablation=full,no_pretrain seed=0,1,2", "a sweep of twelve runs"),
     ),
     "ablation": (
@@ -33,7 +32,6 @@ EXAMPLES = {
         ("run=outputs/finetune/mnli/RUN", "every split of the run's own task"),
         ("run=outputs/finetune/mnli/RUN task=snli split=test", "a task with the same labels"),
         ("run=outputs/finetune/mnli/RUN task=ax", "predictions where there are no labels"),
-        ("runs=[outputs/finetune/rte/A,outputs/finetune/rte/B]", "an ensemble: the mean of their scores"),
     ),
     "predict": (
         ("run=outputs/finetune/sst2/RUN input=reviews.csv output=answers.csv", "every row of a file"),

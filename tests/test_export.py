@@ -223,7 +223,7 @@ def test_the_bias_of_the_head_is_not_lost(world, tmp_path):
 def test_a_score_gives_the_same_outputs_in_transformers(world, tmp_path, loss, outputs, names):
     def of_scores(config: dict[str, Any]) -> None:
         config["task"].update(loss=loss, labels=[], range=[1, 5], metrics=["pearson"])
-        del config["task"]["zeroshot"]  # whose words are those of classes
+        del config["task"]["zeroshot"], config["task"]["prompt"]  # whose words are those of classes
 
     def its_head(weights: dict[str, Tensor]) -> None:
         weights.update({"head.weight": torch.empty(outputs, 16), "head.bias": torch.empty(outputs)})
