@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from gpt1cli import config, options, schema
 from gpt1cli.schema import InputError, shown
 
-ALIASES = {"sweeps": "ablation", "zero-shot": "zeroshot"}  # another name of a command -> the command
+# Another name of a command -> the command.
+ALIASES = {"sweeps": "ablation", "zero-shot": "zeroshot", "few-shot": "fewshot"}
 
 # Hydra's flags -> what may follow them: nothing, one of these values, or (None) any value. --experimental-rerun is
 # missing on purpose: it would unpickle a file.

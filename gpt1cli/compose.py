@@ -62,7 +62,7 @@ def compose(composer: Composer, words: list[str]) -> Composed:
     settings = raw.pop("hydra")
     if stored:
         raw = _start_from(stored[1], raw, named, composer)
-    if raw.get("shots") is not None and not (stored and _get(stored[1], "shots") is not None):
+    if "few" in raw and raw.get("shots") is not None and not (stored and _get(stored[1], "shots") is not None):
         length = length | _bring_few(raw, named)
     if length.get("steps") is not None:
         raw["epochs"] = None
@@ -76,7 +76,7 @@ def compose(composer: Composer, words: list[str]) -> Composed:
         _follow_init(raw, named, bool(stored), replaced=taken_away.get("model.architecture") == "lstm")
     if (run := _run_of(named)) and _takes_a_runs_task(composer, named):
         _follow_run(raw, named, run)
-    if composer.cls is config.FinetuneConfig and named.get("prompt") is not None:
+    if {"prompt", "task"} <= raw.keys() and named.get("prompt") is not None:
         _take_prompt(raw, named)
     _check_groups(composer, raw)
     with told_by_hydra(), hydra_known(cfg):

@@ -227,6 +227,9 @@ class TaskConfig:
     text: Annotated[str | None, Key("column of the text, or the first text (null: by usual names)", filled=True)] = None
     text_b: Annotated[str | None, Key("column of the second text (null: by usual names)", filled=True)] = None
     id: Annotated[str | None, Key("column of an id for each row (null: its line)", filled=True)] = None
+    header: Annotated[
+        list[str], Key("names of the columns of .csv and .tsv files whose first line is a row (none: it has the names)")
+    ] = field(default_factory=list)
     holdout: Annotated[float, Key("share of every class of train that validates without valid", above=0, below=1)] = 0.1
     columns: Annotated[list[str], Key("columns of the texts, in the order of the input")]
     choices: Annotated[
@@ -255,7 +258,7 @@ class TaskConfig:
     zeroshot: ZeroshotRule = field(default_factory=ZeroshotRule)
     prompt: PromptConfig = field(default_factory=PromptConfig)
 
-    OWN: ClassVar[tuple[str, ...]] = ("kind", "train", "valid", "test", "text", "text_b", "id")  # of task=file alone
+    OWN: ClassVar[tuple[str, ...]] = ("kind", "train", "valid", "test", "text", "text_b", "id", "header")
 
     @property
     def classes(self) -> bool:
@@ -277,9 +280,10 @@ class TaskConfig:
     def problems(self) -> Iterator[str]:
         if self.source == "file":
             if self.kind is None:
-                yield "kind is needed with task=file: classification, pair, similarity, regression or choice"
+                yield f"kind is needed with task={self.name}: classification, pair, similarity, regression or choice"
             if self.train is None:
-                yield "train is needed with task=file: a .csv, .tsv, .jsonl or .parquet file, as in task.train=rows.csv"
+                forms = "a .csv, .tsv, .jsonl or .parquet file, as in task.train=rows.csv"
+                yield f"train is needed with task={self.name}: {forms}"
             if not self.columns:  # nobody has looked into the files yet
                 return
         elif own := [name for name in self.OWN if getattr(self, name)]:
@@ -311,13 +315,17 @@ class TaskConfig:
             yield f"splits: {', '.join(odd)}: our names are train, valid, test, and valid_X, test_X for further ones"
         if self.zeroshot.rule is not None:
             yield from self._misruled(self.zeroshot)
-        if self.prompt != PromptConfig():
-            yield from self._misprompted(self.prompt)
 
-    def _misprompted(self, prompt: PromptConfig) -> Iterator[str]:
-        """What keeps the prompt from fitting the task."""
+    def misprompted(self) -> Iterator[str]:
+        """What keeps the prompt from fitting the task, told by its full keys; to those alone who use it."""
+        if self.source == "file" and not self.columns:  # nobody has looked into the files yet
+            return
+        for problem in self._prompt_problems(self.prompt):
+            yield f"task.{problem}"
+
+    def _prompt_problems(self, prompt: PromptConfig) -> Iterator[str]:
         if prompt.template is None:
-            yield "prompt.template is needed beside the prompt's other keys: text, {fields} and one {label}"
+            yield f"prompt.template is needed: task={self.name} has none; name one and its words, or prompt=FILE"
         elif problem := templates.problem(prompt.template, self.fields):
             yield f"prompt.template={shown(prompt.template)}: {problem}"
         if self.choices:
@@ -629,8 +637,8 @@ class FinetuneConfig(TrainConfig):
             yield f"task={self.task.name} has no {wanted} split{'s'[len(needed) < 2 :]} to fine-tune on; there: {there}"
         if self.shots and (self.limit.train or self.limit.valid):
             yield f"shots={self.shots} says how many examples train and valid have: leave limit.train and .valid out"
-        if self.method == "prompt" and self.task.prompt.template is None:
-            yield f"method=prompt needs task.prompt.template: task={self.task.name} has none; name it, or prompt=FILE"
+        if self.method == "prompt":
+            yield from self.task.misprompted()
         if self.method == "prompt" and self.task.prompt.content_free is not None:
             yield "task.prompt.content_free calibrates a model that is not trained: leave it out with method=prompt"
         if self.method == "head" and self.task.loss == "interpolation":
@@ -814,6 +822,61 @@ class ZeroshotConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FewshotConfig(RunConfig):
+    """What gpt1 fewshot takes."""
+
+    task: TaskConfig
+    logger: LoggerConfig
+    init: Annotated[
+        str | None, Key("the model: openai (null), a run folder, a checkpoint folder, an exported folder", filled=True)
+    ]
+    checkpoint: Annotated[Count | Literal["best", "last"], Key("which checkpoint of a run: its best, its last, a step")]
+    prompt: Annotated[str | None, Key("yaml with template, words, ... in the place of task.prompt", filled=True)]
+    shots: Annotated[
+        list[Annotated[int, Key("", at_least=0)]] | Annotated[int, Key("", at_least=0)],
+        Key("demonstrations before a query, in all; of several numbers a curve"),
+    ]
+    seeds: Annotated[
+        list[Annotated[int, Key("", at_least=0, below=2**63)]], Key("demonstrations are drawn with each of them")
+    ]
+    balanced: Annotated[bool, Key("demonstrations of each class in turn; false: as the training split has them")]
+    order: Annotated[
+        Literal["fixed", "random", "permutations"], Key("as drawn, shuffled, or the mean of the scores over several")
+    ]
+    permutations: Annotated[
+        int | None,
+        Key("orders that are averaged (order=permutations; null: 8, fewer where there are no more)", at_least=1),
+    ]
+    split: Annotated[str | None, Key("the one split to answer (null: every one with labels but train)")]
+    limit: Limit
+
+    @property
+    def counts(self) -> list[int]:
+        """The numbers of demonstrations, at least one."""
+        return [self.shots] if isinstance(self.shots, int) else self.shots
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.init == "none":
+            yield "init=none: fresh weights know nothing; name a run folder, or openai"
+        if self.seed:
+            yield f"seed={self.seed}: gpt1 fewshot takes seeds=[...]"
+        for key, values in (("seeds", self.seeds), ("shots", self.counts)):
+            if not values or len(set(values)) < len(values):
+                yield f"{key}={values}: at least one, each once"
+        if self.permutations is not None and self.order != "permutations":
+            yield f"permutations={self.permutations} goes with order=permutations, but order={self.order}"
+        yield from self.task.misprompted()
+        looked_into = self.task.source != "file" or self.task.splits
+        if looked_into and any(self.counts) and "train" not in self.task.splits:
+            yield f"shots={shown(self.shots)}: task={self.task.name} has no train split with examples; name shots=0"
+        if looked_into and self.split is not None and self.split not in self.task.splits:
+            yield unknown(self.split, self.task.splits, f"split of task={self.task.name}")
+        if self.split == "train":
+            yield "split=train: demonstrations come from it, and would answer themselves"
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchConfig(RunConfig):
     """What gpt1 bench takes."""
 
@@ -867,6 +930,7 @@ COMMANDS: dict[str, type[RunConfig]] = {
     "score": ScoreConfig,
     "generate": GenerateConfig,
     "zeroshot": ZeroshotConfig,
+    "fewshot": FewshotConfig,
     "bench": BenchConfig,
     "doctor": DoctorConfig,
     "report": ReportConfig,

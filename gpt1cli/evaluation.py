@@ -19,7 +19,7 @@ import torch
 
 from gpt1cli import cautions, metrics, rundir, tasks
 from gpt1cli.batches import Item
-from gpt1cli.config import EvaluateConfig, FinetuneConfig, TaskConfig, ZeroshotConfig
+from gpt1cli.config import EvaluateConfig, FewshotConfig, FinetuneConfig, TaskConfig, ZeroshotConfig
 from gpt1cli.loggers import Progress
 from gpt1cli.objectives import TASK_LOSSES, TaskLoss, interpolation, ordinal
 from gpt1cli.schema import InputError
@@ -57,7 +57,7 @@ class Split:
         unknown = ", without labels" if self.labels is None else ""
         dropped = f", {self.dropped:,} without a label left out" if self.dropped else ""
         left_out = f", {self.left_out:,} demonstrations left out to fit" if self.left_out else ""
-        return f"{len(self.items):,} examples{cut}{unknown}{dropped}{left_out}"
+        return f"{len(self.examples):,} examples{cut}{unknown}{dropped}{left_out}"
 
 
 class Arranged(NamedTuple):
@@ -97,7 +97,7 @@ def items_of(
 
 
 def load_examples(
-    config: FinetuneConfig | EvaluateConfig | ZeroshotConfig, name: str
+    config: FinetuneConfig | EvaluateConfig | ZeroshotConfig | FewshotConfig, name: str
 ) -> tuple[list[Example], int] | None:
     """The examples of a split within the command's limit, and how many rows had no label; None: no such split.
 

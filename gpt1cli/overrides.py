@@ -28,6 +28,7 @@ LITERAL |= {"init", "init_lstm", "resume", "config", "config_dir", "run", "runs"
 LITERAL |= {"out", "hub", "cache", "name"}
 FILES = ("task.train", "task.valid", "task.test")
 LITERAL |= {*FILES, "task.text", "task.text_b", "task.label", "task.id"}
+LITERAL |= {f"task.prompt.{key}" for key in ("template", "separator", "description", "content_free")}
 
 # Where ~ is the home folder; stored, the first ones hold from any folder:
 FOUND = ("cache", "hub", "config_dir", "init", "init_lstm", "run", "input", "corpus.path", "task.path", *FILES)

@@ -58,6 +58,11 @@ EXAMPLES = {
         ("task=cola init=outputs/pretrain/text/RUN checkpoint=all", "a curve over the checkpoints of a run"),
         ("task=race runs=[outputs/pretrain/text/A,outputs/pretrain/text/B] checkpoint=all", "two runs in one figure"),
     ),
+    "fewshot": (
+        ("task=sst2 shots=[0,1,2,4,8,16]", "a curve over demonstrations in the context, five seeds"),
+        ("task=rte init=outputs/pretrain/text/RUN shots=4 order=permutations", "the mean over orders"),
+        ("task=snli shots=0 prompt=mine.yaml", "a prompt of your own: template, words"),
+    ),
     "bench": (
         ("peer=transformers", "everything, beside transformers: some twenty minutes on two cores"),
         ("what=[tokenize,generate] input=book.txt hub=DIR", "two jobs, on a text of your own"),

@@ -67,6 +67,26 @@ def lines(
     return draw(name, caption, x, y, marks, (7, 4))
 
 
+def bands(
+    name: str, caption: str, x: str, y: str, curves: Mapping[str, Sequence[tuple[int, Mapping[str, float]]]]
+) -> Picture:
+    """Curves of means by their labels, as (x, {mean, min, max}), each in the band of its range; x grows by factors."""
+
+    def marks(axes: Any) -> None:
+        for label, points in curves.items():
+            places = [place for place, _ in points]
+            low, mean, high = ([values[key] for _, values in points] for key in ("min", "mean", "max"))
+            (drawn,) = axes.plot(places, mean, "o-", label=label, markersize=3, linewidth=1)
+            axes.fill_between(places, low, high, color=drawn.get_color(), alpha=0.15, linewidth=0)
+        axes.set_xscale("symlog", base=2, linthresh=1)  # 0 has a place too
+        ticks = sorted({place for points in curves.values() for place, _ in points})
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.grid(alpha=0.3)
+        axes.legend()
+
+    return draw(name, caption, x, y, marks, (7, 4))
+
+
 def by_factors(axes: Any) -> None:
     """Give the x axis a logarithmic scale, its numbers written out."""
     from matplotlib.ticker import LogLocator, NullFormatter

@@ -81,10 +81,11 @@ class Prompt:
 
     @classmethod
     def of(cls, task: TaskConfig, vocabulary: Tokenizer) -> Prompt:
-        """The prompt of a task. InputError where it has none, or where this vocabulary cannot tell its words apart."""
+        """The prompt of a task. InputError where it does not fit it, or this vocabulary cannot tell its words apart."""
+        if problems := list(task.misprompted()):
+            raise InputError("\n".join(problems))
         prompt = task.prompt
-        if prompt.template is None:
-            raise InputError(f"task={task.name} has no task.prompt.template; name one, or a yaml with prompt=FILE")
+        assert prompt.template is not None
         separator, blanks = _parted(prompt.separator)
         sides: list[list[Ids | Text]] = [[], []]
         side, slot_blanks = sides[0], ""

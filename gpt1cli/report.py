@@ -16,7 +16,7 @@ from gpt1cli.schema import InputError, flat
 
 # Keys that tell one run from another of the same kind without making it another experiment.
 NO_VARIANT = {
-    "seed", "name", "out", "cache", "hub", "resume", "config", "init", "init_lstm", "score_train", "dry_run",
+    "seed", "seeds", "name", "out", "cache", "hub", "resume", "config", "init", "init_lstm", "score_train", "dry_run",
 }  # fmt: skip
 # What an ablation or a recipe does shows in the keys that it sets; where predictions are handed in changes nothing.
 NO_VARIANT_GROUPS = ("runtime.", "logger.", "ablation.", "task.submission.", "few.")
@@ -54,7 +54,7 @@ class Finished:
         headline, splits = self.config["task"]["metrics"][0], {**self.config["task"]["splits"]}
         if self.kind == "few":  # its test split may be called otherwise there
             splits |= {split: "" for split in self.result.get("examples", ()) if split != "train"}
-        parts = self.result.get("runs", {})  # of gpt1 zeroshot
+        parts = self.result.get("runs", {})  # of gpt1 zeroshot, and fewshot
         several = {f"{label}: ": found for label, found in zip(told_apart(parts), parts.values(), strict=True)}
         return {
             f"{prefix}{headline} ({split})": found[split][headline]
@@ -81,6 +81,7 @@ KINDS = {  # kind of runs -> title of its table, the group that names a row, set
     "few": ("Fine-tuning on few examples, or through a prompt", "task", ("method", "shots", "demos")),
     "evaluate": ("Evaluation", "task", ()),
     "zeroshot": ("Zero-shot", "task", ()),
+    "fewshot": ("In context, without training", "task", ()),
 }
 
 
@@ -97,13 +98,25 @@ def find_runs(patterns: Iterable[str]) -> list[Finished]:
     for folder in sorted(found):
         result = rundir.read_json(folder / "result.json")
         if result.get("command") in KINDS and not result.get("dry_run"):  # which trained nothing
-            runs.append(Finished(folder, rundir.read_config(folder / "config.yaml"), result))
+            runs += by_seeds(Finished(folder, rundir.read_config(folder / "config.yaml"), result))
     if not runs:
         lost = [pattern for pattern in patterns if not glob(str(Path(pattern).expanduser()), recursive=True)]
         told = f"no such folder: {', '.join(lost)}; " if lost else ""
         kinds = ", ".join(kind for kind in KINDS if kind in COMMANDS)
         raise InputError(f"runs={patterns}: {told}no finished run of gpt1 {kinds} there (with a result.json)")
     return runs
+
+
+def by_seeds(run: Finished) -> list[Finished]:
+    """The run; one of gpt1 fewshot as one run for each of its seeds."""
+    if run.result["command"] != "fewshot":
+        return [run]
+    found = []
+    for seed in run.config["seeds"]:
+        seeds = {f"shots={shots}": one["seeds"] for shots, one in run.result["shots"].items()}
+        runs = {shots: scores[str(seed)] for shots, scores in seeds.items() if str(seed) in scores}
+        found.append(Finished(run.folder, {**run.config, "seed": seed}, {**run.result, "runs": runs}))
+    return found
 
 
 def tables(runs: Sequence[Finished]) -> list[Table]:

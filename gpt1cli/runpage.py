@@ -17,7 +17,7 @@ from gpt1cli.schema import annotation_of, flat, shown
 WHERE = ("name", "out", "cache", "hub")  # settings that say where, and not what
 
 
-def write_run_report(folder: Path, result: Mapping[str, Any], drawn: Sequence[Picture] = ()) -> None:
+def write_run_report(folder: Path, result: Mapping[str, Any], drawn: Sequence[Block] = ()) -> None:
     """report.md, report.html and plots/ from a run's own files, what it is about to declare, and what it has drawn."""
     path = folder / "config.yaml"
     config = rundir.read_config(path) if path.exists() else {}
@@ -91,7 +91,10 @@ def _predicted(folder: Path, config: Mapping[str, Any], result: Mapping[str, Any
         path = folder / "predictions" / f"{split}.jsonl"
         if split not in result or not path.exists():
             continue
-        rows = [(line["label"], line["prediction"]) for line in rundir.read_jsonl(path)]
+        lines = rundir.read_jsonl(path)
+        if lines and "shots" in lines[0]:  # of gpt1 fewshot, the same examples many times
+            continue
+        rows = [(line["label"], line["prediction"]) for line in lines]
         if not (classes := config["task"]["labels"]):
             yield plots.scatter(split, [label for label, _ in rows], [score for _, score in rows])
             continue

@@ -11,7 +11,7 @@ import csv
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -44,9 +44,10 @@ def format_of(path: str) -> str:
 
 
 @contextlib.contextmanager
-def opened(path: str, form: str | None = None) -> Iterator[Table]:
+def opened(path: str, form: str | None = None, header: Sequence[str] = ()) -> Iterator[Table]:
     """The table of a file, or of stdin for `-`; its format is that of its name, or the one given.
 
+    `header` names the columns of a csv or tsv whose first line is a row already; what separates a csv is then a comma.
     InputError says what is wrong with the file and in which line, here or when that row is read.
     """
     form = form or format_of(path)
@@ -58,7 +59,7 @@ def opened(path: str, form: str | None = None) -> Iterator[Table]:
     except OSError as error:  # not of what is done with the rows
         raise InputError(f"{where} cannot be read: {error.strerror or error}") from error
     with file:
-        yield READERS[form](where, file)
+        yield _separated(where, file, form, header) if header and form in ("csv", "tsv") else READERS[form](where, file)
 
 
 def _lines(where: str, file: BinaryIO) -> Iterator[tuple[int, str]]:
@@ -75,18 +76,18 @@ def _lines(where: str, file: BinaryIO) -> Iterator[tuple[int, str]]:
             raise InputError(f"{where}, line {number}: {wrong}; convert the file, as by iconv -t utf-8") from None
 
 
-def _separated(where: str, file: BinaryIO, form: str) -> Table:
+def _separated(where: str, file: BinaryIO, form: str, header: Sequence[str] = ()) -> Table:
     """csv and tsv: a line of names, then a row each; a quoted field of a csv may hold several lines."""
     lines = _lines(where, file)
     first = next(lines, None)
     if first is None:
-        raise InputError(f"{where} is empty: its first line names the columns")
-    separator = "\t" if form == "tsv" else max(SEPARATORS, key=first[1].count)
+        raise InputError(f"{where} is empty: its first line {'is a row' if header else 'names the columns'}")
+    separator = "\t" if form == "tsv" else "," if header else max(SEPARATORS, key=first[1].count)
     csv.field_size_limit(LONGEST_FIELD)
     texts = (text for _, text in itertools.chain([first], lines))
     quoting: Any = {"quoting": csv.QUOTE_NONE} if form == "tsv" else {"strict": True}
     reader = csv.reader(texts, delimiter=separator, **quoting)
-    columns = _next(where, reader) or []
+    columns = list(header) or _next(where, reader) or []
     _check_names(where, columns)
 
     def rows() -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -98,7 +99,8 @@ def _separated(where: str, file: BinaryIO, form: str) -> Table:
             if not values:  # an empty line
                 continue
             if len(values) != len(columns):
-                has = f"{len(values)} fields, but the first line names {len(columns)}: {shown(', '.join(columns))}"
+                naming = "task.header" if header else "the first line"
+                has = f"{len(values)} fields, but {naming} names {len(columns)}: {shown(', '.join(columns))}"
                 raise InputError(f"{where}, line {line}: {has}")
             yield line, dict(zip(columns, values, strict=True))
 

@@ -22,7 +22,7 @@ from shlex import quote
 from typing import Any
 
 from gpt1cli import distributed, rundir
-from gpt1cli.config import LoggerConfig, TrainConfig, ZeroshotConfig
+from gpt1cli.config import FewshotConfig, LoggerConfig, TrainConfig, ZeroshotConfig
 from gpt1cli.schema import InputError, flat, shown
 
 Line = Mapping[str, Any]
@@ -89,7 +89,7 @@ def check(config: LoggerConfig) -> None:
 
 @contextlib.contextmanager
 def recording(
-    config: TrainConfig | ZeroshotConfig,
+    config: TrainConfig | ZeroshotConfig | FewshotConfig,
     folder: Path,
     say: Callable[[str], object],
     labels: Mapping[str, str] | None = None,
@@ -97,7 +97,7 @@ def recording(
     """Where a run's metrics go: a function that appends a line to metrics.jsonl and sends it to the run's tracker.
 
     The scores that result.json alone holds follow at the end. `say` takes what there is to tell; `labels` tell lines of
-    several `init` apart. Of several processes the first one sends.
+    several `init`, or of several `seed`, apart. Of several processes the first one sends.
     """
     follower = Follower(config, folder, say, labels or {})
 
@@ -118,7 +118,7 @@ class Follower:
 
     def __init__(
         self,
-        config: TrainConfig | ZeroshotConfig,
+        config: TrainConfig | ZeroshotConfig | FewshotConfig,
         folder: Path,
         say: Callable[[str], object],
         labels: Mapping[str, str],
@@ -176,7 +176,7 @@ def ends(folder: Path) -> Iterator[Line]:
                 yield {"step": result["steps"], "split": name, "seconds": result["seconds"], **result[name]}
 
 
-def run_of(config: TrainConfig | ZeroshotConfig, folder: Path) -> Run:
+def run_of(config: TrainConfig | ZeroshotConfig | FewshotConfig, folder: Path) -> Run:
     """What a tracker is told of a run; the id that it has with all of them is made the first time, and kept."""
     path = folder / "tracker.json"
     if not path.exists():
@@ -196,7 +196,7 @@ def run_of(config: TrainConfig | ZeroshotConfig, folder: Path) -> Run:
 
 def row_of(line: Line, began: float, labels: Mapping[str, str]) -> Row:
     """A line of metrics.jsonl as a tracker takes it; what has no number of updates, as published weights, is at 0."""
-    label = labels.get(line.get("init", ""))
+    label = labels.get(str(line.get("init", line.get("seed", ""))))
     where = f"{re.sub(UNNAMEABLE, '_', label)}/{line['split']}" if label else line["split"]
     numbers = {name: value for name, value in line.items() if type(value) in (int, float) and name != "step"}
     values = {f"{where}/{name}": float(value) for name, value in numbers.items()}

@@ -82,11 +82,13 @@ def test_a_long_value_is_cut_in_a_message():
 
 COMPOSERS = {command: Composer(command) for command in config.COMMANDS}
 SPLITS = {name: options.values("task", name)["splits"] for name in options.names("task")}
-PROBES = [name for name, splits in SPLITS.items() if not {"train", "valid"} <= set(splits) and name != "file"]
+OWN = [name for name in SPLITS if options.values("task", name)["source"] == "file"]
+PROBES = [name for name, splits in SPLITS.items() if not {"train", "valid"} <= set(splits) and name not in OWN]
 NEEDED = {  # what has no default
     "evaluate": ["run=outputs/finetune"],
     "generate": ["prompt=the sea"],
     "zeroshot": ["init=openai"],  # not what a demo task brings
+    "fewshot": ["init=openai", "shots=0"],
     "predict": ["run=outputs/finetune", "text=the sea"],
     "score": ["input=-"],
     "report": ["runs=[outputs]"],
@@ -111,7 +113,8 @@ def test_every_option_in_conf_composes_and_builds(command, chosen):
     words += ["corpus.path=books/"] if chosen.get("corpus") == "text" else []
     words += ["init=none"] if {"init", "model"} <= schema.fields_of(config.COMMANDS[command]).keys() else []
     words += NEEDED.get(command, [])
-    words += ["task.train=rows.csv", "task.kind=pair"] if chosen.get("task") == "file" else []
+    words += ["task.train=rows.csv", "task.kind=pair"] if chosen.get("task") in OWN else []
+    words += ["task.prompt.template={text} {label}"] if (command, chosen.get("task")) == ("fewshot", "file") else []
     built = compose(COMPOSERS[command], COMPOSERS[command].check(words)).config
     for group, option in chosen.items():
         if group != "runtime":  # the machine's settings have no name

@@ -173,7 +173,7 @@ def test_evaluations_are_reported_too(entailment, tmp_path, capsys):
     row = f"| demo_entailment | default | 0 | accuracy (test) {result['test']['accuracy']:.3f} |"
     assert "## Evaluation" in (page := (tmp_path / "report/report.md").read_text()) and row in page
     assert main(["report", f"runs=[{tmp_path / 'report'}]", f"hydra.run.dir={tmp_path / 'no'}"]) == 2
-    assert "no finished run of gpt1 pretrain, finetune, evaluate, zeroshot there" in capsys.readouterr().err
+    assert "no finished run of gpt1 pretrain, finetune, evaluate, zeroshot, fewshot there" in capsys.readouterr().err
 
 
 def test_a_task_of_ones_own_is_scored_without_its_folder_and_with_changes(cache, hub, tmp_path):

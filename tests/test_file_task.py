@@ -1,6 +1,7 @@
 """task=file: what is found in one's own files, what is held out, and what is said where something cannot be told."""
 
-from __future__ import annotations
+from __future__ import dataclasses
+import annotations
 
 import json
 from collections import Counter
@@ -121,7 +122,7 @@ def test_the_right_answer_by_its_place_its_letter_or_its_text(tmp_path, labels, 
 
 
 def dataclasses_with(task, **changes):
-    return build(TaskConfig, {**vars(task), "zeroshot": vars(task.zeroshot), **changes})
+    return build(TaskConfig, {**dataclasses.asdict(task), **changes})
 
 
 def test_numbered_columns_of_answers(tmp_path):

@@ -39,7 +39,10 @@ def task_of(option: str, **prompt: Any) -> TaskConfig:
     """A task of conf/ with another prompt; of the keys that are not named the yaml's own."""
     content = read(f"task/{option}.yaml")
     content = content.get("task", content)
-    return build(TaskConfig, {**content, "prompt": {**content["prompt"], **prompt}})
+    task = build(TaskConfig, {**content, "prompt": {**content["prompt"], **prompt}})
+    if problems := list(task.misprompted()):
+        raise InputError("\n".join(problems))
+    return task
 
 
 def prompt_of(option: str = "demo_sentiment", **prompt: Any) -> Prompt:
@@ -85,7 +88,7 @@ def test_a_template_that_does_not_fit_its_task_is_refused(template, told):
         ("demo_sentiment", {"words": {"positive": "a", "negative": []}}, "prompt.words: none for negative"),
         ("demo_sentiment", {"words": {"positive": "a", "negative": ["b", " "]}}, "an empty one for negative"),
         ("demo_sentiment", {"words": {"positive": "a", "negative": "b", "pos": "c"}}, "pos: no such label of task="),
-        ("demo_sentiment", {"template": None}, "prompt.template is needed beside the prompt's other keys"),
+        ("demo_sentiment", {"template": None}, "task.prompt.template is needed: task=demo_sentiment has none"),
         ("demo_choice", {"words": {"0": "a", "1": "b"}}, "a task with choices fills the slot with these"),
         ("stsb", {"words": {"low": "no", "high": "yes"}}, "prompt.words: none for 0, 5; each of 0, 5 needs a word"),
         ("stsb", {"normalise": "max"}, "prompt.normalise takes one of sum, mean"),

@@ -75,7 +75,7 @@ def resolved(task: TaskConfig) -> TaskConfig:
         return _checked(dataclasses.replace(task, splits=splits, columns=named or task.columns))
     assert task.kind
     kind = KINDS[task.kind]
-    with tables.opened(files["train"]) as table:
+    with tables.opened(files["train"], header=task.header) as table:
         columns, choices, label = found_columns(task, table.columns, table.where)
         task = dataclasses.replace(task, columns=columns, choices=choices, label=label, layout=kind.layout)  # type: ignore[arg-type]
         values = [(line, row.get(label), _answers(task, row)) for line, row in table.rows]
@@ -192,7 +192,7 @@ def _range(task: TaskConfig, files: Mapping[str, str]) -> list[int]:
     """Whole numbers around the scores of all files."""
     scores = []
     for path in files.values():
-        with tables.opened(path) as table:
+        with tables.opened(path, header=task.header) as table:
             scores += [
                 score_of(row.get(task.label), f"{path}, line {line}: {task.label}")
                 for line, row in table.rows
@@ -233,7 +233,7 @@ def load(task: TaskConfig, split: str, hub: str | None, cache: str | Path) -> li
     path = task.train if split == "valid" and task.valid is None else getattr(task, split)
     if path is None:
         return None
-    with tables.opened(path) as table:
+    with tables.opened(path, header=task.header) as table:
         examples = list(examples_of(task, table, labelled=split != "test"))
     if task.valid is not None or split == "test":
         return examples
