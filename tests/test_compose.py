@@ -199,7 +199,7 @@ def test_mistakes_are_told_together():
         "task=sts2",
         "steps and epochs are both named",
     ]
-    assert "task is needed: task=one of ax, blimp, cola, demo_acceptability" in refusal("finetune", "lr=1")
+    assert "task is needed: task=one of ax, blimp, cola, cr, demo_acceptability" in refusal("finetune", "lr=1")
 
 
 def test_a_yaml_of_ones_own_with_a_wrong_key_is_told_by_that_key(tmp_path):

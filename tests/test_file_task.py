@@ -1,8 +1,8 @@
 """task=file: what is found in one's own files, what is held out, and what is said where something cannot be told."""
 
-from __future__ import dataclasses
-import annotations
+from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 

@@ -55,7 +55,7 @@ def run(config: FewshotConfig, folder: Path) -> None:
             for split, asked in splits.items():
                 said = incontext.asked(model, prompt, shown[shots, seed], asked.examples, *limits)
                 answers[split] += [about | line for line in incontext.predictions(task, asked, said.scores)]
-                left_out = {"dropped": float(sum(said.dropped)), "cut": float(sum(said.cut))}
+                left_out = {"dropped": sum(said.dropped) / len(said.dropped), "cut": float(sum(said.cut))}
                 if asked.labels is not None:
                     scored[split] = incontext.measured(task, asked, said.scores) | left_out
                     log({"step": shots, **about, "split": split, **scored[split]})
@@ -148,12 +148,17 @@ def overview(summed: dict[int, dict[str, dict[str, Any]]], seeds: int) -> Table:
     """Every metric on every split for each number of demonstrations."""
     splits = next(iter(summed.values()))
     columns = [(split, metric) for split, metrics in splits.items() for metric in metrics]
+    idle = [
+        (s, m) for s, m in columns if m in ("dropped", "cut") and not any(one[s][m]["max"] for one in summed.values())
+    ]
+    columns = [column for column in columns if column not in idle]
     rows = [[f"{shots}", *(worded(one[s][m]) for s, m in columns)] for shots, one in sorted(summed.items())]
     header = ["shots", *(f"{split} {metric}" for split, metric in columns)]
     note = (
         f"mean ± sample standard deviation (least to greatest) over {seeds} seeds; without demonstrations all are alike"
     )
-    return Table("Over the number of demonstrations", header, rows, [note])
+    left_out = "dropped: demonstrations that did not fit, of a query; cut: queries of which a text lost its end"
+    return Table("Over the number of demonstrations", header, rows, [note, left_out])
 
 
 def worded(values: dict[str, Any]) -> str:
