@@ -73,7 +73,7 @@ def test_a_flags_value_is_no_command():
     ("words", "told"),
     [
         (["pretrian"], "pretrian: no such command; did you mean pretrain?"),
-        (["train-a-model"], "known: ablation, bench, doctor, evaluate, export, finetune, generate, predict"),
+        (["train-a-model"], "known: ablation, bench, doctor, evaluate, export, few-shot, fewshot, finetune, generate"),
         ([""], ": no such command"),
         (["pretrain", "model=tiny", "finetune"], "finetune: a second command after pretrain"),
         (["finetune", "sst2"], "sst2: a second command after finetune; did you mean task=sst2?"),
