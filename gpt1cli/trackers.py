@@ -204,8 +204,9 @@ def row_of(line: Line, began: float, labels: Mapping[str, str]) -> Row:
 
 
 def words(config: Mapping[str, Any]) -> dict[str, str]:
-    """The configuration, flat, each value as text."""
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat(config)}
+    """The configuration, flat, each value as text of one line."""
+    plain = {key: isinstance(value, str) and "\n" not in value for key, value in flat(config)}
+    return {key: value if plain[key] else json.dumps(value) for key, value in flat(config)}
 
 
 # --- the trackers -----------------------------------------------------------------------------------------------------
