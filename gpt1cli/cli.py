@@ -125,7 +125,7 @@ def _run(line: CommandLine, command: str, words: list[str]) -> None:
     begun = sweeping.begun(line, command)
     composer = Composer(command, sweeping.source_of(begun) if begun else _source(line))
     given = list(line.overrides)
-    if command == "ablation":
+    if command in ("ablation", "search"):
         if named := [word for word in given if word.startswith("config_dir=")]:
             raise InputError(f"{named[-1]}: say --config-dir {named[-1].partition('=')[2]}")
         given += [f"config_dir={composer.source.extra}"] if composer.source.extra else []

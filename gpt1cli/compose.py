@@ -131,7 +131,7 @@ def _start_from(stored: dict[str, Any], raw: dict[str, Any], named: Mapping[str,
         )
     merged = _overlay(composer.cls, raw, overrides.seal(stored))
     _put_named(merged, raw, named)
-    if composer.cls is config.SweepsConfig and "cells" in named and named.get("resume") is None:
+    if "cells" in named and named.get("resume") is None:
         merged["cells"] = [*_get(overrides.seal(stored), "cells"), *raw["cells"]]  # of two for one key the later counts
     renamed = any(group in named and _get(stored, f"{group}.name") == stored.get("name") for group in composer.groups)
     if renamed and "name" not in named:  # the run was named after its task or corpus, and this is another one

@@ -73,7 +73,7 @@ class Composer:
     def check(self, words: list[str], sweep: bool = False, whole: bool = True) -> list[str]:
         """Overrides as typed -> in Hydra's grammar. InputError lists every mistake; where they are whole, also gaps."""
         groups = self.groups if whole else dict.fromkeys(self.groups, "")
-        if self.cls is config.SweepsConfig:
+        if issubclass(self.cls, config.SweepsConfig | config.SearchConfig):
             words = self._for_cells(words, sweep)
         defaults = options.defaults(self.command)[1]
         needed = [key for key in defaults if defaults[key] is None and self._wants(key)] if whole else []
@@ -116,16 +116,20 @@ class Composer:
         return [list(job) for job in found]
 
     def _for_cells(self, words: list[str], sweep: bool) -> list[str]:
-        """Of a study: what only fine-tuning knows is gathered in `cells`, which every cell gets."""
+        """Of a study and a search: what only fine-tuning knows is gathered in `cells`, which every cell gets."""
         own, cells = overrides.gathered(words, self.cls, config.FinetuneConfig)
-        if not cells:
-            return own
-        if sweep and (several := [word for word in cells if "," in word and "[" not in word]):
+        study = self.cls is config.SweepsConfig
+        if study and sweep and (several := [word for word in cells if "," in word and "[" not in word]):
             raise InputError(f"{shown(' '.join(several))}: under -m a study takes several ablation= or study= alone")
-        if plans := [word for word in cells if word.startswith("plan.")]:
-            raise InputError(f"{' '.join(plans)}: plans one run; dry_run=true alone tells what a study takes")
+        if plans := [word for word in cells if word.startswith(("plan.", "dry_run="))]:
+            told = "; dry_run=true alone tells what a study takes" if study else ", not the many of a search"
+            raise InputError(f"{' '.join(plans)}: plans one run{told}")
         if any(word.partition("=")[0] == "task" for word in cells):
             raise InputError("a study runs several tasks: name tasks=[...] instead of task=")
+        if not study:  # whose runs tune on its own task
+            cells += [word for word in own if word.lstrip("~+").startswith("task.") and ".prompt." not in word]
+        if not cells:
+            return own
         if any(word.startswith("cells=") for word in own):
             raise InputError(f"cells= and {', '.join(cells)}: name these inside of it, or leave cells= out")
         Composer("finetune", self.source).check(cells, whole=False)

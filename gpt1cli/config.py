@@ -374,12 +374,30 @@ class AblationConfig:
 
 
 @dataclass(frozen=True)
+class GridConfig:
+    """Values of which the validation split picks one for every task, row and seed of a study on few examples."""
+
+    batch_size: Annotated[list[Count] | None, Key("examples in one update")] = None
+    lr: Annotated[list[Annotated[float, Key("", above=0)]] | None, Key("highest learning rate")] = None
+
+    def problems(self) -> Iterator[str]:
+        for name, values in dataclasses.asdict(self).items():
+            if values is not None and (not values or len(set(values)) < len(values)):
+                yield f"{name}={values}: at least one, each once"
+
+
+@dataclass(frozen=True)
 class StudyConfig:
     """A table or figure of the paper as the runs that it takes: its cells."""
 
     name: Annotated[str, Key("name of the study", pattern=r"[\w.-]+")]
+    kind: Annotated[
+        Literal["transfer", "few"], Key("what its rows are: ablations, or ways to learn from few examples (LM-BFF)")
+    ] = "transfer"
     tasks: Annotated[list[str], Key("tasks of the table, one column each")] = field(default_factory=list)
-    variants: Annotated[list[str], Key("ablations of the table, one row each")] = field(default_factory=list)
+    variants: Annotated[list[str], Key("ablations of the table, one row each; of kind=few those of fewstudy.ROWS")] = (
+        field(default_factory=list)
+    )
     transfer: Annotated[list[str], Key("tasks fine-tuned behind 0, 1, ... transferred blocks (Figure 2, left)")] = (
         field(default_factory=list)
     )
@@ -390,8 +408,18 @@ class StudyConfig:
         list[str], Key("overrides of gpt1 pretrain for a Transformer and an LSTM of its own (empty: init is named)")
     ] = field(default_factory=list)
     overrides: Annotated[list[str], Key("overrides of gpt1 finetune for every cell")] = field(default_factory=list)
+    grid: Annotated[GridConfig, Key("values that the validation split chooses from (kind=few)")] = field(
+        default_factory=GridConfig
+    )
+    search: Annotated[list[str], Key("overrides of gpt1 search for the automatic prompts (kind=few)")] = field(
+        default_factory=list
+    )
 
     def problems(self) -> Iterator[str]:
+        if self.kind == "few" and (self.transfer or self.zeroshot):
+            yield "transfer and zeroshot are figures of GPT-1's paper: a study of kind=few has none"
+        if self.kind != "few" and (self.search or self.grid != GridConfig()):
+            yield "grid and search are for a study of kind=few"
         if not (self.tasks or self.transfer or self.zeroshot):
             yield "tasks, transfer and zeroshot are empty: nothing to run"
         if self.tasks and not self.variants:
@@ -668,11 +696,15 @@ class SweepsConfig(RunConfig):
     study: StudyConfig
     logger: LoggerConfig
     tasks: Annotated[list[str] | None, Key("these tasks instead of the study's")]
-    variants: Annotated[list[str] | None, Key("these ablations instead of the study's")]
+    variants: Annotated[list[str] | None, Key("these ablations (of kind=few: rows) instead of the study's")]
+    grid: Annotated[GridConfig, Key("these values instead of the study's (a study of kind=few)")]
     ablation: Annotated[AblationConfig | None, Key("one ablation instead of the study's; -m: a job for each")] = None
     seeds: Annotated[list[Annotated[int, Key("", at_least=0, below=2**63)]], Key("every cell is run with each of them")]
     cells: Annotated[list[str], Key("overrides of gpt1 finetune for every cell; named directly they come here")]
-    keep: Annotated[Literal["best", "all"], Key("best: of a finished cell the best weights alone stay on disk")]
+    keep: Annotated[
+        Literal["best", "all"],
+        Key("best: of a finished cell the best weights alone stay on disk, of a grid those of the chosen one"),
+    ]
     on_error: Annotated[Literal["continue", "stop"], Key("what a failed cell means for those after it")]
     resume: Annotated[str | None, Key("folder of a study, or of a multirun of studies, to go on with", filled=True)]
     config: Annotated[str | None, Key("config.yaml of an earlier study, to repeat it", filled=True)]
@@ -685,6 +717,10 @@ class SweepsConfig(RunConfig):
             yield f"seeds={self.seeds}: at least one, each once"
         if self.seed:
             yield f"seed={self.seed}: a study takes seeds=[...]"
+        if self.study.kind == "few" and self.ablation:
+            yield f"ablation={self.ablation.name}: study={self.study.name} has rows of its own: name variants=[...]"
+        if self.study.kind != "few" and self.grid != GridConfig():
+            yield f"grid is for studies on few examples, as study=lmbff; study={self.study.name} has none"
         if self.ablation and self.variants is not None:
             yield f"ablation={self.ablation.name} and variants={self.variants} both say which: leave one out"
         if self.dry_run and self.logger.name != "none":
@@ -839,6 +875,13 @@ class FewshotConfig(RunConfig):
     seeds: Annotated[
         list[Annotated[int, Key("", at_least=0, below=2**63)]], Key("demonstrations are drawn with each of them")
     ]
+    pool: Annotated[
+        int | None,
+        Key(
+            "as gpt1 finetune shots=K: demonstrations come from its K examples of each class, its splits are answered",
+            at_least=1,
+        ),
+    ]
     balanced: Annotated[bool, Key("demonstrations of each class in turn; false: as the training split has them")]
     order: Annotated[
         Literal["fixed", "random", "permutations"], Key("as drawn, shuffled, or the mean of the scores over several")
@@ -874,6 +917,69 @@ class FewshotConfig(RunConfig):
             yield unknown(self.split, self.task.splits, f"split of task={self.task.name}")
         if self.split == "train":
             yield "split=train: demonstrations come from it, and would answer themselves"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(RunConfig):
+    """What gpt1 search takes."""
+
+    what: Annotated[
+        Literal["words", "templates"], Key("what is looked for: words for the labels, or texts around their slot")
+    ]
+    task: TaskConfig
+    logger: LoggerConfig
+    init: Annotated[
+        str | None, Key("the model: openai (null), a run folder, a checkpoint folder, an exported folder", filled=True)
+    ]
+    prompt: Annotated[str | None, Key("yaml with template, words, ... in the place of task.prompt", filled=True)]
+    shots: Annotated[int, Key("examples of each class to search on, and to validate on, drawn by seed", at_least=1)]
+    pieces: Annotated[
+        int, Key("of each class the pieces that are likeliest in the slot (what=words: they are combined)", at_least=1)
+    ]
+    combinations: Annotated[
+        int,
+        Key(
+            "words that are ranked together, at most; of more classes fewer pieces each, those nearest to the task's"
+            " own words in the token table (what=words)",
+            at_least=1,
+        ),
+    ]
+    generator: Annotated[
+        Literal["model", "t5"], Key("who writes: the model itself, or a T5 through transformers (what=templates)")
+    ]
+    t5: Annotated[str | None, Key("hub repository or folder of that T5 (generator=t5)", filled=True)]
+    beam: Annotated[int, Key("texts that are kept at every step of writing (what=templates)", at_least=1)]
+    length: Annotated[int, Key("pieces that are written, at most (what=templates)", at_least=1)]
+    tune: Annotated[int, Key("how many of the best are fine-tuned, and ranked by validation", at_least=1)]
+    cells: Annotated[list[str], Key("overrides of gpt1 finetune for those; named directly they come here")]
+    keep: Annotated[Literal["best", "all"], Key("best: of those runs the weights of the best alone stay on disk")]
+    resume: Annotated[str | None, Key("folder of a search to go on with", filled=True)]
+    config: Annotated[str | None, Key("config.yaml of an earlier search, to repeat it", filled=True)]
+    config_dir: Annotated[str | None, Key("what --config-dir says, for the runs to look there too", filled=True)]
+
+    on_error: ClassVar[str] = "stop"  # what a failed run means for those after it
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.init == "none":
+            yield "init=none: fresh weights know nothing; name a run folder, or openai"
+        if self.seed >= 2**32:
+            yield f"seed={self.seed}: examples are drawn by a generator that takes seeds below 2**32"
+        yield from self.task.misprompted()
+        if self.task.prompt.content_free is not None:
+            yield "task.prompt.content_free calibrates a model that is not trained: leave it out, a search tunes"
+        if self.what == "words" and self.task.choices:
+            yield f"what=words: task={self.task.name} has choices, which are their own words; name what=templates"
+        if (self.generator == "t5") != (self.t5 is not None):
+            yield f"generator={self.generator} and t5={shown(self.t5)}: a T5 is named together with generator=t5"
+        if self.generator == "t5" and self.what == "words":
+            yield "generator=t5 writes templates: name what=templates too"
+        looked_into = self.task.source != "file" or self.task.splits
+        if looked_into and "train" not in self.task.splits:
+            yield f"task={self.task.name} has no train split to search on; there: {', '.join(self.task.splits)}"
+        odd = ("method", "task", "shots", "seed", "prompt", "init", "pretrained", "resume", "config", "dry_run")
+        if taken := [word for word in self.cells if word.lstrip("+").partition("=")[0] in odd]:
+            yield f"{shown(' '.join(taken))}: that of the runs that tune is the search's own"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -931,6 +1037,7 @@ COMMANDS: dict[str, type[RunConfig]] = {
     "generate": GenerateConfig,
     "zeroshot": ZeroshotConfig,
     "fewshot": FewshotConfig,
+    "search": SearchConfig,
     "bench": BenchConfig,
     "doctor": DoctorConfig,
     "report": ReportConfig,

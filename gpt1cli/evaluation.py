@@ -19,7 +19,7 @@ import torch
 
 from gpt1cli import cautions, metrics, rundir, tasks
 from gpt1cli.batches import Item
-from gpt1cli.config import EvaluateConfig, FewshotConfig, FinetuneConfig, TaskConfig, ZeroshotConfig
+from gpt1cli.config import EvaluateConfig, FewshotConfig, FinetuneConfig, SearchConfig, TaskConfig, ZeroshotConfig
 from gpt1cli.loggers import Progress
 from gpt1cli.objectives import TASK_LOSSES, TaskLoss, interpolation, ordinal
 from gpt1cli.schema import InputError
@@ -97,7 +97,7 @@ def items_of(
 
 
 def load_examples(
-    config: FinetuneConfig | EvaluateConfig | ZeroshotConfig | FewshotConfig, name: str
+    config: FinetuneConfig | EvaluateConfig | ZeroshotConfig | FewshotConfig | SearchConfig, name: str
 ) -> tuple[list[Example], int] | None:
     """The examples of a split within the command's limit, and how many rows had no label; None: no such split.
 
@@ -107,9 +107,10 @@ def load_examples(
     loaded = tasks.load(config.task, name, config.hub, config.cache)
     if loaded is None:
         return None
-    if isinstance(config, FinetuneConfig) and config.shots and name in ("train", "valid"):
+    if isinstance(config, FinetuneConfig | SearchConfig) and config.shots and name in ("train", "valid"):
         train, valid = few.draw(config.task, loaded.examples, config.shots, config.seed)
         return train if name == "train" else valid, loaded.dropped
+    assert not isinstance(config, SearchConfig)  # which reads nothing else
     limit = getattr(config.limit, name.partition("_")[0])  # of valid_mismatched: that of valid
     return tasks.limit(loaded.examples, limit, config.seed if name == "train" else 0), loaded.dropped
 

@@ -24,7 +24,7 @@ from gpt1cli import config, schema
 from gpt1cli.schema import bare, shown
 
 LITERAL = {"text", "text_b", "prompt", "input", "output", "choices"}
-LITERAL |= {"init", "init_lstm", "resume", "config", "config_dir", "run", "runs", "submission"}
+LITERAL |= {"init", "init_lstm", "resume", "config", "config_dir", "run", "runs", "submission", "t5"}
 LITERAL |= {"out", "hub", "cache", "name"}
 FILES = ("task.train", "task.valid", "task.test")
 LITERAL |= {*FILES, "task.text", "task.text_b", "task.label", "task.id"}
@@ -280,7 +280,7 @@ def _is_optional(cls: type, key: str) -> bool:
 def _no_such(key: str, cls: type, groups: Iterable[str]) -> str:
     """The message for an unknown key: the nearest of all keys, or the keys of the first level."""
     known = [*_keys(cls, ""), *(group for group in groups if group not in schema.fields_of(cls))]
-    if cls is config.SweepsConfig:  # what its cells know may be named too
+    if cls in (config.SweepsConfig, config.SearchConfig):  # what its cells know may be named too
         known = list(dict.fromkeys([*known, *_keys(config.FinetuneConfig, "")]))
     message = schema.unknown(key, known)
     return message if "did you mean" in message else schema.unknown(key, [name for name in known if "." not in name])

@@ -63,6 +63,11 @@ EXAMPLES = {
         ("task=rte init=outputs/pretrain/text/RUN shots=4 order=permutations", "the mean over orders"),
         ("task=snli shots=0 prompt=mine.yaml", "a prompt of your own: template, words"),
     ),
+    "search": (
+        ("task=sst2 init=outputs/pretrain/text/RUN what=words", "words for its labels, the best hundred fine-tuned"),
+        ("task=snli init=outputs/pretrain/text/RUN what=templates tune=10", "cues that the model itself has written"),
+        ("task=rte what=templates generator=t5 t5=google-t5/t5-base", "gaps around the label that a T5 has filled"),
+    ),
     "bench": (
         ("peer=transformers", "everything, beside transformers: some twenty minutes on two cores"),
         ("what=[tokenize,generate] input=book.txt hub=DIR", "two jobs, on a text of your own"),

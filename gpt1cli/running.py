@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from gpt1cli import rundir
-from gpt1cli.config import FewshotConfig, FinetuneConfig, RunConfig, TaskConfig, TrainConfig
+from gpt1cli.config import FewshotConfig, FinetuneConfig, RunConfig, SearchConfig, TaskConfig, TrainConfig
 from gpt1cli.schema import InputError, shown
 
 R = TypeVar("R", bound=RunConfig)
@@ -48,8 +48,8 @@ def resolved(run: R) -> R:
     if task is not None and task.source == "file":
         task = importlib.import_module("gpt1cli.tasks").resolved(task)
         run = dataclasses.replace(run, task=task)  # type: ignore[call-arg]
-    by_words = isinstance(run, FewshotConfig) or (isinstance(run, FinetuneConfig) and run.method == "prompt")
-    if by_words and task is not None and not task.classes:
+    tuned = isinstance(run, FinetuneConfig) and run.method == "prompt"
+    if (tuned or isinstance(run, FewshotConfig | SearchConfig)) and task is not None and not task.classes:
         run = dataclasses.replace(run, task=dataclasses.replace(task, loss="interpolation"))  # type: ignore[call-arg]
     return run
 

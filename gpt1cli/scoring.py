@@ -71,6 +71,26 @@ def log_probabilities_behind(
 
 
 @torch.inference_mode()
+def next_log_probabilities(
+    model: LanguageModel,
+    sequences: Sequence[Sequence[int]],
+    vocabulary: int,
+    micro_batch: int | None,
+    token_budget: int,
+) -> np.ndarray:
+    """log p(piece | sequence) of every piece that may come next: [N,V], fp32. The sequences are not empty."""
+    model.eval()
+    items, table = [Item.of([sequence]) for sequence in sequences], model.tokens.weight[:vocabulary].float()
+    found = np.empty((len(items), vocabulary), np.float32)
+    for group in by_length(items, micro_batch, token_budget):
+        batch = items_batch([items[i] for i in group]).to(device_of(model))
+        assert batch.ends is not None
+        hidden = batch.through(model).flatten(0, 1)[batch.ends.flatten()]  # [B,D]
+        found[group] = (hidden.float() @ table.T).log_softmax(-1).cpu().numpy()
+    return found
+
+
+@torch.inference_mode()
 def read(model: LanguageModel, tokens: Sequence[int] | Ids) -> Past:
     """What the model keeps of tokens that it has read, for rows that follow them."""
     past = Past(capacity=len(tokens))

@@ -1,43 +1,34 @@
 """A study as its cells: the runs that a table or a figure of the paper takes, each composed before the first one runs.
 
-A cell is an ordinary run. What tells it from its neighbours are three words: task=, ablation= and seed=.
+A cell is an ordinary run (cells.py). What tells it from its neighbours are three words: task=, ablation= and seed=.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from gpt1cli import options, rundir, running
-from gpt1cli.compose import compose
-from gpt1cli.composer import Composer, Source
-from gpt1cli.config import FinetuneConfig, ModelConfig, RunConfig, SweepsConfig, TrainConfig
-from gpt1cli.schema import InputError, flat, shown
+from gpt1cli import rundir
+from gpt1cli.cells import Cell, composed
+from gpt1cli.config import FinetuneConfig, ModelConfig, SweepsConfig
+from gpt1cli.schema import InputError
 
 STARTS = {"transformer": "init", "lstm": "init_lstm"}  # architecture -> what names a run of it
 ARCHITECTURES = tuple(STARTS)
-HOW = ("runtime.", "logger.")  # how a cell is executed and followed: the study's own, handed to each
+
+Stage = Callable[[Path | None], list[Cell]]  # the study's folder, None before anything is done -> cells
+
+
+class Kind(NamedTuple):
+    """A cell that stands for others of its kind: how many there are, and how many keep their weights."""
+
+    cell: Cell
+    runs: int
+    kept: int
+
+
 SHAPE = {key for keys in ModelConfig.SHAPES.values() for key in keys}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of a study."""
-
-    name: str  # of its folder
-    command: str
-    words: tuple[str, ...]  # its overrides, as one would type them
-    config: RunConfig
-
-    def seeded(self, seed: int) -> Cell:
-        """The same run with another seed."""
-        config = dataclasses.replace(self.config, seed=seed)
-        return Cell(f"{self.name}-seed{seed}", self.command, (*self.words, f"seed={seed}"), config)
 
 
 def home(folder: Path) -> Path:
@@ -50,6 +41,21 @@ def variants(config: SweepsConfig) -> list[str]:
     return [config.ablation.name] if config.ablation else config.variants or config.study.variants
 
 
+def stages(config: SweepsConfig) -> list[Stage]:
+    """What is run one after the other: cells of a stage may need those before it."""
+    return [lambda _: pretrainings(config), lambda begun: [*probings(config, begun), *finetunings(config, begun)]]
+
+
+def kinds(config: SweepsConfig) -> list[Kind]:
+    """The cells that training takes, alike ones together."""
+    cells = finetunings(config, None)
+    own = [Kind(cell, 1, 1) for cell in pretrainings(config)]
+    return [
+        *own,
+        *(Kind(cell, len(config.seeds), len(config.seeds)) for cell in cells[: len(cells) // len(config.seeds)]),
+    ]
+
+
 def pretrainings(config: SweepsConfig) -> list[Cell]:
     """The study's own pretraining: of a Transformer, and of an LSTM where some cell or curve is about one."""
     words = {name: [*config.study.pretraining, f"model.architecture={name}"] for name in _own(config)}
@@ -58,7 +64,12 @@ def pretrainings(config: SweepsConfig) -> list[Cell]:
         if part in ("model", "tokenizer") or key == "tokenizer" or (key == "model" and group in SHAPE):
             way = "name it in study.pretraining=[...], each word in quotes, or name init=RUN"
             raise InputError(f"{word}: study={config.study.name} pretrains the models of its cells: {way}")
-    return [_cell(f"pretrain-{name}", "pretrain", given, config) for name, given in words.items()]
+    return [composed(f"pretrain-{name}", "pretrain", given, config) for name, given in words.items()]
+
+
+def prerequisites(config: SweepsConfig) -> list[str]:
+    """The cells of the study's own pretraining, without which no other cell begins."""
+    return [f"pretrain-{name}" for name in _own(config)]
 
 
 def _own(config: SweepsConfig) -> list[str]:
@@ -87,9 +98,12 @@ def finetunings(config: SweepsConfig, folder: Path | None) -> list[Cell]:
     study = config.study
     begin = [*study.overrides, *_beginnings(config, folder), *_begun(folder), *config.cells]
 
+    after = prerequisites(config)
+
     def cell(task: str, variant: str, name: str, *more: str) -> Cell:
         start = [word for word in begin if variant == "lstm" or not word.startswith("init_lstm=")]
-        return _cell(f"{task}-{name}", "finetune", [*start, f"task={task}", f"ablation={variant}", *more], config)
+        words = [*start, f"task={task}", f"ablation={variant}", *more]
+        return composed(f"{task}-{name}", "finetune", words, config, after)
 
     cells = []
     for task in tasks(config):
@@ -105,7 +119,7 @@ def finetunings(config: SweepsConfig, folder: Path | None) -> list[Cell]:
         for layers in range(whole.config.model.n_layer):
             more = [] if fresh else [f"transfer_layers={layers}"]
             cells.append(cell(task, "full", f"layers{layers}", "score_train=true", *more))
-    return [cell.seeded(seed) for seed in config.seeds for cell in cells]
+    return [cell.also(f"seed{seed}", seed=seed) for seed in config.seeds for cell in cells]
 
 
 def probings(config: SweepsConfig, folder: Path | None) -> list[Cell]:
@@ -116,8 +130,11 @@ def probings(config: SweepsConfig, folder: Path | None) -> list[Cell]:
         own = [str(home(folder or Path()) / f"pretrain-{name}") for name in _own(config)]
         runs = own or [run for name in STARTS if (run := _named(config, name))]
         words = ["runs=[{}]".format(",".join(f'"{run}"' for run in runs)), "checkpoint=all"]
-    limits = [word for word in config.cells if word.startswith("limit.")]
-    return [_cell(f"zeroshot-{task}", "zeroshot", [f"task={task}", *words, *limits], config) for task in probed(config)]
+    words += [word for word in config.cells if word.startswith("limit.")]
+    after = prerequisites(config)
+    return [
+        composed(f"zeroshot-{task}", "zeroshot", [f"task={task}", *words], config, after) for task in probed(config)
+    ]
 
 
 def tasks(config: SweepsConfig) -> list[str]:
@@ -154,53 +171,3 @@ def _begun(folder: Path | None) -> list[str]:
         stored = rundir.read_config(path)
         return [f"init_lstm={stored['init'] if stored['pretrained'] else 'none'}"]
     return []
-
-
-def _cell(name: str, command: str, given: Sequence[str], config: SweepsConfig) -> Cell:
-    """The cell of these overrides, composed. InputError names the cell and what is wrong with it."""
-    composer = composer_of(command, config)
-    words = (*_shared(config, composer.cls), *given)
-    try:
-        checked = [word for one in words for word in composer.check([one], whole=False)]
-        return Cell(name, command, words, running.resolved(compose(composer, checked).config))
-    except InputError as error:
-        raise InputError(f"cell {name}: {error}") from None
-
-
-def differences(cell: Cell, stored: Mapping[str, Any]) -> list[str]:
-    """In what a run that has begun is not what the cell would be now: `key=stored, now value`."""
-    before, now = (dict(flat(one)) for one in (stored, dataclasses.asdict(cell.config)))
-    # besides where and how it is executed and followed, and what init tells of init_lstm
-    apart = ("resume", "config", "cache", "hub", "out", "name", "init_lstm")
-    keys = [key for key in now if before.get(key) != now[key] and not key.startswith(HOW) and key not in apart]
-    return [f"{key}={shown(before.get(key))}, now {shown(now[key])}" for key in keys]
-
-
-def composer_of(command: str, config: SweepsConfig) -> Composer:
-    """What composes a study's cells, from the folders that composed the study."""
-    return _composer(command, config.config_dir)
-
-
-@functools.cache
-def _composer(command: str, config_dir: str | None) -> Composer:
-    return Composer(command, Source(extra=config_dir))
-
-
-def _shared(config: SweepsConfig, cls: type) -> Iterator[str]:
-    """What the study and its cells have in common: where things lie, and how they are executed and followed."""
-    for key in ("out", "cache", "hub"):
-        if (value := getattr(config, key)) is not None:
-            yield f"{key}={os.path.abspath(value)}"
-    usual = options.values("runtime", "default")
-    for key, value in dataclasses.asdict(config.runtime).items():
-        if value != usual[key] and (key not in ("devices", "shard") or issubclass(cls, TrainConfig)):
-            yield f"runtime.{key}={'null' if value is None else str(value).lower()}"
-    if config.logger.name != "none":
-        yield from followed(config)
-
-
-def followed(config: SweepsConfig) -> Iterator[str]:
-    """The tracker of the study as overrides of its cells."""
-    yield f"logger={config.logger.name}"
-    if config.logger.project is not None:
-        yield f"logger.project={config.logger.project}"

@@ -12,6 +12,7 @@ COMMANDS: dict[str, str] = {  # gpt1cli.commands.<name> -> what it is about
     "generate": "text that a language model goes on with",
     "zeroshot": "a task answered by a language model as it is, without training (paper, section 5)",
     "fewshot": "a task answered behind demonstrations in the context, without training",
+    "search": "a prompt's words or its template found on a few examples (LM-BFF)",
     "bench": "our speed beside a peer's, measured in turn on this machine",
     "doctor": "what is at hand here, and the remedy for what is not",
     "report": "finished runs laid out as the tables and figures of the paper",

@@ -1,0 +1,197 @@
+"""gpt1 search: words for a prompt's labels, or its template, found on a few examples (Gao et al. 2021, section 5)."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from gpt1cli import checkpoint, cues, rundir, running, runtime, searching, tasks, trackers
+from gpt1cli.cells import Cell, composed, keep_best, keep_chosen, module_of, on_dev, run_all, say
+from gpt1cli.config import PromptConfig, SearchConfig
+from gpt1cli.evaluation import Split, load_examples
+from gpt1cli.hub import Need, init_needs, task_needs
+from gpt1cli.loggers import Progress
+from gpt1cli.pages import Table
+from gpt1cli.runpage import write_run_report
+from gpt1cli.schema import InputError, build
+from gpt1cli.searching import Candidate
+
+
+def needs(config: SearchConfig) -> list[Need]:
+    """What must be at hand before the search starts, and before its best are fine-tuned."""
+    if config.resume and rundir.is_finished(Path(config.resume), None):
+        return []
+    trackers.check(config.logger)
+    tasks.check(config.task)
+    if config.t5 is not None:
+        cues.check(config.t5, config.hub)
+    tuned = tuning(config, None)
+    found = [*task_needs(config.task), *init_needs(config.init or "openai"), *module_of(tuned).needs(tuned.config)]
+    return list(dict.fromkeys(found))
+
+
+def run(config: SearchConfig, folder: Path) -> None:
+    """Candidates -> the best without training -> a fine-tuning of each -> yamls and a table, as validation has it."""
+    if config.resume and rundir.is_finished(folder, None):
+        print(f"{folder} is finished: {folder / 'best.yaml'}")
+        return
+    try:
+        _search(config, folder)
+    except (KeyboardInterrupt, SystemExit):
+        running.say(f"gpt1: the search goes on with gpt1 search resume={folder}")
+        raise
+
+
+def _search(config: SearchConfig, folder: Path) -> None:
+    began, failed = time.perf_counter(), dict[str, str]()
+    candidates = candidates_of(config, folder)
+    cells = [cell_of(config, folder, number, one) for number, one in enumerate(candidates, start=1)]
+    home, headline = folder / "tuned", config.task.metrics[0]
+
+    def tidy(cell: Cell) -> None:
+        """Weights of finished runs: the best of each, or of the best alone."""
+        if config.keep == "best":
+            keep_best(home / cell.name)
+            keep_chosen((home / one.name for one in cells), headline)
+
+    run_all(cells, home, config, failed, 0, len(cells), tidy)
+    if failed:
+        raise running.Failed(1, f"gpt1: {'; '.join(failed.values())}; resume={folder} goes on")
+    order = sorted(range(len(cells)), key=lambda i: on_dev(home / cells[i].name, headline), reverse=True)
+    (folder / "prompts").mkdir(exist_ok=True)
+    for rank, i in enumerate(order, start=1):
+        write_prompt(folder / "prompts" / f"{rank:03}.yaml", candidates[i].prompt)
+    write_prompt(folder / "best.yaml", candidates[order[0]].prompt)
+    table = overview(config, candidates, order, [home / cell.name for cell in cells])
+    table.show()
+    best = rundir.read_json(home / cells[order[0]].name / "result.json")
+    result = {
+        "status": "finished",
+        "command": "search",
+        "name": config.name,
+        "seed": config.seed,
+        "what": config.what,
+        "seconds": round(time.perf_counter() - began, 3),
+        "tuned": len(cells),
+        "best": cells[order[0]].name,
+        "best_step": best["best_step"],
+        "valid": best["valid"],
+    }
+    write_run_report(folder, result, [table])
+    rundir.finish(folder, result)
+    say(
+        folder,
+        f"gpt1: the best of {len(cells)}, for prompt=: {folder / 'best.yaml'}; all of them: {folder / 'prompts'}",
+    )
+
+
+def candidates_of(config: SearchConfig, folder: Path) -> list[Candidate]:
+    """The best without training, as they were found before, or found now; their yamls are there."""
+    path = folder / "candidates.json"
+    if not path.exists():
+        found = searched(config, folder)
+        (folder / "candidates").mkdir(exist_ok=True)
+        for number, one in enumerate(found, start=1):
+            write_prompt(folder / "candidates" / f"{number:03}.yaml", one.prompt)
+        rundir.write_json(path, {"candidates": [one.plain() for one in found]})
+    known = rundir.read_json(path)["candidates"]
+    return [Candidate(build(PromptConfig, one["prompt"]), one["score"], one["likelihood"]) for one in known]
+
+
+def searched(config: SearchConfig, folder: Path) -> list[Candidate]:
+    """The best candidates on the training examples, without training. InputError where there is none."""
+    machine = runtime.start(config.runtime, config.seed)
+    rundir.note(folder, **machine.describe())
+    task, limits = config.task, (machine.micro_batch, machine.token_budget)
+    with Progress(folder, 1, config.runtime.progress, description="candidate") as progress:
+        model, vocabulary = checkpoint.load(config.init or "openai", config.hub, config.cache)
+        model.to(machine.device, machine.precision)
+        loaded = load_examples(config, "train")
+        assert loaded is not None  # train is never absent
+        examples = loaded[0]
+        split = Split(examples, (), 0, loaded[1])
+        rundir.note_checksums(folder, tokenizer=vocabulary.identity, train=split.digest)
+        progress.say(f"train: {split}; on validation as many are kept for the ranking after training")
+        own = searching.worth(model, task, vocabulary, examples, *limits)
+        progress.say(f"the task's own prompt: {told(config, own)}")
+        if config.what == "words":
+            sizes = config.pieces, config.combinations, config.tune
+            found = searching.words(model, task, vocabulary, examples, *sizes, *limits)
+        else:
+            if config.t5 is not None:
+                texts = cues.by_t5(
+                    config.t5, config.hub, task, examples, config.beam, config.length, str(machine.device)
+                )
+            else:
+                texts = cues.by_model(
+                    model, task, vocabulary, examples, config.beam, config.length, machine.token_budget
+                )
+            progress.total = len(texts)
+            progress.say(f"{len(texts)} templates written by {config.t5 or 'the model itself'}")
+            found = []
+            for number, text in enumerate(texts, start=1):
+                told_apart = searching.with_template(task, text)
+                found.append(searching.worth(model, told_apart, vocabulary, examples, *limits))
+                progress.update(number)
+            found = searching.ranked(found)[: config.tune]
+        if not found:
+            raise InputError(f"what={config.what}: nothing was found that a prompt could take; larger beam= keeps more")
+        progress.say(f"the best without training: {told(config, found[0])}")
+    return found
+
+
+def tuning(config: SearchConfig, prompt: Path | None) -> Cell:
+    """A fine-tuning through a prompt, composed; without one through the task's own."""
+    own = [f"task={config.task.name}", f"init={config.init or 'openai'}", f"shots={config.shots}"]
+    words = [*config.cells, *own, f"seed={config.seed}", "method=prompt"]
+    if chosen := prompt or (config.prompt and Path(config.prompt)):
+        words.append(f"prompt={chosen}")
+    return composed("tuned", "finetune", words, config)
+
+
+def cell_of(config: SearchConfig, folder: Path, number: int, candidate: Candidate) -> Cell:
+    """The fine-tuning of a candidate."""
+    path = folder / "candidates" / f"{number:03}.yaml"
+    return dataclasses.replace(tuning(config, path), name=f"{number:03}")
+
+
+def write_prompt(path: Path, prompt: PromptConfig) -> None:
+    """The yaml that prompt= takes."""
+    text = yaml.safe_dump(dataclasses.asdict(prompt), sort_keys=False, allow_unicode=True, width=120)
+    rundir.write_text(path, text)
+
+
+def overview(
+    config: SearchConfig, candidates: Sequence[Candidate], order: Sequence[int], places: Sequence[Path]
+) -> Table:
+    """The prompts as validation ranks them, with what they were worth before training."""
+    headline = config.task.metrics[0]
+    rows = []
+    for rank, i in enumerate(order, start=1):
+        one, valid = candidates[i], on_dev(places[i], headline)[0]
+        rows.append(
+            [f"{rank}", said(config, one), f"{i + 1}", f"{one.score:.3f}", f"{one.likelihood:.3f}", f"{valid:.3f}"]
+        )
+    measure = "accuracy" if config.task.classes else "pearson"
+    header = ["rank", config.what, "before training", f"train {measure}", "log-likelihood", f"valid {headline}"]
+    drawn = f"{config.shots} examples of each class to search on, and as many others to validate on, seed {config.seed}"
+    before = "before training: the rank there, which names the run in tuned/; train and log-likelihood are of then"
+    return Table(f"What {config.task.name} may be asked with", header, rows, [drawn, before])
+
+
+def said(config: SearchConfig, candidate: Candidate) -> str:
+    """What of a prompt was looked for."""
+    if config.what == "templates":
+        return str(candidate.prompt.template)
+    return ", ".join(f"{label}: {' / '.join(candidate.prompt.alternatives(label))}" for label in candidate.prompt.words)
+
+
+def told(config: SearchConfig, candidate: Candidate) -> str:
+    """A candidate in a line."""
+    measure = "accuracy" if config.task.classes else "pearson"
+    numbers = f"{measure} {candidate.score:.3f}, log-likelihood {candidate.likelihood:.3f} on its training examples"
+    return f"{said(config, candidate)} ({numbers})"
