@@ -878,7 +878,8 @@ class FewshotConfig(RunConfig):
     pool: Annotated[
         int | None,
         Key(
-            "as gpt1 finetune shots=K: demonstrations come from its K examples of each class, its splits are answered",
+            "K: demonstrations come from the K examples of each class that gpt1 finetune shots=K trains on, and what it"
+            " tests on is answered (null: from all of train)",
             at_least=1,
         ),
     ]
@@ -911,9 +912,15 @@ class FewshotConfig(RunConfig):
             yield f"permutations={self.permutations} goes with order=permutations, but order={self.order}"
         yield from self.task.misprompted()
         looked_into = self.task.source != "file" or self.task.splits
-        if looked_into and any(self.counts) and "train" not in self.task.splits:
+        if looked_into and (any(self.counts) or self.pool) and "train" not in self.task.splits:
             yield f"shots={shown(self.shots)}: task={self.task.name} has no train split with examples; name shots=0"
-        if looked_into and self.split is not None and self.split not in self.task.splits:
+        if self.pool and self.limit.train:
+            yield f"pool={self.pool} says how many examples train has: leave limit.train out"
+        if self.pool and max(self.seeds, default=0) >= 2**32:
+            yield f"seeds={self.seeds}: pool={self.pool} are drawn by a generator that takes seeds below 2**32"
+        if self.pool and self.split is not None:
+            yield f"pool={self.pool}: what gpt1 finetune tests on is answered: leave split={self.split} out"
+        elif looked_into and self.split is not None and self.split not in self.task.splits:
             yield unknown(self.split, self.task.splits, f"split of task={self.task.name}")
         if self.split == "train":
             yield "split=train: demonstrations come from it, and would answer themselves"

@@ -10,6 +10,7 @@ N examples, B texts that are being written, V vocabulary rows, t pieces written.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,11 +42,6 @@ class Beam(NamedTuple):
 
     ids: Written
     total: float
-
-    @property
-    def mean(self) -> float:
-        """The same for each piece."""
-        return self.total / len(self.ids)
 
 
 def beam_search(following: Next, allowed: Allowed, width: int, length: int) -> Iterator[list[Beam]]:
@@ -95,7 +91,8 @@ def by_model(
 ) -> list[str]:
     """Templates that end in a cue and the slot: the likeliest cues of up to `length` pieces, as many for each opening.
 
-    Which are the likeliest the mean over the pieces says. A cue counts where its text is read as the same pieces again.
+    Those of each length have a turn: the longer a text, the surer its next piece, so that a mean over the pieces would
+    take the longest alone. A cue counts where its text is read as the same pieces again.
     """
     texts = [vocabulary.decode([i]) for i in range(len(vocabulary))]
     visible = np.array([bool(text.strip()) and text.strip() != UNKNOWN for text in texts])  # [V]
@@ -108,13 +105,14 @@ def by_model(
         laid = [lay(prompt, [], query, room) for query in prompt.queries(examples)]
         contexts = [one.rows[0][: one.shared] for one in laid]
         following = _following(model, contexts, len(vocabulary), token_budget)
-        beams = [one for step in beam_search(following, lambda _: visible, width, length) for one in step]
-        share, kept = -(-width // len(several)), 0
-        for one in sorted(beams, key=lambda one: -one.mean):
+        steps = beam_search(following, lambda _: visible, width, length)
+        wanted = len(found) + -(-width // len(several))
+        for one in itertools.chain.from_iterable(itertools.zip_longest(*steps)):  # the first of each length, then ...
+            if one is None or len(found) == wanted:
+                continue
             template = f"{opening} {_spelled(vocabulary.decode(one.ids).strip(), False)} {{{templates.SLOT}}}"
-            if kept < share and template not in found and _same(task, template, vocabulary, one.ids):
+            if template not in found and _same(task, template, vocabulary, one.ids):
                 found.append(template)
-                kept += 1
     return found
 
 
@@ -194,18 +192,16 @@ def by_t5(
             mask[peer.config.pad_token_id] = False
             return mask
 
-        share, kept = -(-width // len(several)), 0
-        beams = [one for step in beam_search(following, allowed, width, length) for one in step]
-        for one in sorted((one for one in beams if one.ids[-1] in ends), key=lambda one: -one.total):
+        ended = [one for step in beam_search(following, allowed, width, length) for one in step if one.ids[-1] in ends]
+        filled_in: dict[str, None] = {}
+        for one in sorted(ended, key=lambda one: -one.total):
             cut = one.ids.index(second)
             around = one.ids[:cut], one.ids[cut + 1 : -1]
             filled = [_spelled(tokenizer.decode(part).strip(), False) for part in around]
             texts = [" ".join(f"{{{names[number]}}}" for number in numbers) for numbers in (before, behind)]
             parts = [texts[0], filled[0], f"{{{templates.SLOT}}}", filled[1], texts[1]]
-            template = " ".join(part for part in parts if part)
-            if kept < share and template not in found:
-                found.append(template)
-                kept += 1
+            filled_in[" ".join(part for part in parts if part)] = None
+        found += list(filled_in)[: -(-width // len(several))]
     return found
 
 

@@ -159,9 +159,10 @@ def words(
         raise InputError("what=words: nothing stands before the slot, so that no piece is likelier than another there")
     log_p = next_log_probabilities(model, before, len(vocabulary), micro_batch, token_budget)
     classes = np.array([class_of(task, example.label) for example in examples if example.label is not None])
-    found = likeliest(log_p, classes, whole_words(vocabulary, prompt.blanks), pieces)
-    if min(map(len, found)) < len(found):
-        raise InputError(f"what=words: {len(found[0])} pieces of this vocabulary are words: too few for {task.name}")
+    allowed = whole_words(vocabulary, prompt.blanks)
+    if allowed.sum() < len(task.answers):
+        raise InputError(f"what=words: {allowed.sum()} pieces of this vocabulary are words: too few for {task.name}")
+    found = likeliest(log_p, classes, allowed, pieces)
     most = most_each(min(map(len, found)), len(found), combinations)
     if most < max(map(len, found)):
         ends = np.cumsum(prompt.alternatives)

@@ -96,7 +96,7 @@ def finetunings(config: SweepsConfig, folder: Path | None) -> list[Cell]:
     stand in, so that everything else about the cells can be checked.
     """
     study = config.study
-    begin = [*study.overrides, *_beginnings(config, folder), *_begun(folder), *config.cells]
+    begin = [*study.overrides, *beginnings(config, folder), *_begun(folder), *config.cells]
 
     after = prerequisites(config)
 
@@ -157,7 +157,7 @@ def probed(config: SweepsConfig) -> list[str]:
     return [task for task in config.study.zeroshot if wanted and (config.tasks is None or task in config.tasks)]
 
 
-def _beginnings(config: SweepsConfig, folder: Path | None) -> list[str]:
+def beginnings(config: SweepsConfig, folder: Path | None) -> list[str]:
     """What the cells start from, where the study has its own pretraining."""
     if folder is None:
         return []

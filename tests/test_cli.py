@@ -143,7 +143,7 @@ def test_the_pages_name_every_command_group_option_and_key(capsys):
             assert f"{group}=OPTION" in page
             assert all(f"\n  {option} " in page for option in options.names(group))
             assert all(f"  {group}.{key}" in page for key in schema.fields_of(config.GROUPS[group]))
-        for key in cls.__dataclass_fields__.keys() - groups.keys() - {"limit", "plan", "few"}:
+        for key in cls.__dataclass_fields__.keys() - groups.keys() - {"limit", "plan", "few", "grid"}:
             assert f"\n  {key}=" in page
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"gpt1 {__version__}\n"

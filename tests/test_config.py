@@ -89,6 +89,7 @@ NEEDED = {  # what has no default
     "generate": ["prompt=the sea"],
     "zeroshot": ["init=openai"],  # not what a demo task brings
     "fewshot": ["init=openai", "shots=0"],
+    "search": ["init=openai", "what=templates"],
     "predict": ["run=outputs/finetune", "text=the sea"],
     "score": ["input=-"],
     "report": ["runs=[outputs]"],
@@ -100,7 +101,7 @@ def cases() -> list[tuple[str, dict[str, str]]]:
     found = []
     for command in sorted(config.COMMANDS.keys() - {"export"}):  # has no groups of its own, and reads the run at once
         known = {group: list(options.names(group)) for group in options.defaults(command)[0]}
-        if command == "finetune":
+        if command in ("finetune", "search"):
             known["task"] = [name for name in known["task"] if name not in PROBES]
         for number in range(max(map(len, known.values()))):
             found.append((command, {group: names[number % len(names)] for group, names in known.items()}))
@@ -114,7 +115,8 @@ def test_every_option_in_conf_composes_and_builds(command, chosen):
     words += ["init=none"] if {"init", "model"} <= schema.fields_of(config.COMMANDS[command]).keys() else []
     words += NEEDED.get(command, [])
     words += ["task.train=rows.csv", "task.kind=pair"] if chosen.get("task") in OWN else []
-    words += ["task.prompt.template={text} {label}"] if (command, chosen.get("task")) == ("fewshot", "file") else []
+    asked = command in ("fewshot", "search") and chosen.get("task") == "file"
+    words += ["task.prompt.template={text} {label}"] if asked else []
     built = compose(COMPOSERS[command], COMPOSERS[command].check(words)).config
     for group, option in chosen.items():
         if group != "runtime":  # the machine's settings have no name

@@ -23,7 +23,7 @@ FLOORS = {  # a module imports from its own floor and from those below; a family
     3: "commands",
     2: "running compose composer overrides restart fit scoring generation evaluation probing prompting objectives "
     "checkpoint convert report planning rehearsal benchmarks checkup studies pages plots curves runpage paper layers "
-    "comparison asking demonstrations incontext",
+    "comparison asking demonstrations incontext cells searching cues fewstudy fewtable",
     1: "models tasks text lookup tokenizer documents workers corpus batches optim metrics loggers rundir hub "
     "demo_world tables runtime cautions options published origins distributed glue trackers config",
     0: "schema signals kernels templates",

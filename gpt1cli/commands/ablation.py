@@ -10,16 +10,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from gpt1cli import pages, paper, rundir, running, studies
+from gpt1cli import fewstudy, pages, paper, rundir, running, studies
 from gpt1cli.cells import Cell, keep_best, keep_chosen, module_of, run_all, say, warn
 from gpt1cli.commands import report
-from gpt1cli.config import FewshotConfig, FinetuneConfig, SweepsConfig, TrainConfig, ZeroshotConfig
+from gpt1cli.config import FewshotConfig, FinetuneConfig, SearchConfig, SweepsConfig, TrainConfig, ZeroshotConfig
 from gpt1cli.hub import Need, task_needs
 from gpt1cli.pages import Table
 from gpt1cli.report import Finished, find_runs
 from gpt1cli.schema import InputError
 
-FAMILIES = {"transfer": studies}  # study.kind -> which cells there are
+FAMILIES = {"transfer": studies, "few": fewstudy}  # study.kind -> which cells there are
 
 
 def needs(config: SweepsConfig) -> list[Need]:
@@ -28,10 +28,11 @@ def needs(config: SweepsConfig) -> list[Need]:
     if not cells:
         chosen = ", ".join(studies.variants(config))
         raise InputError(f"study={config.study.name} has no cell of {chosen}: nothing to run")
-    found: list[Need] = []
+    own, found = studies.prerequisites(config), list[Need]()
     for cell in cells:
-        if isinstance(cell.config, ZeroshotConfig | FewshotConfig):  # whose init may still be to come
-            found += task_needs(cell.config.task)
+        probes = isinstance(cell.config, ZeroshotConfig)
+        if probes or (isinstance(cell.config, FewshotConfig | SearchConfig) and own):  # init may still be to come
+            found += task_needs(cell.config.task)  # type: ignore[attr-defined]
         else:
             found += module_of(cell).needs(cell.config)
     return list(dict.fromkeys(found))

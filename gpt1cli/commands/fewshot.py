@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import time
@@ -18,6 +19,7 @@ from gpt1cli.pages import Block, Table
 from gpt1cli.prompting import Prompt
 from gpt1cli.runpage import write_run_report
 from gpt1cli.schema import InputError
+from gpt1cli.tasks import few
 from gpt1cli.tasks.layouts import Example
 
 
@@ -33,6 +35,8 @@ def run(config: FewshotConfig, folder: Path) -> None:
     """For each number of shots and each seed: demonstrations -> scores of the labels -> answers, metrics; a curve."""
     machine = runtime.start(config.runtime, config.seed)
     rundir.note(folder, **machine.describe())
+    if config.pool:
+        config = dataclasses.replace(config, task=few.arranged(config.task))
     task, began = config.task, time.perf_counter()
     (name,) = origins.checkpoints(config.init or "openai", config.checkpoint)
     model, vocabulary = checkpoint.load(name, config.hub, config.cache)
@@ -105,7 +109,8 @@ def load_all(config: FewshotConfig, progress: Progress) -> tuple[list[Example], 
         assert loaded is not None  # train is never absent
         pool = loaded[0]
         progress.say(f"demonstrations: from {len(pool):,} examples of train")
-    names = [config.split] if config.split else [name for name in config.task.splits if name != "train"]
+    asked = [name for name in config.task.splits if name not in (("train", "valid") if config.pool else ("train",))]
+    names = [config.split] if config.split else asked
     splits = {}
     for name in names:
         if (loaded := load_examples(config, name)) is None:
@@ -124,6 +129,8 @@ def load_all(config: FewshotConfig, progress: Progress) -> tuple[list[Example], 
 
 def demonstrations(config: FewshotConfig, pool: list[Example], shots: int, seed: int) -> list[list[Example]]:
     """The demonstrations of a cell in every order in which they are shown."""
+    if config.pool and shots:
+        pool, _ = few.draw(config.task, pool, config.pool, seed)
     drawn = incontext.drawn(config.task, pool, shots, seed, config.balanced) if shots else []
     orders = incontext.orders(shots, config.order, config.permutations, seed)
     return [[drawn[i] for i in order] for order in orders]

@@ -139,7 +139,10 @@ def searched(config: SearchConfig, folder: Path) -> list[Candidate]:
                 progress.update(number)
             found = searching.ranked(found)[: config.tune]
         if not found:
-            raise InputError(f"what={config.what}: nothing was found that a prompt could take; larger beam= keeps more")
+            larger = "pieces=" if config.what == "words" else "beam="
+            raise InputError(
+                f"what={config.what}: nothing was found that a prompt could take; larger {larger} keeps more"
+            )
         progress.say(f"the best without training: {told(config, found[0])}")
     return found
 
@@ -160,8 +163,10 @@ def cell_of(config: SearchConfig, folder: Path, number: int, candidate: Candidat
 
 
 def write_prompt(path: Path, prompt: PromptConfig) -> None:
-    """The yaml that prompt= takes."""
-    text = yaml.safe_dump(dataclasses.asdict(prompt), sort_keys=False, allow_unicode=True, width=120)
+    """The yaml that prompt= takes; what it leaves out has its default."""
+    usual = dataclasses.asdict(PromptConfig())
+    said = {key: value for key, value in dataclasses.asdict(prompt).items() if value != usual[key]}
+    text = yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=120)
     rundir.write_text(path, text)
 
 
