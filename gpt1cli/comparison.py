@@ -25,6 +25,7 @@ from gpt1cli.schema import InputError
 
 RESAMPLES = 10_000
 AT_ONCE = 4_000_000  # counts held in memory
+ABOUT = f"paired bootstrap over the examples, {RESAMPLES:,} resamples; the seeds are averaged and not resampled"
 OF_VARIANTS = ("pretrained", "aux_lm", "lm_coef", "transfer_layers")  # and the model: what rows of Table 5 differ in
 
 Sums = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]  # what an example adds [N,K], and [R,K] -> metric [R]
@@ -146,16 +147,15 @@ def table(rows: Sequence[Row]) -> Table | None:
                     if full.label == other.label:
                         left_out.append(f"{task}, {other}: not compared, they differ in {apart} as well")
                     continue
-                line = _line(task, full.runs[task], other.runs[task])
-                if isinstance(line, str):
-                    left_out.append(f"{task}, {other}: {line}")
+                told = line(full.runs[task], other.runs[task])
+                if isinstance(told, str):
+                    left_out.append(f"{task}, {other}: {told}")
                 else:
-                    lines.append([task, str(other), *line])
+                    lines.append([task, str(other), *told])
     if not lines and not left_out:
         return None
     header = ["task", "full against", "split", "metric", "seeds", "full", "other", "full - other", "95% interval", "p"]
-    about = f"paired bootstrap over the examples, {RESAMPLES:,} resamples; the seeds are averaged and not resampled"
-    return Table("What the differences are worth", header, sorted(lines), [about, *sorted(left_out)])
+    return Table("What the differences are worth", header, sorted(lines), [ABOUT, *sorted(left_out)])
 
 
 def _apart(full: Sequence[Finished], other: Sequence[Finished]) -> str:
@@ -164,7 +164,7 @@ def _apart(full: Sequence[Finished], other: Sequence[Finished]) -> str:
     return ", ".join(key for key in differing if key not in OF_VARIANTS and not key.startswith("model."))
 
 
-def _line(task: str, full: Sequence[Finished], other: Sequence[Finished]) -> list[str] | str:
+def line(full: Sequence[Finished], other: Sequence[Finished]) -> list[str] | str:
     """Split, metric, seeds and what the bootstrap says of them; or why it says nothing."""
     metric = full[0].config["task"]["metrics"][0]
     if metric not in SUMS:

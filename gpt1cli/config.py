@@ -956,7 +956,9 @@ class SearchConfig(RunConfig):
     ]
     t5: Annotated[str | None, Key("hub repository or folder of that T5 (generator=t5)", filled=True)]
     beam: Annotated[int, Key("texts that are kept at every step of writing (what=templates)", at_least=1)]
-    length: Annotated[int, Key("pieces that are written, at most (what=templates)", at_least=1)]
+    length: Annotated[
+        int, Key("pieces that are written, at most; a T5's count its marks of gaps too (what=templates)", at_least=1)
+    ]
     tune: Annotated[int, Key("how many of the best are fine-tuned, and ranked by validation", at_least=1)]
     cells: Annotated[list[str], Key("overrides of gpt1 finetune for those; named directly they come here")]
     keep: Annotated[Literal["best", "all"], Key("best: of those runs the weights of the best alone stay on disk")]

@@ -89,15 +89,14 @@ def by_model(
     length: int,
     token_budget: int,
 ) -> list[str]:
-    """Templates that end in a cue and the slot: the likeliest cues of up to `length` pieces, as many for each opening.
+    """Templates that end in a cue and the slot: for each opening all cues of up to `length` pieces that a beam held.
 
-    Those of each length have a turn: the longer a text, the surer its next piece, so that a mean over the pieces would
-    take the longest alone. A cue counts where its text is read as the same pieces again.
+    A cue counts where its text is read as the same pieces again, so where it ends with a word.
     """
     texts = [vocabulary.decode([i]) for i in range(len(vocabulary))]
     visible = np.array([bool(text.strip()) and text.strip() != UNKNOWN for text in texts])  # [V]
-    found: list[str] = []
-    for opening in (several := openings(task)):
+    found: dict[str, None] = {}
+    for opening in openings(task):
         prompt = Prompt.of(with_template(task, f"{opening} {{{templates.SLOT}}}"), vocabulary)
         room = model.config.n_positions - length
         if room < 2:
@@ -106,14 +105,11 @@ def by_model(
         contexts = [one.rows[0][: one.shared] for one in laid]
         following = _following(model, contexts, len(vocabulary), token_budget)
         steps = beam_search(following, lambda _: visible, width, length)
-        wanted = len(found) + -(-width // len(several))
-        for one in itertools.chain.from_iterable(itertools.zip_longest(*steps)):  # the first of each length, then ...
-            if one is None or len(found) == wanted:
-                continue
+        for one in itertools.chain.from_iterable(steps):
             template = f"{opening} {_spelled(vocabulary.decode(one.ids).strip(), False)} {{{templates.SLOT}}}"
             if template not in found and _same(task, template, vocabulary, one.ids):
-                found.append(template)
-    return found
+                found[template] = None
+    return list(found)
 
 
 def _same(task: TaskConfig, template: str, vocabulary: Tokenizer, ids: Written) -> bool:

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt1cli import studies
+from gpt1cli import rundir, studies
 from gpt1cli.cells import Cell, composed
-from gpt1cli.config import FewshotConfig, FinetuneConfig, SearchConfig, SweepsConfig
-from gpt1cli.schema import InputError, annotation_of, unknown
+from gpt1cli.config import FewshotConfig, FinetuneConfig, PromptConfig, SearchConfig, SweepsConfig
+from gpt1cli.schema import InputError, annotation_of, build, unknown
 from gpt1cli.studies import Kind, Stage, home, prerequisites
 from gpt1cli.tasks import few
 
@@ -69,7 +69,7 @@ def kinds(config: SweepsConfig) -> list[Kind]:
     for search in searches(config, None)[: len(studies.tasks(config))]:
         assert isinstance(search.config, SearchConfig)
         task = search.config.task.name
-        cell = _at(_cell(config, task, "prompt", None, []), seeds[0], _of_search(points))
+        cell = _at(_cell(config, task, "prompt", None), seeds[0], _of_search(points))
         found.append(
             Kind(dataclasses.replace(cell, name=f"search-{task}"), len(seeds) * search.config.tune, len(seeds))
         )
@@ -77,7 +77,7 @@ def kinds(config: SweepsConfig) -> list[Kind]:
     trained = [name for name in chosen_rows(config) if ROWS[name].command == "finetune"]
     for task, name, size in itertools.product(studies.tasks(config), trained, sizes):
         alike = [point for point in points if point.get("batch_size") == size]
-        cell, runs = _at(_cell(config, task, name, None, []), seeds[0], alike[0]), len(seeds) * len(alike)
+        cell, runs = _at(_cell(config, task, name, None), seeds[0], alike[0]), len(seeds) * len(alike)
         one = len(seeds) if size == sizes[0] else 0  # of a whole grid a single run keeps its weights
         found.append(Kind(cell, runs, runs if config.keep == "all" else one))
     return found
@@ -124,26 +124,29 @@ def searches(config: SweepsConfig, folder: Path | None) -> list[Cell]:
     fixed = [f"{key}={value}" for key, value in _of_search(grid_of(config)).items()] + _stand_in(config, folder)
     begin = [word for word in _begin(config, folder, FinetuneConfig) if not word.startswith("demo")]
     found = []
-    for seed, task in itertools.product(config.seeds, studies.tasks(config)):
-        words = [*begin, *fixed, *config.study.search, f"task={task}", f"seed={seed}"]
-        found.append(composed(f"search-{task}-seed{seed}", "search", words, config, prerequisites(config)))
-    return found
+    for task in studies.tasks(config):
+        words = [*begin, *fixed, *config.study.search, f"task={task}"]
+        found.append(composed(f"search-{task}", "search", words, config, prerequisites(config)))
+    return [cell.also(f"seed{seed}", seed=seed) for seed in config.seeds for cell in found]
 
 
 def rows(config: SweepsConfig, folder: Path | None) -> list[Cell]:
     """Every cell of the table, the seeds outermost; zero-shot, which no seed changes, runs with the first one alone."""
     found, points = [], grid_of(config)
-    alike: dict[tuple[str, str], Cell] = {}  # task, row -> what all seeds have in common
-    for seed in config.seeds:
-        for task, name in itertools.product(studies.tasks(config), chosen_rows(config)):
-            if ROWS[name].command == "fewshot":
-                if name != "zeroshot" or seed == config.seeds[0]:
-                    found.append(_asked(config, task, name, folder, seed))
-                continue
+    kinds = list(itertools.product(studies.tasks(config), chosen_rows(config)))
+    asked = {
+        (task, name): _asked(config, task, name, folder) for task, name in kinds if ROWS[name].command == "fewshot"
+    }
+    tuned = {(task, name): _cell(config, task, name, folder) for task, name in kinds if (task, name) not in asked}
+    for seed, (task, name) in itertools.product(config.seeds, kinds):
+        if name == "zeroshot":
+            found += [asked[task, name]] if seed == config.seeds[0] else []
+        elif name == "incontext":
+            found.append(asked[task, name].also(f"seed{seed}", seeds=[seed]))
+        else:
+            cell = tuned[task, name]
             if ROWS[name].searched:
-                cell = _searched(config, task, name, folder, f"search-{task}-seed{seed}")
-            else:
-                cell = alike.setdefault((task, name), _cell(config, task, name, folder, []))
+                cell = _searched(cell, folder, f"search-{task}-seed{seed}")
             found += [_at(cell, seed, point) for point in points]
     return found
 
@@ -167,34 +170,36 @@ def _at(cell: Cell, seed: int, point: Mapping[str, Any]) -> Cell:
     return dataclasses.replace(seeded.also(told, **point), group=seeded.name) if point else seeded
 
 
-def _cell(config: SweepsConfig, task: str, name: str, folder: Path | None, more: Sequence[str]) -> Cell:
+def _cell(config: SweepsConfig, task: str, name: str, folder: Path | None) -> Cell:
     """A fine-tuning that has no seed yet."""
     row, begin = ROWS[name], _begin(config, folder, FinetuneConfig)
     words = [word for word in begin if not word.startswith("demo")]
     if row.demos:
         sets = [f"demo_sets={FEWER_SETS[task]}"] if task in FEWER_SETS else []
         words += ["demos=similar", *sets, *(word for word in begin if word.startswith("demo"))]
-    return composed(
-        f"{task}-{name}", "finetune", [*words, f"task={task}", *row.words, *more], config, prerequisites(config)
-    )
+    return composed(f"{task}-{name}", "finetune", [*words, f"task={task}", *row.words], config, prerequisites(config))
 
 
-def _searched(config: SweepsConfig, task: str, name: str, folder: Path | None, search: str) -> Cell:
-    """A fine-tuning through the best prompt of a search; before that has one, through the task's own."""
-    best = home(folder or Path()) / search / "best.yaml"
-    cell = _cell(config, task, name, folder, [f"prompt={best}"] if folder and best.exists() else [])
-    return dataclasses.replace(cell, after=(*cell.after, search))
+def _searched(cell: Cell, folder: Path | None, search: str) -> Cell:
+    """The fine-tuning through the best prompt of a search; before that has one, through the task's own."""
+    cell = dataclasses.replace(cell, after=(*cell.after, search))
+    if folder is None or not (best := home(folder) / search / "best.yaml").exists():
+        return cell
+    assert isinstance(cell.config, FinetuneConfig)
+    task = dataclasses.replace(cell.config.task, prompt=build(PromptConfig, rundir.read_config(best)))
+    words = (*(word for word in cell.words if not word.startswith("task.prompt.")), f"prompt={best}")
+    return dataclasses.replace(cell, words=words, config=dataclasses.replace(cell.config, prompt=str(best), task=task))
 
 
-def _asked(config: SweepsConfig, task: str, name: str, folder: Path | None, seed: int) -> Cell:
+def _asked(config: SweepsConfig, task: str, name: str, folder: Path | None) -> Cell:
     """A task answered without training, on what the other rows are tested on."""
     begin = _begin(config, folder, FewshotConfig)
     shots = [int(word.partition("=")[2]) for word in begin if word.startswith("shots=")][-1]
     words = [word for word in begin if not word.startswith("shots=")] + _stand_in(config, folder)
-    words += [f"task={task}", f"pool={shots}", f"seeds=[{seed}]", *ROWS[name].words]
+    words += [f"task={task}", f"pool={shots}", f"seeds=[{config.seeds[0]}]", *ROWS[name].words]
     if name == "zeroshot":
         return composed(f"{task}-{name}", "fewshot", [*words, "shots=0"], config, prerequisites(config))
-    cell = composed(f"{task}-{name}-seed{seed}", "fewshot", words, config, prerequisites(config))
+    cell = composed(f"{task}-{name}", "fewshot", words, config, prerequisites(config))
     assert isinstance(cell.config, FewshotConfig)  # which knows the task's classes
     most = min(IN_CONTEXT, shots * len(few.class_names(cell.config.task)))
     return dataclasses.replace(cell.also("", shots=most), name=cell.name)

@@ -235,9 +235,13 @@ def _notes(column: Column, runs: Sequence[Finished], splits: Sequence[str]) -> I
         yield column.note
 
 
-def is_part(run: Finished, split: str) -> bool:
-    """Whether the run had fewer examples than the split has: because of a limit, or of a sample instead of the data."""
+def is_part(run: Finished, split: str, called: str | None = None) -> bool:
+    """Whether the run had fewer examples than the split has: because of a limit, or of a sample instead of the data.
+
+    `called`: what the run itself calls the split, where that is another name.
+    """
     official = published()["examples"].get(run.config["task"]["name"], {}).get(split)
+    split = called or split
     there = run.result.get("examples", {}).get(split)
     if official and there:
         return there < official

@@ -91,9 +91,7 @@ def find_runs(patterns: Iterable[str]) -> list[Finished]:
     found: set[Path] = set()
     for pattern in patterns:
         for start in glob(str(Path(pattern).expanduser()), recursive=True):
-            found.update(
-                path.parent for path in [*Path(start).glob("result.json"), *Path(start).rglob("*/result.json")]
-            )
+            found.update(_below(Path(start)))
     runs = []
     for folder in sorted(found):
         result = rundir.read_json(folder / "result.json")
@@ -105,6 +103,15 @@ def find_runs(patterns: Iterable[str]) -> list[Finished]:
         kinds = ", ".join(kind for kind in KINDS if kind in COMMANDS)
         raise InputError(f"runs={patterns}: {told}no finished run of gpt1 {kinds} there (with a result.json)")
     return runs
+
+
+def _below(start: Path) -> Iterable[Path]:
+    """The folders of finished runs below another; what a search has tuned stands in that search's own table."""
+    for path in [*start.glob("result.json"), *start.rglob("*/result.json")]:
+        search = path.parent.parent.parent
+        inside = start != search and search in start.parents  # named itself
+        if inside or rundir.environment(search).get("command") != "search":
+            yield path.parent
 
 
 def by_seeds(run: Finished) -> list[Finished]:

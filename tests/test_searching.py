@@ -192,20 +192,22 @@ def test_scores_are_worth_what_lies_between_the_ends():
     assert found.likelihood == pytest.approx((first + math.log(chain("ad"))) / 2) and found.score == pytest.approx(1)
 
 
-def test_cues_are_shared_by_all_examples_and_each_length_has_its_turn():
+def test_cues_are_shared_by_all_examples_the_likeliest_of_each_length_first():
     """All texts of up to three letters, by the mean over the examples of their log-probability."""
-    means: dict[int, list[tuple[float, str]]] = {}
-    for size in (1, 2, 3):
+    means: dict[int, dict[str, float]] = {1: {}, 2: {}, 3: {}}
+    for size, found in means.items():
         for text in map("".join, itertools.product("abcd", repeat=size)):
             values = [math.log(chain(example.texts[0][-1] + text)) for example in EXAMPLES[:3]]
-            means.setdefault(size, []).append((float(np.mean(values)), text))
-    found = cues.by_model(Bigrams(), sentiment(), Alphabet(), EXAMPLES[:3], 84, 3, 100)
-    texts = [one.removeprefix("{text} ").removesuffix(" {label}") for one in found]
-    assert len(texts) == len(set(texts)) == 84 and [len(text) for text in texts[:6]] == [1, 2, 3, 1, 2, 3]
+            found[text] = float(np.mean(values))
+    templates = cues.by_model(Bigrams(), sentiment(), Alphabet(), EXAMPLES[:3], 84, 3, 100)
+    texts = [one.removeprefix("{text} ").removesuffix(" {label}") for one in templates]
+    assert [len(text) for text in texts] == [1] * 4 + [2] * 16 + [3] * 64 and len(set(texts)) == 84
     for size, wanted in means.items():
-        known = dict((text, mean) for mean, text in wanted)
-        said = [known[text] for text in texts if len(text) == size]
-        assert said == pytest.approx(sorted(known.values(), reverse=True))
+        said = [wanted[text] for text in texts if len(text) == size]
+        assert said == pytest.approx(sorted(wanted.values(), reverse=True))
+    behind_the_best = [text for text in texts[4:20] if text[0] in texts[:2]]
+    narrow = cues.by_model(Bigrams(), sentiment(), Alphabet(), EXAMPLES[:3], 2, 2, 100)
+    assert narrow == [f"{{text}} {text} {{label}}" for text in (*texts[:2], *behind_the_best[:2])]
 
 
 def test_a_narrow_beam_follows_the_likeliest():
@@ -277,8 +279,8 @@ def test_every_template_is_read_as_it_was_written():
         Example(str(i), ("the cat sat .", f"it was {word} ."), i) for i, word in enumerate(("so", "big", "sad"))
     ]
     found = cues.by_model(model, task, vocabulary(), examples, 8, 3, 4096)
-    assert len(found) == len(set(found)) == 8
-    assert sum(one.startswith("{premise} / {hypothesis} ") for one in found) == 4
+    kinds = {one.startswith("{premise} / {hypothesis} ") for one in found}
+    assert len(found) == len(set(found)) and kinds == {True, False}
     for one in found:
         prompt = Prompt.of(searching.with_template(task, one), vocabulary())
         assert one.endswith(" {label}") and 1 <= len(prompt.before[-1]) <= 3

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import comparison, curves, glue, layers, pages, paper, report, rundir
+from gpt1cli import comparison, curves, fewtable, glue, layers, pages, paper, report, rundir
 from gpt1cli.config import ReportConfig
 from gpt1cli.hub import Need
 from gpt1cli.pages import Block, Table
@@ -38,6 +38,13 @@ def laid_out(runs: Sequence[Finished], chosen: Sequence[str] | None = None) -> t
     Of the paper's tables those that are `chosen`, and what they leave out; None: all.
     """
     blocks, records = of_the_paper(runs, chosen)
+    few, placed = fewtable.lines_of(runs)
+    if few:
+        table, own = fewtable.table_of(few)
+        worth = fewtable.worth(few)
+        blocks = [table, *([worth] if worth else []), fewtable.picture_of(few), *blocks]
+        records = [*own, *records]
+        runs = [run for run in runs if run.folder not in placed]
     if found := layers.series(runs):
         blocks += layers.figure(found)
     blocks += curves.figure(runs)
