@@ -70,15 +70,12 @@ def run(config: ExportConfig, folder: Path) -> None:
         **extra,
         published.OURS: ours,
     }
-    try:
-        with appearing(Path(config.out).absolute()) as aside:
-            write_published(aside / "model.safetensors", weights, norm_bias)
-            (aside / "config.json").write_text(json.dumps(settings, indent=1))
-            vocabulary.save(aside)
-            layout = described["task"]["layout"] if "task" in described else None
-            (aside / "README.md").write_text(card(config.run, origin, kind, special, layout))
-    except OSError as error:
-        raise InputError(f"out={config.out} cannot be written: {error.strerror}") from error
+    with appearing(Path(config.out).absolute()) as aside:
+        write_published(aside / "model.safetensors", weights, norm_bias)
+        (aside / "config.json").write_text(json.dumps(settings, indent=1))
+        vocabulary.save(aside)
+        layout = described["task"]["layout"] if "task" in described else None
+        (aside / "README.md").write_text(card(config.run, origin, kind, special, layout))
     about = {"status": "finished", "command": "export", "name": config.name}
     rundir.finish(folder, {**about, "run": config.run, "class": kind})
     print(f"{kind}: {config.out}")
