@@ -77,6 +77,8 @@ def compose(composer: Composer, words: list[str]) -> Composed:
         tree = OmegaConf.create({**raw, "hydra": settings})
         data = {key: _plain(tree, key) if key != "hydra" else raw[key] for key in raw}  # a stored one is an unknown key
         folder = absolute(named["resume"] if resumed else OmegaConf.select(tree, "hydra.run.dir"))
+    if not resumed and not any(word.lstrip("+").startswith("hydra.run.dir=") for word in words):
+        folder = rundir.unused(folder)
     for key in PATHS:
         if value := _get(data, key):
             _put(data, key, _at_home(value))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import itertools
 import json
 import os
 import platform
@@ -53,6 +54,12 @@ def claim(folder: Path) -> TextIO:
     if is_run(folder):
         raise InputError(f"{folder} already holds a run: go on with it by resume={folder}, or name another folder")
     raise InputError(f"{folder} is not empty ({shown(', '.join(found))}): a run takes a folder of its own")
+
+
+def unused(folder: Path) -> Path:
+    """The folder, which is named after the time; NAME-2 and so on where the clock was put back, or did not move."""
+    names = itertools.chain([folder.name], (f"{folder.name}-{number}" for number in itertools.count(2)))
+    return next(path for path in map(folder.with_name, names) if not os.path.lexists(path))
 
 
 def lock(folder: Path) -> TextIO:
