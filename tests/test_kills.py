@@ -33,7 +33,6 @@ from gpt1cli.cli import main
 FORK = multiprocessing.get_context("fork")
 STEPS = ("fsync", "rename", "unlink", "rmdir", "mkdir", "symlink")  # what the state of the files on disk depends on
 STOPS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}  # signal: exit status
-ONCE = 1.5  # seconds in which a small process has begun to work
 
 
 @pytest.fixture(scope="module")
@@ -190,26 +189,22 @@ def test_a_report_ended_before_any_step_is_made_by_the_same_command(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_preparation_ended_at_random_moments_is_made_by_the_same_command(tmp_path):
-    path = tmp_path / "long.txt"
-    path.write_text("".join(f"the quick brown fox {i} jumps over the lazy dog .\n" for i in range(60_000)))
-    words = ["prepare", "corpus=text", f"corpus.path={path}", "tokenizer=bpe", "tokenizer.merges=50"]
+def test_a_preparation_ended_before_any_step_is_made_by_the_same_command(world, tmp_path):
+    """The tokenizer and the run's own record too; test_corpus.py has every step of the shards."""
+    words = ["prepare", "corpus=text", f"corpus.path={world / 'story.txt'}", "tokenizer=bpe", "tokenizer.merges=50"]
     words += [f"out={tmp_path / 'out'}", "runtime.progress=none"]
-    process = start([*words, f"cache={tmp_path / 'whole'}"])
-    began = time.monotonic()
-    assert process.wait() == 0
-    seconds, draw, ends = time.monotonic() - began, random.Random(0), []
-    for number in [*STOPS] * 3:
-        process = start([*words, f"cache={tmp_path / 'cache'}"])
-        time.sleep(draw.uniform(min(ONCE, seconds / 2), seconds * 0.9))
-        process.send_signal(number)
+    process = start(["0", "0", *words, f"cache={tmp_path / 'whole'}"], COUNTING)
+    steps = int(process.communicate()[1].split()[-1])
+    assert process.returncode == 0 and steps > 20
+    for number, at in zip([*STOPS] * 3, random.Random(1).sample(range(1, steps + 1), 9), strict=True):
+        cache = tmp_path / f"at{at}"
+        process = start([str(at), str(int(number)), *words, f"cache={cache}"], COUNTING)
         told = process.communicate()[1]
-        assert process.returncode in (0, STOPS[number], -number) and "Traceback" not in told, told
-        ends.append(process.returncode)
-    assert any(ends)
-    assert main([*words, f"cache={tmp_path / 'cache'}"]) == 0
-    (ours,), (theirs,) = ([*(tmp_path / root / "corpora").glob("text-*")] for root in ("cache", "whole"))
-    assert contents(ours, set()) == contents(theirs, set())
+        assert process.returncode == STOPS[number] and "Traceback" not in told, (at, told)
+        assert main([*words, f"cache={cache}"]) == 0, at
+        for kind in ("corpora/text-*", "tokenizers/*"):
+            (ours,), (theirs,) = ([*root.glob(kind)] for root in (cache, tmp_path / "whole"))
+            assert contents(ours, set()) == contents(theirs, set()), at
 
 
 # --- two at once ------------------------------------------------------------------------------------------------------
