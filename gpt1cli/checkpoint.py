@@ -12,11 +12,12 @@ A checkpoint is written aside, synced and renamed; nothing that is linked is eve
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gpt1cli import distributed, hub, origins, published, rundir, tokenizer
+from gpt1cli import disk, distributed, hub, origins, published, rundir, tokenizer
 from gpt1cli.config import ModelConfig, TaskConfig, TokenizerConfig
 from gpt1cli.convert import read_published, read_shards
 from gpt1cli.models import fresh
@@ -82,29 +83,41 @@ def save(
     if distributed.rank():
         return
     folder = run / "checkpoints"
-    folder.mkdir(exist_ok=True)
-    aside = folder / f".{state.step}-{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    save_file({name: weight.contiguous() for name, weight in weights.items()}, aside / "model.safetensors")
-    save_file({**moments, **_generators()}, aside / "training.safetensors")
-    (aside / "state.json").write_text(json.dumps(dataclasses.asdict(state)))
-    (aside / "config.json").write_text(json.dumps({"format": origins.FORMAT, **description}, indent=1))
-    vocabulary.save(aside)
-    for file in aside.iterdir():
-        _sync(file)
-    _sync(aside)
-    _remove(folder / str(state.step))  # left by a run that was killed after this rename and before the links
-    aside.rename(folder / str(state.step))
-    _sync(folder)
-    _link(folder / "last", state.step)
-    if state.best_step == state.step:
-        _link(folder / "best", state.step)
+    with _aside(folder, state.step) as aside:
+        save_file({name: weight.contiguous() for name, weight in weights.items()}, aside / "model.safetensors")
+        save_file({**moments, **_generators()}, aside / "training.safetensors")
+        (aside / "state.json").write_text(json.dumps(dataclasses.asdict(state)))
+        (aside / "config.json").write_text(json.dumps({"format": origins.FORMAT, **description}, indent=1))
+        vocabulary.save(aside)
+        for file in aside.iterdir():
+            _sync(file)
+        _sync(aside)
+        _remove(folder / str(state.step))  # left by a run that was killed after this rename and before the links
+        aside.rename(folder / str(state.step))
+        _sync(folder)
+        _link(folder / "last", state.step)
+        if state.best_step == state.step:
+            _link(folder / "best", state.step)
     links = [folder / name for name in ("last", "best") if (folder / name).is_symlink()]
     wanted = {*(link.name for link in links), *map(os.readlink, links), *map(str, keep)}
     for old in folder.iterdir():  # earlier checkpoints, and what a killed run left half done
         if old.name not in wanted:
             _remove(old)
+
+
+@contextlib.contextmanager
+def _aside(folder: Path, step: int) -> Iterator[Path]:
+    """A folder to write a checkpoint into; where that fails it goes, as it holds the room that the next try needs."""
+    aside = folder / f".{step}-{os.getpid()}"
+    with disk.writing(folder / str(step)):
+        try:
+            folder.mkdir(exist_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            yield aside
+        except Exception:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
 
 
 def check_resumable(run: str | None) -> None:

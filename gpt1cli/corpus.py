@@ -29,7 +29,7 @@ from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
-from gpt1cli import demo_world, documents, hub, rundir, text, tokenizer
+from gpt1cli import demo_world, disk, documents, hub, rundir, text, tokenizer
 from gpt1cli.config import TokenizerConfig
 from gpt1cli.documents import Source, demo, parts
 from gpt1cli.loggers import Progress
@@ -93,10 +93,11 @@ def appearing(folder: Path) -> Iterator[Path]:
     """A folder to write into, renamed to its place when the block ends well; one that came first stays."""
     aside = folder.with_name(f".{folder.name}-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     try:
-        yield aside
-        _put(aside, folder)
+        with disk.writing(folder):
+            aside.mkdir(parents=True)
+            yield aside
+            _put(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -132,7 +133,8 @@ def prepare(source: Source, name: str, vocabulary: Tokenizer, cache: str, report
         with _alone(folder, reporting) as aside:
             if not folder.exists():  # else the process that was waited for has prepared it
                 _prepare(aside, source, vocabulary, reporting)
-                _put(aside, folder)
+                with disk.writing(folder):
+                    _put(aside, folder)
     meta = json.loads((folder / "meta.json").read_text())
     sizes = {split: meta[f"{split}_tokens"] for split in ("train", "valid")}
     train, valid = (
@@ -145,8 +147,9 @@ def prepare(source: Source, name: str, vocabulary: Tokenizer, cache: str, report
 @contextlib.contextmanager
 def _alone(folder: Path, reporting: Reporting) -> Iterator[Path]:
     """The folder aside of a folder, for this process alone; another one that works there is waited for."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.with_name(f".{folder.name}.lock")
+    with disk.writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         handle = _lock(path, reporting)
     except OSError:  # no locks on this file system: an aside of our own, from which nobody goes on
@@ -219,7 +222,8 @@ def _prepare(aside: Path, source: Source, vocabulary: Tokenizer, reporting: Repo
             shutil.rmtree(aside)  # once mended it is another corpus
             raise
     # From here on only what can be done twice: what meta.json tells is true, and nothing else is left.
-    os.truncate(aside / "train.bin", json.loads((aside / "meta.json").read_text())["train_tokens"] * dtype.itemsize)
+    with disk.writing(aside / "train.bin"):
+        os.truncate(aside / "train.bin", json.loads((aside / "meta.json").read_text())["train_tokens"] * dtype.itemsize)
     for file in [aside / "done.json", *aside.glob("*.begins"), *aside.glob(".*")]:
         file.unlink(missing_ok=True)
 
@@ -244,10 +248,12 @@ def _write(folder: Path, source: Source, vocabulary: Tokenizer, dtype: np.dtype,
             split = "valid" if done.documents % VALID_EVERY == 0 else "train"
             if part.first:
                 done.begin = done.tokens[split]
-                files[f"{split}.begins"].write(np.int64(done.begin).tobytes())
+                with disk.writing(folder / f"{split}.begins"):
+                    files[f"{split}.begins"].write(np.int64(done.begin).tobytes())
             opened = done.tokens[split] > done.begin  # blank lines before the first word of a document are no token
             for piece in [newline, ids] if part.newline and len(ids) and opened else [ids]:
-                files[f"{split}.bin"].write(piece.astype(dtype).tobytes())
+                with disk.writing(folder / f"{split}.bin"):
+                    files[f"{split}.bin"].write(piece.astype(dtype).tobytes())
                 done.tokens[split] += len(piece)
             progress.update(done.characters)
             if time.monotonic() - saved >= SAVE_EVERY:
@@ -263,9 +269,10 @@ def _encode(loaded: Tokenizer | None, parts: list[str]) -> list[np.ndarray]:
 
 
 def _save(folder: Path, done: _Done, files: Mapping[str, BinaryIO]) -> None:
-    for file in files.values():  # before done.json: it must never tell of more than there is
-        file.flush()
-        os.fsync(file.fileno())
+    for name, file in files.items():  # before done.json: it must never tell of more than there is
+        with disk.writing(folder / name):
+            file.flush()
+            os.fsync(file.fileno())
     rundir.write_json(folder / "done.json", asdict(done))
 
 
@@ -278,7 +285,7 @@ def _take_up(folder: Path, dtype: np.dtype) -> _Done:
     if done.cut != fresh.cut or any(held.get(name, 0) < size for name, size in done.sizes(dtype).items()):
         done = fresh
     for name, size in done.sizes(dtype).items():
-        with open(folder / name, "ab") as file:
+        with disk.writing(folder / name), open(folder / name, "ab") as file:
             file.truncate(size)
     return done
 
@@ -293,7 +300,11 @@ def _complete(folder: Path, done: _Done, vocabulary: Tokenizer, dtype: np.dtype)
     if done.documents < VALID_EVERY:  # the last 5% of the tokens are for validation
         kept = tokens["train"] - int(tokens["train"] * VALID_SHARE)
         tokens = {"train": kept, "valid": tokens["train"] - kept}
-        with open(folder / "train.bin", "rb") as train, open(folder / "valid.bin", "wb") as valid:
+        with (
+            disk.writing(folder / "valid.bin"),
+            open(folder / "train.bin", "rb") as train,
+            open(folder / "valid.bin", "wb") as valid,
+        ):
             train.seek(kept * dtype.itemsize)
             shutil.copyfileobj(train, valid)
             valid.flush()
@@ -301,7 +312,8 @@ def _complete(folder: Path, done: _Done, vocabulary: Tokenizer, dtype: np.dtype)
         whole = ends["train"]
         ends = {"train": np.append(whole[whole < kept], kept), "valid": np.append(0, whole[whole > kept] - kept)}
     for split in ends:
-        np.save(folder / f"{split}-documents.npy", ends[split])
+        with disk.writing(folder / f"{split}-documents.npy"):
+            np.save(folder / f"{split}-documents.npy", ends[split])
     meta = {
         "format": FORMAT,
         "dtype": dtype.name,

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt1cli import disk, rundir
+
 # Texts stay texts, the same drawing has the same bytes, and a dollar sign in a name opens no formula.
 STYLE: dict[Any, Any] = {"svg.fonttype": "none", "text.parse_math": False, "font.family": "sans-serif"}
 NOTHING = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # metadata, full of addresses
@@ -160,8 +162,10 @@ def save_sizes(label: str, sizes: Sequence[float], unit: str, rates: Sequence[fl
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
 
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(draw(path.stem, label, label, unit, marks, (7, 4)).png)
+    picture = draw(path.stem, label, label, unit, marks, (7, 4)).png
+    with disk.writing(path):
+        path.parent.mkdir(exist_ok=True)
+    rundir.write_bytes(path, picture)
 
 
 def dots(
