@@ -148,7 +148,7 @@ def library(request, tmp_path, monkeypatch) -> Path:
 
 def files_of(cache: Path) -> dict[str, bytes]:
     """All that is in the one prepared corpus of a cache, which has nothing else in it (but the lock of one killed)."""
-    (folder,) = (path for path in (cache / "corpora").iterdir() if path.suffix != ".lock")
+    (folder,) = (path for path in (cache / "corpora").iterdir() if path.suffix not in (".lock", ".seen"))
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 

@@ -24,7 +24,7 @@ FLOORS = {  # a module imports from its own floor and from those below; a family
     2: "running compose composer overrides restart fit scoring generation evaluation probing objectives checkpoint "
     "convert report planning rehearsal benchmarks checkup studies pages plots curves runpage paper layers comparison",
     1: "models tasks text lookup tokenizer documents workers corpus batches optim metrics loggers rundir hub "
-    "demo_world tables runtime cautions options published origins distributed glue trackers config",
+    "checksums demo_world tables runtime cautions options published origins distributed glue trackers config",
     0: "schema signals kernels",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
