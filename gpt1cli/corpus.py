@@ -176,7 +176,7 @@ def check(folder: Path, meta: Mapping[str, Any]) -> None:
         if written and (told := checksums.of(path)) != written:
             raise InputError(f"{path}: damaged (its checksum is {told}, {written} was written); {again}")
     with contextlib.suppress(OSError):  # a cache that cannot be written to is read again next time
-        rundir.write_json(_seen(folder), {"states": states})
+        _seen(folder).write_text(json.dumps({"states": states}))  # torn, it counts as none
 
 
 # A gigabyte is not read at every start, but when `gpt1 prepare` asks, and when a shard is another file than the one
