@@ -29,11 +29,11 @@ from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
-from gpt1cli import demo_world, disk, documents, hub, rundir, text, tokenizer
+from gpt1cli import checksums, demo_world, disk, documents, hub, rundir, text, tokenizer
 from gpt1cli.config import TokenizerConfig
 from gpt1cli.documents import Source, demo, parts
 from gpt1cli.loggers import Progress
-from gpt1cli.schema import InputError
+from gpt1cli.schema import InputError, shown
 from gpt1cli.tokenizer import Tokenizer
 from gpt1cli.workers import on_all_cores
 
@@ -135,13 +135,75 @@ def prepare(source: Source, name: str, vocabulary: Tokenizer, cache: str, report
                 _prepare(aside, source, vocabulary, reporting)
                 with disk.writing(folder):
                     _put(aside, folder)
-    meta = json.loads((folder / "meta.json").read_text())
+    meta = described(folder)
+    if not _seen_whole(folder):
+        check(folder, meta)
     sizes = {split: meta[f"{split}_tokens"] for split in ("train", "valid")}
     train, valid = (
         np.memmap(folder / f"{split}.bin", meta["dtype"], "r", shape=(size,)) if size else np.empty(0, meta["dtype"])
         for split, size in sizes.items()  # NOTE: an empty file cannot be mapped
     )
     return Shards(folder, train, valid, meta["documents"])
+
+
+def described(folder: Path) -> dict[str, Any]:
+    """What a prepared corpus says of itself. InputError where that is damaged, or of another format."""
+    again = f"remove {folder}, and it is prepared again"
+    try:
+        meta = rundir.read_json(folder / "meta.json")
+        if meta["format"] != FORMAT:
+            raise InputError(f"{folder / 'meta.json'}: format {shown(meta['format'])}; this gpt1 reads {FORMAT}")
+        if meta["dtype"] not in ("uint16", "uint32"):
+            raise InputError(f"{folder / 'meta.json'}: dtype={shown(meta['dtype'])} is none of token ids")
+        if not all(type(meta[key]) is int and meta[key] >= 0 for key in ("train_tokens", "valid_tokens", "documents")):
+            raise InputError(f"{folder / 'meta.json'}: a number of tokens or of documents is no count")
+    except KeyError as error:
+        raise InputError(f"{folder / 'meta.json'}: no {error.args[0]} in it; {again}") from None
+    except InputError as error:
+        raise InputError(f"{error}; {again}") from None
+    return meta
+
+
+def check(folder: Path, meta: Mapping[str, Any]) -> None:
+    """Hold the shards against their checksums, reading all of them. InputError names one that is damaged."""
+    again = f"remove {folder}, and it is prepared again"
+    states = _states(folder)
+    for split in ("train", "valid"):
+        path, size = folder / f"{split}.bin", meta[f"{split}_tokens"] * np.dtype(meta["dtype"]).itemsize
+        held = path.stat().st_size if path.is_file() else None
+        if held != size:
+            found = "missing" if held is None else f"{held:,} bytes, {size:,} were written"
+            raise InputError(f"{path}: {found}; {again}")
+        written = meta.get("checksums", {}).get(path.name)  # none by an older gpt1
+        if written and (told := checksums.of(path)) != written:
+            raise InputError(f"{path}: damaged (its checksum is {told}, {written} was written); {again}")
+    with contextlib.suppress(OSError):  # a cache that cannot be written to is read again next time
+        _seen(folder).write_text(json.dumps({"states": states}))  # torn, it counts as none
+
+
+# A gigabyte is not read at every start, but when `gpt1 prepare` asks, and when a shard is another file than the one
+# that was found whole: a copy, a restored backup, or one that was written to. Bits that flip on the disk itself, under
+# the same length and time of change, are left to `gpt1 prepare`.
+
+
+def _seen(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.seen")
+
+
+def _states(folder: Path) -> dict[str, list[int]]:
+    found = {}
+    for split in ("train", "valid"):
+        with contextlib.suppress(FileNotFoundError):
+            state = (folder / f"{split}.bin").stat()
+            found[split] = [state.st_size, state.st_mtime_ns, state.st_ino]
+    return found
+
+
+def _seen_whole(folder: Path) -> bool:
+    """Whether the shards are the files that were found whole before."""
+    with contextlib.suppress(InputError):
+        return rundir.read_json(_seen(folder)).get("states") == _states(folder)
+    return False
 
 
 @contextlib.contextmanager
@@ -314,6 +376,7 @@ def _complete(folder: Path, done: _Done, vocabulary: Tokenizer, dtype: np.dtype)
     for split in ends:
         with disk.writing(folder / f"{split}-documents.npy"):
             np.save(folder / f"{split}-documents.npy", ends[split])
+    kept_bytes = {f"{split}.bin": count * dtype.itemsize for split, count in tokens.items()}
     meta = {
         "format": FORMAT,
         "dtype": dtype.name,
@@ -322,6 +385,7 @@ def _complete(folder: Path, done: _Done, vocabulary: Tokenizer, dtype: np.dtype)
         "documents": done.documents,
         "characters": done.characters,
         "tokenizer": vocabulary.identity,
+        "checksums": {name: checksums.of(folder / name, size) for name, size in kept_bytes.items()},
     }
     rundir.write_text(folder / "meta.json", json.dumps(meta, indent=1))
 

@@ -25,7 +25,7 @@ FLOORS = {  # a module imports from its own floor and from those below; a family
     "checkpoint convert report planning rehearsal benchmarks checkup studies pages plots curves runpage paper layers "
     "comparison asking demonstrations incontext",
     1: "models tasks text lookup tokenizer documents workers corpus batches optim metrics loggers rundir hub "
-    "demo_world tables runtime cautions options published origins distributed glue trackers config",
+    "checksums demo_world tables runtime cautions options published origins distributed glue trackers config",
     0: "schema signals disk kernels templates",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
