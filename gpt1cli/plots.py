@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ def draw(name: str, caption: str, x: str, y: str, marks: Callable[[Any], None], 
         figure, axes = pyplot.subplots(figsize=size, layout="constrained")
         marks(axes)
         axes.set_xlabel(x)
-        axes.set_ylabel(y)
+        axes.set_ylabel("\n".join(textwrap.wrap(y, 40, break_long_words=False)))  # longer than the axis it is cut
         png, svg = io.BytesIO(), io.StringIO()
         figure.savefig(png, format="png", dpi=120)
         figure.savefig(svg, format="svg", metadata=NOTHING)
