@@ -5,6 +5,7 @@
                          state.json            the loop's own state
                          config.json           shape, vocabulary, tokenizer, labels: all it takes to build the model
                          vocab.json merges.txt
+                         checksums.json        of all these files, held against them when they are read
     checkpoints/last, best                     relative links, swapped by rename
 
 A checkpoint is written aside, synced and renamed; nothing that is linked is ever touched again.
@@ -12,11 +13,13 @@ A checkpoint is written aside, synced and renamed; nothing that is linked is eve
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gpt1cli import distributed, hub, origins, published, rundir, tokenizer
+from gpt1cli import checksums, disk, distributed, hub, origins, published, rundir, tokenizer
 from gpt1cli.config import ModelConfig, TaskConfig, TokenizerConfig
 from gpt1cli.convert import read_published, read_shards
 from gpt1cli.models import fresh
@@ -35,6 +38,9 @@ from gpt1cli.models.transformer import Transformer
 from gpt1cli.optim import Optimizer
 from gpt1cli.schema import InputError, build
 from gpt1cli.tokenizer import Tokenizer
+
+TRAINING = "training.safetensors"
+READ = ("config.json", "vocab.json", "merges.txt", "model.safetensors")  # of a checkpoint, by all but resume=
 
 
 @dataclasses.dataclass
@@ -82,29 +88,42 @@ def save(
     if distributed.rank():
         return
     folder = run / "checkpoints"
-    folder.mkdir(exist_ok=True)
-    aside = folder / f".{state.step}-{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    save_file({name: weight.contiguous() for name, weight in weights.items()}, aside / "model.safetensors")
-    save_file({**moments, **_generators()}, aside / "training.safetensors")
-    (aside / "state.json").write_text(json.dumps(dataclasses.asdict(state)))
-    (aside / "config.json").write_text(json.dumps({"format": origins.FORMAT, **description}, indent=1))
-    vocabulary.save(aside)
-    for file in aside.iterdir():
-        _sync(file)
-    _sync(aside)
-    _remove(folder / str(state.step))  # left by a run that was killed after this rename and before the links
-    aside.rename(folder / str(state.step))
-    _sync(folder)
-    _link(folder / "last", state.step)
-    if state.best_step == state.step:
-        _link(folder / "best", state.step)
+    with _aside(folder, state.step) as aside:
+        save_file({name: weight.contiguous() for name, weight in weights.items()}, aside / "model.safetensors")
+        save_file({**moments, **_generators()}, aside / TRAINING)
+        (aside / "state.json").write_text(json.dumps(dataclasses.asdict(state)))
+        (aside / "config.json").write_text(json.dumps({"format": origins.FORMAT, **description}, indent=1))
+        vocabulary.save(aside)
+        checksums.write(aside)
+        for file in aside.iterdir():
+            _sync(file)
+        _sync(aside)
+        _remove(folder / str(state.step))  # left by a run that was killed after this rename and before the links
+        aside.rename(folder / str(state.step))
+        _sync(folder)
+        _link(folder / "last", state.step)
+        if state.best_step == state.step:
+            _link(folder / "best", state.step)
     links = [folder / name for name in ("last", "best") if (folder / name).is_symlink()]
     wanted = {*(link.name for link in links), *map(os.readlink, links), *map(str, keep)}
     for old in folder.iterdir():  # earlier checkpoints, and what a killed run left half done
         if old.name not in wanted:
             _remove(old)
+
+
+@contextlib.contextmanager
+def _aside(folder: Path, step: int) -> Iterator[Path]:
+    """A folder to write a checkpoint into; where that fails it goes, as it holds the room that the next try needs."""
+    aside = folder / f".{step}-{os.getpid()}"
+    with disk.writing(folder / str(step)):
+        try:
+            folder.mkdir(exist_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            yield aside
+        except Exception:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
 
 
 def check_resumable(run: str | None) -> None:
@@ -115,18 +134,68 @@ def check_resumable(run: str | None) -> None:
 
 
 def resume(run: Path, optimizer: Optimizer) -> State | None:
-    """Put a run's last checkpoint into the optimizer, its model and the generators; None where there is none yet."""
+    """Put a run's last checkpoint into the optimizer, its model and the generators; None where there is none yet.
+
+    InputError for one that is not whole, or is not of this run's model, names the file and the whole ones before it.
+    """
     last = run / "checkpoints" / "last"
     if not last.exists():
+        if last.is_symlink():
+            raise InputError(f"{last}: it leads to {os.readlink(last)}, which is missing; {_way_on(last)}")
         return None
-    training = read_tensors(last / "training.safetensors")
+    check_whole(last)
+    state = read_state(last / "state.json")
+    training = read_tensors(last / TRAINING)
     _restore_generators(training)
     optimizer.restore(read_tensors(last / "model.safetensors"), training)
-    state = State(**rundir.read_json(last / "state.json"))
     best = run / "checkpoints" / str(state.best_step)
     if state.best_step is not None and best.is_dir() and not distributed.rank():
         _link(run / "checkpoints" / "best", state.best_step)  # a kill may have come between the two links
     return state
+
+
+def read_state(path: Path) -> State:
+    """Where a run stood. InputError where the file is damaged, or tells what this gpt1 does not know."""
+    try:
+        return build(State, rundir.read_json(path))
+    except InputError as error:
+        raise InputError(f"{path}: no state of a run that this gpt1 knows:\n{error}") from None
+
+
+def check_whole(folder: Path) -> None:
+    """InputError where one of the files it takes to go on from a checkpoint is missing or damaged."""
+    for name in (*READ, "state.json", TRAINING):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name}: missing; {_way_on(folder)}")
+    checksums.check(folder, (*READ, "state.json", TRAINING), _way_on(folder))
+
+
+def _way_on(folder: Path) -> str:
+    """What to do about a checkpoint that is not whole: the others of its run that are, the latest first."""
+    whole, step = [], folder.resolve().name
+    for other in folder.parent.iterdir() if folder.parent.name == "checkpoints" else ():
+        if other.name.isdecimal() and other.name != step:
+            with contextlib.suppress(InputError):
+                checksums.check(other, READ, "")
+                whole += [other] if all((other / name).is_file() for name in READ) else []
+    whole.sort(key=lambda path: -int(path.name))
+    if not whole:
+        return "no other checkpoint of its run is whole; copy the file again, or train again"
+    run, steps = folder.parent.parent, ", ".join(path.name for path in whole)
+    if folder.name != "last":
+        return f"whole are {folder.parent}/ {steps}: name one of them"
+    able = [path for path in whole if _resumable(path)]
+    again = (
+        f"`ln -sfn {able[0].name} {shlex.quote(str(folder))}`, then resume={run}, goes on from there; " if able else ""
+    )
+    return f"whole are the checkpoints {steps}: {again}init={whole[0]} starts a new run from its weights"
+
+
+def _resumable(folder: Path) -> bool:
+    with contextlib.suppress(InputError):
+        checksums.check(folder, ("state.json", TRAINING), "")
+        return all((folder / name).is_file() for name in ("state.json", TRAINING))
+    return False
 
 
 def _generators() -> dict[str, Tensor]:
@@ -187,6 +256,7 @@ def load(init: str, hub_folder: str | None, cache: str) -> tuple[LanguageModel, 
     """
     folder = _published_folder(hub_folder, cache) if init == "openai" else origins.find(init)
     config = origins.described(folder)
+    _check_read(folder)
     rows, vocabulary = config["vocabulary"] + config["special_rows"], tokenizer.load(folder)
     if len(vocabulary) > rows:
         raise InputError(f"{folder}: its tokenizer has {len(vocabulary)} entries, its model {rows} rows for them")
@@ -211,6 +281,11 @@ def _body_weights(folder: Path) -> dict[str, Tensor]:
 def load_tuned(folder: Path) -> tuple[Tuned, Tokenizer]:
     """A fine-tuned model, with its head where it has one, fp32, on the CPU; `folder` is that of a checkpoint."""
     config = origins.described(folder)
+    _check_read(folder)
+    vocabulary = tokenizer.load(folder)
+    if len(vocabulary) != config["vocabulary"]:  # its special rows would be those of other symbols
+        told = f"its tokenizer has {len(vocabulary)} entries, but its model was trained with {config['vocabulary']}"
+        raise InputError(f"{folder}: {told}; copy vocab.json and merges.txt again from where the run was")
     body = fresh(build(ModelConfig, config["model"]), config["vocabulary"] + config["special_rows"])
     weights = read_tensors(folder / "model.safetensors")
     if config.get("method") == "prompt":
@@ -222,7 +297,13 @@ def load_tuned(folder: Path) -> tuple[Tuned, Tokenizer]:
     choice = bool(config["task"]["choices"])
     model = Classifier(body, weights["head.weight"].shape[0], head_dropout=0.0, choice=choice)
     fill(model, weights, str(folder))
-    return model, tokenizer.load(folder)
+    return model, vocabulary
+
+
+def _check_read(folder: Path) -> None:
+    """InputError where a file of a checkpoint that is about to be read is missing or damaged."""
+    if (folder / checksums.FILE).exists():
+        checksums.check(folder, READ, _way_on(folder))
 
 
 def _published_folder(hub_folder: str | None, cache: str) -> Path:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt1cli import __version__, config, help, options, overview, rundir, running, signals
+from gpt1cli import __version__, config, disk, help, options, overview, rundir, running, signals
 from gpt1cli.argv import ALIASES, FLAGS, CommandLine, sort
 from gpt1cli.schema import InputError, shown
 
@@ -43,6 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and running.stdout_is_gone():  # gpt1 --help | head -1
             return 0
+        if unwritten := disk.found(error):
+            running.say(f"gpt1: {disk.told(unwritten)}")
+            return 2
         running.say(running.fault(error, None))
         return 1
 
@@ -173,7 +176,10 @@ def _single(composer: Composer, overrides: list[str], words: list[str]) -> None:
     pinned = [f"hydra.run.dir={quote(str(composed.folder))}", "hydra.mode=RUN"]
     if composed.resumed:
         pinned.append(f"hydra.output_subdir=.hydra/resumed-{time.strftime('%Y%m%d-%H%M%S')}")
-    with rundir.lock(composed.folder) if composed.resumed else rundir.claim(composed.folder):
+    with (
+        running.on_disk(run, composed.folder),
+        rundir.lock(composed.folder) if composed.resumed else rundir.claim(composed.folder),
+    ):
         hydra_main(composer.source, composer.command, [*implied(composer, overrides), *overrides, *pinned], job)
     if failures:
         raise failures[0]

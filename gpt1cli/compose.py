@@ -23,7 +23,7 @@ from gpt1cli.overrides import FOUND, NO_PATHS, PATHS
 from gpt1cli.schema import InputError, bare, flat, shown
 
 BROUGHT = {"model", "tokenizer", "init", "epochs"}  # by a task of the demo, for the commands that have these keys
-FREE = ("runtime", "logger", "resume", "config")  # what may differ when a run is resumed, besides more steps
+FREE = ("runtime", "logger", "cache", "resume", "config")  # what may differ of a resumed run, besides more steps
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ def compose(composer: Composer, words: list[str]) -> Composed:
         tree = OmegaConf.create({**raw, "hydra": settings})
         data = {key: _plain(tree, key) if key != "hydra" else raw[key] for key in raw}  # a stored one is an unknown key
         folder = absolute(named["resume"] if resumed else OmegaConf.select(tree, "hydra.run.dir"))
+    if not resumed and not any(word.lstrip("+").startswith("hydra.run.dir=") for word in words):
+        folder = rundir.unused(folder)
     for key in PATHS:
         if value := _get(data, key):
             _put(data, key, _at_home(value))
@@ -164,7 +166,7 @@ def _refuse_changes(stored: dict[str, Any], given: dict[str, Any], named: Mappin
         if was_named and parts[0] not in (*FREE, *other) and not grown and new != old:
             changed.append(f"  {key}={shown(new)}: the run has {shown(old)}")
     if changed:
-        rule = "goes on with the run's own configuration; only runtime.*, logger and larger steps may differ:"
+        rule = "goes on with the run's own configuration; only runtime.*, logger, cache and larger steps may differ:"
         raise InputError("\n".join([f"resume={shown(named['resume'])} {rule}", *changed]))
 
 

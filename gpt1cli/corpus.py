@@ -29,11 +29,11 @@ from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
-from gpt1cli import demo_world, documents, hub, rundir, text, tokenizer
+from gpt1cli import checksums, demo_world, disk, documents, hub, rundir, text, tokenizer
 from gpt1cli.config import TokenizerConfig
 from gpt1cli.documents import Source, demo, parts
 from gpt1cli.loggers import Progress
-from gpt1cli.schema import InputError
+from gpt1cli.schema import InputError, shown
 from gpt1cli.tokenizer import Tokenizer
 from gpt1cli.workers import on_all_cores
 
@@ -93,10 +93,11 @@ def appearing(folder: Path) -> Iterator[Path]:
     """A folder to write into, renamed to its place when the block ends well; one that came first stays."""
     aside = folder.with_name(f".{folder.name}-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     try:
-        yield aside
-        _put(aside, folder)
+        with disk.writing(folder):
+            aside.mkdir(parents=True)
+            yield aside
+            _put(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -132,8 +133,11 @@ def prepare(source: Source, name: str, vocabulary: Tokenizer, cache: str, report
         with _alone(folder, reporting) as aside:
             if not folder.exists():  # else the process that was waited for has prepared it
                 _prepare(aside, source, vocabulary, reporting)
-                _put(aside, folder)
-    meta = json.loads((folder / "meta.json").read_text())
+                with disk.writing(folder):
+                    _put(aside, folder)
+    meta = described(folder)
+    if not _seen_whole(folder):
+        check(folder, meta)
     sizes = {split: meta[f"{split}_tokens"] for split in ("train", "valid")}
     train, valid = (
         np.memmap(folder / f"{split}.bin", meta["dtype"], "r", shape=(size,)) if size else np.empty(0, meta["dtype"])
@@ -142,11 +146,72 @@ def prepare(source: Source, name: str, vocabulary: Tokenizer, cache: str, report
     return Shards(folder, train, valid, meta["documents"])
 
 
+def described(folder: Path) -> dict[str, Any]:
+    """What a prepared corpus says of itself. InputError where that is damaged, or of another format."""
+    again = f"remove {folder}, and it is prepared again"
+    try:
+        meta = rundir.read_json(folder / "meta.json")
+        if meta["format"] != FORMAT:
+            raise InputError(f"{folder / 'meta.json'}: format {shown(meta['format'])}; this gpt1 reads {FORMAT}")
+        if meta["dtype"] not in ("uint16", "uint32"):
+            raise InputError(f"{folder / 'meta.json'}: dtype={shown(meta['dtype'])} is none of token ids")
+        if not all(type(meta[key]) is int and meta[key] >= 0 for key in ("train_tokens", "valid_tokens", "documents")):
+            raise InputError(f"{folder / 'meta.json'}: a number of tokens or of documents is no count")
+    except KeyError as error:
+        raise InputError(f"{folder / 'meta.json'}: no {error.args[0]} in it; {again}") from None
+    except InputError as error:
+        raise InputError(f"{error}; {again}") from None
+    return meta
+
+
+def check(folder: Path, meta: Mapping[str, Any]) -> None:
+    """Hold the shards against their checksums, reading all of them. InputError names one that is damaged."""
+    again = f"remove {folder}, and it is prepared again"
+    states = _states(folder)
+    for split in ("train", "valid"):
+        path, size = folder / f"{split}.bin", meta[f"{split}_tokens"] * np.dtype(meta["dtype"]).itemsize
+        held = path.stat().st_size if path.is_file() else None
+        if held != size:
+            found = "missing" if held is None else f"{held:,} bytes, {size:,} were written"
+            raise InputError(f"{path}: {found}; {again}")
+        written = meta.get("checksums", {}).get(path.name)  # none by an older gpt1
+        if written and (told := checksums.of(path)) != written:
+            raise InputError(f"{path}: damaged (its checksum is {told}, {written} was written); {again}")
+    with contextlib.suppress(OSError):  # a cache that cannot be written to is read again next time
+        _seen(folder).write_text(json.dumps({"states": states}))  # torn, it counts as none
+
+
+# A gigabyte is not read at every start, but when `gpt1 prepare` asks, and when a shard is another file than the one
+# that was found whole: a copy, a restored backup, or one that was written to. Bits that flip on the disk itself, under
+# the same length and time of change, are left to `gpt1 prepare`.
+
+
+def _seen(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.seen")
+
+
+def _states(folder: Path) -> dict[str, list[int]]:
+    found = {}
+    for split in ("train", "valid"):
+        with contextlib.suppress(FileNotFoundError):
+            state = (folder / f"{split}.bin").stat()
+            found[split] = [state.st_size, state.st_mtime_ns, state.st_ino]
+    return found
+
+
+def _seen_whole(folder: Path) -> bool:
+    """Whether the shards are the files that were found whole before."""
+    with contextlib.suppress(InputError):
+        return rundir.read_json(_seen(folder)).get("states") == _states(folder)
+    return False
+
+
 @contextlib.contextmanager
 def _alone(folder: Path, reporting: Reporting) -> Iterator[Path]:
     """The folder aside of a folder, for this process alone; another one that works there is waited for."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.with_name(f".{folder.name}.lock")
+    with disk.writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         handle = _lock(path, reporting)
     except OSError:  # no locks on this file system: an aside of our own, from which nobody goes on
@@ -219,7 +284,8 @@ def _prepare(aside: Path, source: Source, vocabulary: Tokenizer, reporting: Repo
             shutil.rmtree(aside)  # once mended it is another corpus
             raise
     # From here on only what can be done twice: what meta.json tells is true, and nothing else is left.
-    os.truncate(aside / "train.bin", json.loads((aside / "meta.json").read_text())["train_tokens"] * dtype.itemsize)
+    with disk.writing(aside / "train.bin"):
+        os.truncate(aside / "train.bin", json.loads((aside / "meta.json").read_text())["train_tokens"] * dtype.itemsize)
     for file in [aside / "done.json", *aside.glob("*.begins"), *aside.glob(".*")]:
         file.unlink(missing_ok=True)
 
@@ -244,10 +310,12 @@ def _write(folder: Path, source: Source, vocabulary: Tokenizer, dtype: np.dtype,
             split = "valid" if done.documents % VALID_EVERY == 0 else "train"
             if part.first:
                 done.begin = done.tokens[split]
-                files[f"{split}.begins"].write(np.int64(done.begin).tobytes())
+                with disk.writing(folder / f"{split}.begins"):
+                    files[f"{split}.begins"].write(np.int64(done.begin).tobytes())
             opened = done.tokens[split] > done.begin  # blank lines before the first word of a document are no token
             for piece in [newline, ids] if part.newline and len(ids) and opened else [ids]:
-                files[f"{split}.bin"].write(piece.astype(dtype).tobytes())
+                with disk.writing(folder / f"{split}.bin"):
+                    files[f"{split}.bin"].write(piece.astype(dtype).tobytes())
                 done.tokens[split] += len(piece)
             progress.update(done.characters)
             if time.monotonic() - saved >= SAVE_EVERY:
@@ -263,9 +331,10 @@ def _encode(loaded: Tokenizer | None, parts: list[str]) -> list[np.ndarray]:
 
 
 def _save(folder: Path, done: _Done, files: Mapping[str, BinaryIO]) -> None:
-    for file in files.values():  # before done.json: it must never tell of more than there is
-        file.flush()
-        os.fsync(file.fileno())
+    for name, file in files.items():  # before done.json: it must never tell of more than there is
+        with disk.writing(folder / name):
+            file.flush()
+            os.fsync(file.fileno())
     rundir.write_json(folder / "done.json", asdict(done))
 
 
@@ -278,7 +347,7 @@ def _take_up(folder: Path, dtype: np.dtype) -> _Done:
     if done.cut != fresh.cut or any(held.get(name, 0) < size for name, size in done.sizes(dtype).items()):
         done = fresh
     for name, size in done.sizes(dtype).items():
-        with open(folder / name, "ab") as file:
+        with disk.writing(folder / name), open(folder / name, "ab") as file:
             file.truncate(size)
     return done
 
@@ -293,7 +362,11 @@ def _complete(folder: Path, done: _Done, vocabulary: Tokenizer, dtype: np.dtype)
     if done.documents < VALID_EVERY:  # the last 5% of the tokens are for validation
         kept = tokens["train"] - int(tokens["train"] * VALID_SHARE)
         tokens = {"train": kept, "valid": tokens["train"] - kept}
-        with open(folder / "train.bin", "rb") as train, open(folder / "valid.bin", "wb") as valid:
+        with (
+            disk.writing(folder / "valid.bin"),
+            open(folder / "train.bin", "rb") as train,
+            open(folder / "valid.bin", "wb") as valid,
+        ):
             train.seek(kept * dtype.itemsize)
             shutil.copyfileobj(train, valid)
             valid.flush()
@@ -301,7 +374,9 @@ def _complete(folder: Path, done: _Done, vocabulary: Tokenizer, dtype: np.dtype)
         whole = ends["train"]
         ends = {"train": np.append(whole[whole < kept], kept), "valid": np.append(0, whole[whole > kept] - kept)}
     for split in ends:
-        np.save(folder / f"{split}-documents.npy", ends[split])
+        with disk.writing(folder / f"{split}-documents.npy"):
+            np.save(folder / f"{split}-documents.npy", ends[split])
+    kept_bytes = {f"{split}.bin": count * dtype.itemsize for split, count in tokens.items()}
     meta = {
         "format": FORMAT,
         "dtype": dtype.name,
@@ -310,6 +385,7 @@ def _complete(folder: Path, done: _Done, vocabulary: Tokenizer, dtype: np.dtype)
         "documents": done.documents,
         "characters": done.characters,
         "tokenizer": vocabulary.identity,
+        "checksums": {name: checksums.of(folder / name, size) for name, size in kept_bytes.items()},
     }
     rundir.write_text(folder / "meta.json", json.dumps(meta, indent=1))
 

@@ -31,7 +31,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from gpt1cli import signals
+from gpt1cli import disk, signals
 from gpt1cli.config import TrainConfig
 from gpt1cli.schema import InputError
 
@@ -232,6 +232,9 @@ def _rank(place: Mapping[str, int], function: Run, config: TrainConfig, folder: 
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except Exception as error:
+        if unwritten := disk.found(error):
+            words.send(("unwritten", unwritten, ""))
+            raise SystemExit(2) from None
         about = f"rank {place['RANK']}: {type(error).__name__}: {error}"
         words.send(("fault", about, traceback.format_exc()))
         raise SystemExit(1) from None
@@ -258,18 +261,20 @@ def _wait(processes: Sequence[Any]) -> None:
         process.join(1.0)
 
 
-def _words(rank: Connection) -> Iterator[tuple[str, str, str]]:
+def _words(rank: Connection) -> Iterator[tuple[str, Any, str]]:
     with contextlib.suppress(EOFError, OSError):  # it ended without a word
         yield rank.recv()
 
 
 def _tell(
-    codes: Sequence[int | None], words: Sequence[tuple[str, str, str]], folder: Path, passed: Sequence[int] = ()
+    codes: Sequence[int | None], words: Sequence[tuple[str, Any, str]], folder: Path, passed: Sequence[int] = ()
 ) -> None:
     """Raise what the ranks' ends amount to: a mistake in the input, a kill, a fault, a signal passed on to them."""
     for kind, message, _ in words:
         if kind == "input":
             raise InputError(message)
+        if kind == "unwritten":
+            raise message
     for number, code in enumerate(codes):
         if code is not None and code < 0:
             name = signal.Signals(-code).name

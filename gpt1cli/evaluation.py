@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from gpt1cli import cautions, metrics, rundir, tasks
+from gpt1cli import cautions, disk, metrics, rundir, tasks
 from gpt1cli.batches import Item
 from gpt1cli.config import EvaluateConfig, FewshotConfig, FinetuneConfig, SearchConfig, TaskConfig, ZeroshotConfig
 from gpt1cli.loggers import Progress
@@ -176,7 +176,8 @@ def measured(task: TaskConfig, split: Split, outputs: np.ndarray) -> dict[str, f
 
 def write_predictions(path: Path, task: TaskConfig, split: Split, outputs: np.ndarray) -> None:
     """One line an example: id, label, prediction, and the probability of each label where the labels are classes."""
-    path.parent.mkdir(exist_ok=True)
+    with disk.writing(path):
+        path.parent.mkdir(exist_ok=True)
     lines = []
     for example, line in zip(split.examples, predicted(task, split.examples, outputs), strict=True):
         label = task.labels[int(example.label)] if task.classes and example.label is not None else example.label

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gpt1cli import rundir
+from gpt1cli import disk, rundir
 from gpt1cli.config import TaskConfig
 from gpt1cli.schema import InputError
 
@@ -63,7 +63,8 @@ def write_submission(folder: Path, task: TaskConfig, split: str, limit: int | No
         return f"{split}: no submission/{name}.tsv, for limit.test={limit} left a part of the split"
     rows = rundir.read_jsonl(folder / "predictions" / f"{split}.jsonl")
     path = folder / "submission" / f"{name}.tsv"
-    path.parent.mkdir(exist_ok=True)
+    with disk.writing(path):
+        path.parent.mkdir(exist_ok=True)
     rundir.write_text(path, text([_string(FILES[name], task, row["prediction"]) for row in rows]))
     return f"{split}: {path}"
 
@@ -99,8 +100,5 @@ def pack(target: Path, files: Mapping[str, Path]) -> list[tuple[str, str]]:
                 found = text([file.filler] * file.size)
             entry = zipfile.ZipInfo(f"{name}.tsv")  # without a time: the same files give the same bytes
             archive.writestr(entry, found, zipfile.ZIP_DEFLATED)
-    try:
-        target.write_bytes(packed.getvalue())
-    except OSError as error:
-        raise InputError(f"submission={target} cannot be written: {error.strerror}") from error
+    rundir.write_bytes(target, packed.getvalue())
     return told

@@ -187,7 +187,8 @@ def _download(repo: str, filename: str | Sequence[str], cache: str | Path) -> Pa
         except RemoteEntryNotFoundError:
             continue
         except Exception as error:  # refused, gated, cut off: the library has a dozen classes for it
-            raise InputError(f"{repo}, {name}: {_reason(error)}") from error
+            ways = f"try again, nothing half is kept; or {HUB_FOLDER}"
+            raise InputError(f"{repo}, {name}: {_reason(error)}\n{ways}") from error
     raise InputError(f"{repo}: no {' or '.join(_names(filename))} there")
 
 

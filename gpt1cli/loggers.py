@@ -16,6 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
+from gpt1cli import disk
+
 Mode = Literal["auto", "live", "plain", "none"]
 
 PLAIN_EVERY = 10.0  # seconds between two plain lines: a log that is read later stays short
@@ -111,7 +113,8 @@ class Progress:
 
 def write_log(folder: Path, text: str) -> None:
     """A line of a run's run.log, with the time of day."""
-    with (folder / "run.log").open("a", encoding="utf-8") as log:
+    path = folder / "run.log"
+    with disk.writing(path), path.open("a", encoding="utf-8") as log:
         log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
 
 

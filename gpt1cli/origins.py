@@ -81,8 +81,10 @@ def described(folder: Path) -> dict[str, Any]:
         except InputError as error:
             raise InputError(f"{folder}: {error}") from None
     if found.get("format") != FORMAT:
-        written = shown(found.get("format"))
-        raise InputError(f"{path}: format {written}; this gpt1 reads checkpoints of format {FORMAT}")
+        written, newer = found.get("format"), ""
+        if isinstance(written, int) and written > FORMAT:
+            newer = ", and a newer one wrote it: update gpt1"
+        raise InputError(f"{path}: format {shown(written)}; this gpt1 reads checkpoints of format {FORMAT}{newer}")
     model: Any = found.get("model")  # anything may stand in a stranger's file
     tokenizer: Any = found.get("tokenizer")
     try:

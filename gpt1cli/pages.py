@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from gpt1cli import rundir
+from gpt1cli import disk, rundir
 from gpt1cli.plots import Picture
 
 WIDTH = 160  # columns of a table that no terminal fits
@@ -94,8 +94,10 @@ def write(folder: Path, title: str, blocks: Sequence[Block]) -> None:
     """report.md and report.html; the pictures are in the latter, and in plots/ for the former."""
     for block in blocks:
         if isinstance(block, Picture):
-            (folder / "plots").mkdir(exist_ok=True)
-            (folder / "plots" / f"{block.name}.png").write_bytes(block.png)
+            picture = folder / "plots" / f"{block.name}.png"
+            with disk.writing(picture):
+                picture.parent.mkdir(exist_ok=True)
+            rundir.write_bytes(picture, block.png)
     rundir.write_text(folder / "report.md", "\n".join([f"# {_inline(title)}\n", *map(_markdown, blocks)]))
     rundir.write_text(folder / "report.html", html(title, blocks))
 

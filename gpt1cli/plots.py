@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from gpt1cli import disk, rundir
 
 # Texts stay texts, the same drawing has the same bytes, and a dollar sign in a name opens no formula.
 STYLE: dict[Any, Any] = {"svg.fonttype": "none", "text.parse_math": False, "font.family": "sans-serif"}
@@ -36,7 +39,7 @@ def draw(name: str, caption: str, x: str, y: str, marks: Callable[[Any], None], 
         figure, axes = pyplot.subplots(figsize=size, layout="constrained")
         marks(axes)
         axes.set_xlabel(x)
-        axes.set_ylabel(y)
+        axes.set_ylabel("\n".join(textwrap.wrap(y, 40, break_long_words=False)))  # longer than the axis it is cut
         png, svg = io.BytesIO(), io.StringIO()
         figure.savefig(png, format="png", dpi=120)
         figure.savefig(svg, format="svg", metadata=NOTHING)
@@ -160,8 +163,10 @@ def save_sizes(label: str, sizes: Sequence[float], unit: str, rates: Sequence[fl
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
 
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(draw(path.stem, label, label, unit, marks, (7, 4)).png)
+    picture = draw(path.stem, label, label, unit, marks, (7, 4)).png
+    with disk.writing(path):
+        path.parent.mkdir(exist_ok=True)
+    rundir.write_bytes(path, picture)
 
 
 def dots(

@@ -20,7 +20,7 @@ from gpt1cli.overrides import quote
 from gpt1cli.schema import InputError, flat, shown
 
 COUNTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
-APART = (*FREE, "cache", "hub")  # may differ: where things lie, and how they are executed and followed
+APART = (*FREE, "hub")  # may differ: where things lie, and how they are executed and followed
 
 
 def restarted() -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import itertools
 import json
 import os
 import platform
@@ -23,7 +24,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from gpt1cli import __version__
+from gpt1cli import __version__, disk
 from gpt1cli.schema import InputError, shown
 
 LOCK = ".lock"
@@ -39,7 +40,8 @@ def claim(folder: Path) -> TextIO:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{folder} cannot be made: {error.strerror}; out=DIR puts runs elsewhere") from error
+        why = disk.REASONS.get(error.errno or 0, error.strerror)
+        raise InputError(f"{folder} cannot be made: {why}; out=DIR puts runs elsewhere") from error
     handle = lock(folder)
     # a sweep's job finds .hydra made; a run killed at its very start leaves an environment, and is no run yet
     for torn in [path for path in folder.iterdir() if re.fullmatch(TORN, path.name)]:
@@ -52,6 +54,12 @@ def claim(folder: Path) -> TextIO:
     if is_run(folder):
         raise InputError(f"{folder} already holds a run: go on with it by resume={folder}, or name another folder")
     raise InputError(f"{folder} is not empty ({shown(', '.join(found))}): a run takes a folder of its own")
+
+
+def unused(folder: Path) -> Path:
+    """The folder, which is named after the time; NAME-2 and so on where the clock was put back, or did not move."""
+    names = itertools.chain([folder.name], (f"{folder.name}-{number}" for number in itertools.count(2)))
+    return next(path for path in map(folder.with_name, names) if not os.path.lexists(path))
 
 
 def lock(folder: Path) -> TextIO:
@@ -70,9 +78,10 @@ def lock(folder: Path) -> TextIO:
         raise InputError(f"{folder} is in use by {holder}: only one process may work in a run folder") from None
     except OSError as error:
         print(f"gpt1: {folder}: no locks on this file system ({error.strerror}); keep others out", file=sys.stderr)
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()} on {platform.node()}\n")
-    handle.flush()
+    with disk.writing(folder / LOCK):
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {platform.node()}\n")
+        handle.flush()
     return handle
 
 
@@ -89,8 +98,14 @@ def holder(folder: Path) -> int | None:
 
 def abandon(folder: Path) -> None:
     """Remove the folder of a run that found its input at fault before it made anything of it."""
-    if {path.name for path in folder.iterdir()} <= {LOCK, ".hydra", "config.yaml", "environment.json", "run.log"}:
+    if is_bare(folder):
         shutil.rmtree(folder)
+
+
+def is_bare(folder: Path) -> bool:
+    """Whether a run has not come further than its record."""
+    record = {LOCK, ".hydra", "config.yaml", "environment.json", "run.log"}
+    return {path.name for path in folder.iterdir() if not re.fullmatch(TORN, path.name)} <= record
 
 
 def clear(folder: Path) -> None:
@@ -122,17 +137,27 @@ def write_text(path: Path, text: str) -> None:
 def whole(path: Path) -> Iterator[TextIO]:
     """A file to write into that is there whole once the block is left, and not at all where that fails."""
     aside = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        with open(aside, "w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        aside.rename(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+    with disk.writing(path):
+        try:
+            with open(aside, "w", encoding="utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            aside.rename(path)
+        finally:
+            with contextlib.suppress(OSError):  # of a folder in which nothing can be made there is nothing to remove
+                aside.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file of bytes, whole or not at all."""
+    with whole(path) as file:
+        file.buffer.write(data)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -143,7 +168,7 @@ def write_json(path: Path, value: Any) -> None:
 def append_jsonl(path: Path, line: Mapping[str, Any]) -> None:
     """Append one line, whole and at once; what of it did not fit on the disk is taken back, then OSError is raised."""
     data = (json.dumps(line) + "\n").encode()
-    with open(path, "ab", buffering=0) as file:
+    with disk.writing(path), open(path, "ab", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         try:
             while data:

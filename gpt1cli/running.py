@@ -12,12 +12,12 @@ import os
 import select
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from gpt1cli import rundir
+from gpt1cli import disk, rundir
 from gpt1cli.config import FewshotConfig, FinetuneConfig, RunConfig, SearchConfig, TaskConfig, TrainConfig
 from gpt1cli.schema import InputError, shown
 
@@ -74,20 +74,45 @@ def execute(
 ) -> None:
     """Record what is run, and run it. InputError passes; any other exception is told here and becomes Failed."""
     try:
-        stored = dataclasses.asdict(run) | ({"resume": None} if resumed else {})
-        rundir.record(folder, stored, words, {"command": command})
-        start(module, run, folder)
+        with on_disk(run, folder):
+            stored = dataclasses.asdict(run) | ({"resume": None} if resumed else {})
+            rundir.record(folder, stored, words, {"command": command})
+            start(module, run, folder)
     except Failed:  # it has said why
         raise
     except InputError:
         if not resumed:
-            rundir.abandon(folder)
+            with contextlib.suppress(OSError):  # of a disk that has failed
+                rundir.abandon(folder)
         raise
     except Exception as error:
         told = "" if isinstance(error, BrokenPipeError) and stdout_is_gone() else fault(error, folder)
         if told:
             say(told)
         raise Failed(1, told) from error
+
+
+@contextlib.contextmanager
+def on_disk(run: RunConfig, folder: Path) -> Iterator[None]:
+    """What could not be written becomes an InputError, which tells the way on."""
+    try:
+        yield
+    except (InputError, Failed):
+        raise
+    except Exception as error:
+        cache = Path(run.cache).absolute()
+        if not (unwritten := disk.found(error, [cache, folder])):
+            raise
+        place = Path(os.fsdecode(unwritten.filename)).absolute() if unwritten.filename else folder
+        keys = {"cache=": cache, "output=": Path(getattr(run, "output", None) or cache).absolute()}
+        elsewhere = next((key for key, named in keys.items() if place.is_relative_to(named)), "")
+        again = "the same command"
+        with contextlib.suppress(OSError):
+            if hasattr(run, "resume") and rundir.is_run(folder) and not rundir.is_bare(folder):
+                again = f"resume={folder}"
+            elif not elsewhere:
+                elsewhere = "out="
+        raise InputError(disk.told(unwritten, elsewhere, again)) from error
 
 
 def say(message: str) -> None:

@@ -28,7 +28,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from gpt1cli import options, restart, rundir, running, schema, signals
+from gpt1cli import disk, options, restart, rundir, running, schema, signals
 from gpt1cli.argv import CommandLine
 from gpt1cli.compose import compose, implied
 from gpt1cli.composer import LAUNCHER, Composer, Source, hydra_main, launching
@@ -124,6 +124,8 @@ def run(composer: Composer, overrides: list[str], words: list[str], begun: Path 
                 running.say(f"gpt1: the jobs go on without this process; resume={folder} when they are done")
             raise
         except Exception as error:  # the launcher's own: a process of it was killed, the cluster refuses a job
+            if unwritten := disk.found(error):
+                raise InputError(disk.told(unwritten, again=f"resume={folder}")) from error
             running.say(running.fault(error, folder))
             running.say(f"gpt1: hydra/launcher={launcher} gave up; resume={folder} goes on when none of its jobs runs")
             raise running.Failed(1) from error
@@ -255,7 +257,7 @@ class SweepJob:
             composed = compose(composer, [f"resume={quote(str(folder))}"] if resumed else overrides)
             module, run = running.checked(self.command, composed.config)
             stops = getattr(run, "on_error", None) == "stop"
-            with rundir.lock(folder) if resumed else rundir.claim(folder):
+            with running.on_disk(run, folder), rundir.lock(folder) if resumed else rundir.claim(folder):
                 if not (self.sweep / STOPPED).exists():
                     running.execute(module, self.command, run, folder, resumed, self.words)
             return

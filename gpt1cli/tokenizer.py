@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gpt1cli import disk
 from gpt1cli import text as rules
 from gpt1cli.lookup import Lookup
 from gpt1cli.schema import InputError
@@ -140,11 +141,12 @@ class Tokenizer:
 
     def save(self, folder: Path) -> None:
         """Write the two files of the published format, which other tools read too, into the folder."""
-        folder.mkdir(parents=True, exist_ok=True)
         vocabulary = json.dumps(self.vocabulary, ensure_ascii=False)
         merges = "\n".join([MERGES_HEADER, *(f"{left} {right}" for left, right in self.merges), ""])
-        (folder / VOCABULARY_FILE).write_text(vocabulary, encoding="utf-8", newline="\n")
-        (folder / MERGES_FILE).write_text(merges, encoding="utf-8", newline="\n")
+        for name, text in ((VOCABULARY_FILE, vocabulary), (MERGES_FILE, merges)):
+            with disk.writing(folder / name):
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_text(text, encoding="utf-8", newline="\n")
 
     def _chunk_ids(self, chunk: str) -> bytes:
         """The ids of a chunk, alone; text.Entangled where it has to be seen in its line."""

@@ -115,7 +115,7 @@ def test_prepared_once_and_again_when_the_content_changes(tmp_path, vocabulary, 
         assert shards_of(path, vocabulary, tmp_path / "cache").folder == first.folder
     path.write_text("one two four " * 50)
     assert shards_of(path, vocabulary, tmp_path / "cache").folder != first.folder
-    assert not list((tmp_path / "cache" / "corpora").glob(".*"))
+    assert {path.suffix for path in (tmp_path / "cache" / "corpora").glob(".*")} == {".seen"}
 
 
 def test_a_failed_preparation_leaves_nothing(tmp_path, vocabulary):
@@ -148,7 +148,7 @@ def library(request, tmp_path, monkeypatch) -> Path:
 
 def files_of(cache: Path) -> dict[str, bytes]:
     """All that is in the one prepared corpus of a cache, which has nothing else in it (but the lock of one killed)."""
-    (folder,) = (path for path in (cache / "corpora").iterdir() if path.suffix != ".lock")
+    (folder,) = (path for path in (cache / "corpora").iterdir() if path.suffix not in (".lock", ".seen"))
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 

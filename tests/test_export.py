@@ -353,7 +353,7 @@ def test_a_folder_that_cannot_be_made_is_told(world, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / "out"
     assert main(["export", f"run={world / 'pair'}", f"out={out}", f"hydra.run.dir={tmp_path / 'record'}"]) == 2
-    assert f"out={out} cannot be written: Not a directory" in capsys.readouterr().err
+    assert "cannot be written: a file stands where a folder is wanted" in capsys.readouterr().err
 
 
 def test_a_folder_with_anything_in_it_is_refused_and_left_alone(world, tmp_path, capsys):

@@ -327,6 +327,7 @@ def test_checkpoints_hold_no_code(tmp_path):
         "config.json",
         "vocab.json",
         "merges.txt",
+        "checksums.json",
     }
 
 

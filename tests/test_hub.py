@@ -216,6 +216,40 @@ def test_a_hub_that_answers_is_enough(offline, monkeypatch):
     assert len(asked) == 1  # one short check, whatever is needed
 
 
+@pytest.mark.parametrize(("answer", "told"), [("half", "received 999 bytes, expected 40000"), ("refused", "403")])
+def test_a_file_that_comes_half_or_not_leaves_nothing_and_the_next_try_works(offline, monkeypatch, answer, told):
+    content, answers = b'{"a": 1}' * 5000, [answer]
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(403 if answers[-1] == "refused" else 200)
+            for name, value in (("Content-Length", "40000"), ("ETag", '"abc"'), ("X-Repo-Commit", "a" * 40)):
+                self.send_header(name, value)
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            self.wfile.write(content[:999] if answers[-1] == "half" else content)
+
+        def log_message(self, *_: object) -> None: ...
+
+    constants = huggingface_hub.constants
+    with http.server.HTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(huggingface_hub.file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        monkeypatch.setattr(time, "sleep", lambda _: None)  # between the library's own tries
+        with pytest.raises(InputError, match=rf"(?s)org/model, vocab\.json: .*{told}.*try again.*hub=DIR"):
+            hub.file("org/model", "vocab.json", None, offline / "cache")
+        assert not [path for path in (offline / "cache").rglob("*") if path.is_file() and path.stat().st_size > 500]
+        answers.append("whole")
+        assert hub.file("org/model", "vocab.json", None, offline / "cache").read_bytes() == content
+        server.shutdown()
+
+
 def test_a_hub_that_stays_silent_is_not_waited_for(offline, monkeypatch):
     monkeypatch.setattr(hub, "PATIENCE", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -148,7 +148,8 @@ def test_a_failure_to_write_is_not_told_of_the_file_that_is_read(world, monkeypa
 
     monkeypatch.setattr(predict, "predicted", full)
     words = [f"run={world / 'single'}", f"input={world / 'single.csv'}", f"output={world / 'full.jsonl'}"]
-    assert main(["predict", *words, f"out={world / 'out'}", *QUIET]) == 1
+    assert main(["predict", *words, f"out={world / 'out'}", *QUIET]) == 2
     told = capsys.readouterr().err
-    assert "No space left on device" in told and "cannot be read" not in told
+    assert f"{world / 'full.jsonl'} cannot be written: the disk is full" in told and "place by output=" in told
+    assert "cannot be read" not in told
     assert not (world / "full.jsonl").exists() and not list(world.glob(".full*"))

@@ -71,15 +71,12 @@ def run(config: ExportConfig, folder: Path) -> None:
         **extra,
         published.OURS: ours,
     }
-    try:
-        with appearing(Path(config.out).absolute()) as aside:
-            write_published(aside / "model.safetensors", weights, norm_bias)
-            (aside / "config.json").write_text(json.dumps(settings, indent=1))
-            vocabulary.save(aside)
-            reads = input_of(described)
-            (aside / "README.md").write_text(card(config.run, origin, kind, special, reads))
-    except OSError as error:
-        raise InputError(f"out={config.out} cannot be written: {error.strerror}") from error
+    with appearing(Path(config.out).absolute()) as aside:
+        write_published(aside / "model.safetensors", weights, norm_bias)
+        (aside / "config.json").write_text(json.dumps(settings, indent=1))
+        vocabulary.save(aside)
+        reads = input_of(described)
+        (aside / "README.md").write_text(card(config.run, origin, kind, special, reads))
     about = {"status": "finished", "command": "export", "name": config.name}
     rundir.finish(folder, {**about, "run": config.run, "class": kind})
     print(f"{kind}: {config.out}")

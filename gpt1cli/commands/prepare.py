@@ -18,12 +18,13 @@ def needs(config: PrepareConfig) -> list[Need]:
 
 
 def run(config: PrepareConfig, folder: Path) -> None:
-    """Tokenise the corpus unless that was done before, and say where it lies."""
+    """Tokenise the corpus unless that was done before, look whether it is whole, and say where it lies."""
     began = time.perf_counter()
     reporting = functools.partial(Progress, folder, mode=config.runtime.progress)
     source = documents.find(config.corpus, config.hub, config.cache)
     vocabulary = corpus.tokenizer_of(config.tokenizer, source, config.hub, config.cache, reporting)
     shards = corpus.prepare(source, config.corpus.name, vocabulary, config.cache, reporting)
+    corpus.check(shards.folder, corpus.described(shards.folder))  # whole, also where it was prepared long ago
     with reporting(total=1) as progress:
         sizes = f"{len(shards.train):,} tokens to train on, {len(shards.valid):,} to validate"
         progress.say(f"{shards.documents:,} documents, {sizes}")

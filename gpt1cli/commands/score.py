@@ -42,7 +42,7 @@ def run(config: ScoreConfig, folder: Path) -> None:
     target = folder / "scores.jsonl"
     began, total, count, number = time.perf_counter(), 0.0, 0, 0
     reporting = functools.partial(Progress, folder, mode=config.runtime.progress, unit="lines", description="scored")
-    with lines_of(config.input) as lines, target.open("w", encoding="utf-8") as scores, reporting(total=0) as progress:
+    with lines_of(config.input) as lines, rundir.whole(target) as scores, reporting(total=0) as progress:
         while texts := list(itertools.islice(lines, LINES)):
             ids = [np.asarray(sequence, np.int32) for sequence in vocabulary.encode_batch(texts)]
             found = token_log_probabilities(model, ids, machine.micro_batch, machine.token_budget)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import checkpoint, curves, options, origins, rundir, runtime, tasks, trackers
+from gpt1cli import checkpoint, curves, disk, options, origins, rundir, runtime, tasks, trackers
 from gpt1cli.config import TaskConfig, ZeroshotConfig
 from gpt1cli.curves import Curve
 from gpt1cli.evaluation import warn_absent
@@ -70,7 +70,8 @@ def run(config: ZeroshotConfig, folder: Path) -> None:
             scale = "" if task.zeroshot.reference is None else ", from chance (0) to reference (1)"
             several = list(drawn.values())
             pictures = [curves.picture("zeroshot", f"{task.name} without training", task.metrics[0] + scale, several)]
-            (folder / "plots").mkdir()
+            with disk.writing(folder / "plots"):
+                (folder / "plots").mkdir()
             rundir.write_text(folder / "plots" / "zeroshot.csv", curves.table(several))
         write_answers(folder, answers, several=bool(config.runs))
         splits = {name: probes.split for name, probes in next(iter(asked.values())).items()}
@@ -144,7 +145,8 @@ def point_of(task: TaskConfig, found: dict[str, Any]) -> tuple[int, float] | Non
 
 def write_answers(folder: Path, answers: dict[str, dict[str, list[dict[str, Any]]]], several: bool) -> None:
     """predictions/<split>.jsonl: the answers of the latest checkpoint; those of several runs name their run."""
-    (folder / "predictions").mkdir()
+    with disk.writing(folder / "predictions"):
+        (folder / "predictions").mkdir()
     for name in next(iter(answers.values())):
         lines = [{**line, **({"init": init} if several else {})} for init in answers for line in answers[init][name]]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
