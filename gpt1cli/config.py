@@ -966,7 +966,10 @@ class SearchConfig(RunConfig):
     config: Annotated[str | None, Key("config.yaml of an earlier search, to repeat it", filled=True)]
     config_dir: Annotated[str | None, Key("what --config-dir says, for the runs to look there too", filled=True)]
 
-    on_error: ClassVar[str] = "stop"  # what a failed run means for those after it
+    @property
+    def on_error(self) -> str:
+        """What a failed run means for those after it: without it there is no ranking."""
+        return "stop"
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()

@@ -15,12 +15,16 @@ from small import read
 from test_prompting import Bigrams, Letters, chain
 
 import gpt1cli
-from gpt1cli import demo_world, incontext, rundir
+from gpt1cli import demo_world, incontext, rundir, tasks
 from gpt1cli.cli import main
+from gpt1cli.commands import fewshot as command
+from gpt1cli.compose import compose
+from gpt1cli.composer import Composer
 from gpt1cli.config import TaskConfig
 from gpt1cli.evaluation import Split
 from gpt1cli.prompting import Prompt
 from gpt1cli.schema import InputError, build
+from gpt1cli.tasks import few
 from gpt1cli.tasks.layouts import Example
 
 QUIET = ("runtime.threads=1", "runtime.progress=none", "runtime.precision=fp32")
@@ -265,6 +269,13 @@ def test_rows_without_a_header_as_released(runs, tmp_path):
         (["init=none"], "init=none: fresh weights know nothing"),
         (["prompt=RUN/none.yaml"], "none.yaml: no such file; it takes a yaml with a template and words"),
         (["checkpoint=7"], "no such checkpoint; there are 2, 4, best, last"),
+        (["pool=2", "split=valid"], "pool=2: what gpt1 finetune tests on is answered: leave split=valid out"),
+        (["pool=2", "split=null", "limit.train=9"], "pool=2 says how many examples train has: leave limit.train out"),
+        (
+            ["pool=2", "split=null", "seeds=[4294967296]"],
+            "pool=2 are drawn by a generator that takes seeds below 2**32",
+        ),
+        (["pool=300", "split=null"], "too few in its training split are negative: 240, positive: 240"),
         (["task=ax"], "shots=2: task=ax has no train split with examples; name shots=0"),
     ],
 )
@@ -272,6 +283,18 @@ def test_what_cannot_be_asked_is_refused(runs, tmp_path, capsys, words, told):
     words = [word.replace("RUN", str(runs)) for word in words]
     assert fewshot(tmp_path / "run", "task=demo_sentiment", "shots=2", f"init={runs / 'a'}", *words) == 2
     assert told in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_pool_is_what_finetune_trains_on_and_the_rest_of_its_splits_too(runs, tmp_path):
+    """shots=K of gpt1 finetune: the demonstrations are of its K examples of each class, and its test split is asked."""
+    words = ("task=demo_sentiment", f"init={runs / 'a'}", "pool=3", "shots=6", "balanced=false", "seeds=[21]")
+    assert main(["fewshot", *words, *QUIET, "limit.test=5", f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    composer = Composer("fewshot")
+    built = compose(composer, composer.check([*words])).config
+    train = [*tasks.load(TASK, "train", None, ".").examples]
+    (shown,) = command.demonstrations(built, train, 6, 21)
+    assert {e.id for e in shown} == {e.id for e in few.draw(TASK, train, 3, 21)[0]}
+    assert result_of(tmp_path / "run")["examples"] == {"test": 5}
 
 
 @pytest.mark.realdata

@@ -43,6 +43,7 @@ ONLY_IN = {  # library: the modules that may import it
     "spacy": {"text"},
     "rich": {"cli", "help", "loggers", "pages"},
     "sentence_transformers": {"demonstrations"},
+    "transformers": {"cues", "benchmarks"},
     **{name: {"trackers"} for name in ("tensorboard", "wandb", "mlflow", "trackio")},
 }
 QUICK = DOOR | {"schema", "signals", "disk", "config", "options", "rundir", "origins", "published"}
