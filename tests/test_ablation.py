@@ -474,12 +474,12 @@ def test_nothing_leaks_from_cell_to_cell(world, tmp_path):
     code = (
         "import resource, sys\n"
         "from gpt1cli.cli import main\n"
-        "from gpt1cli.commands import ablation\n"
-        "run, peaks = ablation._run_one, []\n"
+        "from gpt1cli import cells\n"
+        "run, peaks = cells.run_one, []\n"
         "def counted(*arguments):\n"
         "    run(*arguments)\n"
         "    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
-        "ablation._run_one = counted\n"
+        "cells.run_one = counted\n"
         "assert main(sys.argv[1:]) == 0\n"
         "print('peaks', peaks[9], peaks[-1], len(peaks))\n"
     )

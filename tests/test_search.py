@@ -13,12 +13,20 @@ from pathlib import Path
 import pytest
 from small import SMALL, STORY
 
-from gpt1cli import cues, report, rundir
+from gpt1cli import cues, plots, report, rundir
 from gpt1cli.cli import main
 from gpt1cli.commands import finetune
 from gpt1cli.commands import search as command
 
 QUIET = ("runtime.threads=1", "runtime.progress=none")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def undrawn():
+    """Nothing is drawn: what pictures show is tested elsewhere, and they take longer than these runs."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(plots, "draw", lambda name, caption, *_: plots.Picture(name, caption, "<svg></svg>", b""))
+        yield
 
 
 @pytest.fixture(scope="module")
