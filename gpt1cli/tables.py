@@ -137,7 +137,18 @@ def _objects(where: str, file: BinaryIO) -> Iterator[tuple[int, Mapping[str, Any
             raise InputError(f"{where}, line {number}: no JSON ({shown(error)})") from None
         if not isinstance(found, dict):
             raise InputError(f"{where}, line {number}: a JSON object is wanted, not {shown(text.strip())}")
+        if "\\ud" in text.lower() and not _writable(found):
+            raise InputError(f"{where}, line {number}: half a surrogate pair (as \\ud800), which is no character")
         yield number, found
+
+
+def _writable(found: Mapping[str, Any]) -> bool:
+    """Whether a row can be written again: JSON may escape half a surrogate pair, which no file can hold as text."""
+    try:
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parquet(where: str, file: BinaryIO) -> Table:

@@ -32,6 +32,9 @@ V = TypeVar("V")
 NEWLINE = "\n "
 """The word of a line break, as spaCy cuts it: the newline and the blank that the standardisation put after it."""
 
+LONG = 256
+"""Characters of a word for which spaCy's own search for suffixes is too slow: 67 s for one of 16,000 apostrophes."""
+
 STRINGS_KEPT = 100_000
 """spaCy keeps every string it has met, about 400 bytes each; beyond so many (40 MB) it starts anew."""
 
@@ -67,6 +70,32 @@ def _english() -> Tokenizer:
     return spacy.blank("en").tokenizer
 
 
+@cache
+def _english_long() -> Tokenizer:
+    """The same for words longer than LONG: they are cut alike, in time that does not grow with their length squared."""
+    from spacy.tokenizer import Tokenizer
+
+    known = _english()
+    affixes = known.prefix_search, _nearby(known.suffix_search), known.infix_finditer
+    return Tokenizer(known.vocab, known.rules, *affixes, known.token_match, known.url_match)
+
+
+def _nearby(suffix_search: Callable[[str], re.Match[str] | None]) -> Callable[[str], re.Match[str] | None]:
+    """spaCy's search for a suffix, which looks through the whole word for every mark at its end, begun near that end.
+
+    Of spaCy's suffixes a run of full stops alone is longer than a few characters. One that begins where the search
+    begins may be the rest of such a run: only then the whole word is looked through.
+    """
+    pattern = suffix_search.__self__  # type: ignore[attr-defined]  # the method of a compiled pattern
+
+    def search(word: str) -> re.Match[str] | None:
+        begin = max(0, len(word) - LONG)
+        found = pattern.search(word, begin)  # NOTE: what stands before `begin` is seen by a pattern that looks back
+        return pattern.search(word) if found and found.start() == begin > 0 else found
+
+    return search
+
+
 @contextlib.contextmanager
 def _torch_unseen() -> Iterator[None]:
     """spaCy imports torch where it finds it, for models we have none of: 1.6 s and 180 MB of each worker process."""
@@ -88,8 +117,8 @@ def _forget() -> None:
     # NOTE: spaCy's own means of forgetting, memory_zone(), throws away its cache of words too: a zone for every text
     # made books take twice as long and short texts ten times.
     if len(_english().vocab.strings) > STRINGS_KEPT:
-        _english.cache_clear()
-        _english_unmatched.cache_clear()
+        for made in (_english, _english_long, _english_unmatched):
+            made.cache_clear()
 
 
 def words(text: str) -> list[str]:
@@ -101,7 +130,9 @@ def words(text: str) -> list[str]:
 
 def words_of_repaired(text: str) -> list[str]:
     """`words` of a text that ftfy has been over."""
-    found = [token.lower() for token in _tokens(_english(), standardise(text))]
+    line = standardise(text)
+    long = len(line) > LONG and max(map(len, line.split(" "))) > LONG
+    found = [token.lower() for token in _tokens(_english_long() if long else _english(), line)]
     _forget()
     return found
 
@@ -250,7 +281,7 @@ def part_words(part: str) -> list[str]:
     """
     if part.isascii() and part.isalpha() and part not in _english().rules:
         return [part.lower()]
-    tokens = _tokens(_english(), part)
+    tokens = _tokens(_english_long() if len(part) > LONG else _english(), part)
     if len(tokens) > 1 and tokens != _tokens(_english_unmatched(), part):
         raise Entangled
     _forget()
@@ -277,7 +308,7 @@ def _english_unmatched() -> Tokenizer:
             return [] if text in self.rules else super().find_infix(text)
 
     known = _english()
-    affixes = known.prefix_search, known.suffix_search, known.infix_finditer
+    affixes = known.prefix_search, _nearby(known.suffix_search), known.infix_finditer
     return Unmatched(known.vocab, known.rules, *affixes, known.token_match, known.url_match)
 
 

@@ -28,6 +28,7 @@ SMALL = (
 STORY = "the cat sat on the mat . the dog ran to the cat . a bird sang , and the dog sat down .\n"
 QUIET = ("runtime.threads=1", "runtime.progress=none")
 CONFIG, WEIGHTS = "checkpoints/best/config.json", "checkpoints/best/model.safetensors"
+CHECKSUMS = "checkpoints/best/checksums.json"
 
 
 pytestmark = pytest.mark.usefixtures("exact_arithmetic")
@@ -80,6 +81,7 @@ def copied(run: Path, to: Path, *, config: Change = unchanged, weights: Change =
     weights(tensors)
     (to / CONFIG).write_text(json.dumps(settings))
     save_file(tensors, to / WEIGHTS)
+    (to / CHECKSUMS).unlink()  # which are those of the original
     return to
 
 

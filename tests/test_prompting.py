@@ -39,7 +39,8 @@ def task_of(option: str, **prompt: Any) -> TaskConfig:
     """A task of conf/ with another prompt; of the keys that are not named the yaml's own."""
     content = read(f"task/{option}.yaml")
     content = content.get("task", content)
-    task = build(TaskConfig, {**content, "prompt": {**content["prompt"], **prompt}})
+    files = {"train": "rows.csv"} if content["source"] == "file" else {}  # which only the user can name
+    task = build(TaskConfig, {**content, **files, "prompt": {**content["prompt"], **prompt}})
     if problems := list(task.misprompted()):
         raise InputError("\n".join(problems))
     return task

@@ -82,6 +82,7 @@ def test_a_text_of_ten_megabytes_is_a_text(tmp_path):
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl, line 2: no JSON"),
         ("a.jsonl", b'{"text": "a"}\n[1]\n', "a.jsonl, line 2: a JSON object is wanted, not [1]"),
         ("a.jsonl", b"[" * 100_000, "a.jsonl, line 1: no JSON"),
+        ("a.jsonl", b'{"text": "\\ud83d\\ude00"}\n{"text": "\\uD800"}', "a.jsonl, line 2: half a surrogate pair"),
         ("a.jsonl", b"\n\n", "a.jsonl is empty"),
         ("a.parquet", b"PAR1 not really", "a.parquet is no whole parquet file"),
         ("a.xlsx", b"", "a.xlsx: a file ends in .csv, .tsv, .jsonl"),

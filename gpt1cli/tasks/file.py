@@ -218,7 +218,7 @@ def score_of(value: Any, where: str) -> float:
     """A label as a number. InputError where it is none."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise InputError(f"{where}={shown(value)} is no number")

@@ -1,0 +1,281 @@
+"""What the fuzz tests feed gpt1, and what they hold it to whatever they feed it.
+
+A command ends with exit status 0 or 2 and without a traceback; a file that was there before is what it was; a
+result.json is there whole or not at all; nothing is left half written; nothing is written outside of the folder given.
+
+Examples are drawn from a fixed seed. `make test` tries a few of each; the same tests marked slow try thousands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import importlib
+import io
+import json
+import os
+import pkgutil
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from trouble import PIECES
+
+import gpt1cli
+from gpt1cli.cli import main
+
+# Hypothesis draws constants that stand in the modules of ours that are loaded: all are, before the first one is drawn.
+for _, _name, _ in pkgutil.walk_packages(gpt1cli.__path__, "gpt1cli."):
+    if _name != "gpt1cli.__main__":
+        importlib.import_module(_name)
+
+# --- how many, and from which seed ------------------------------------------------------------------------------------
+
+
+def examples(few: int, many: int) -> pytest.MarkDecorator:
+    """The test's `count` of examples: few in every run of the tests, many in that of the slow ones."""
+    return pytest.mark.parametrize("count", [few, pytest.param(many, marks=pytest.mark.slow)])
+
+
+def drawn(count: int) -> Callable[[Any], Any]:
+    """So many examples, always the same; a failure is shown as it came, for making it smaller takes minutes."""
+    checks = [
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.filter_too_much,
+        HealthCheck.large_base_example,
+    ]
+    return settings(
+        max_examples=count,
+        phases=[Phase.explicit, Phase.generate],
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=checks,
+    )
+
+
+# --- what a command does ----------------------------------------------------------------------------------------------
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+def ran(*words: str) -> Ended:
+    """gpt1 on these words, in this process, with streams that are as strict as those of a terminal in UTF-8."""
+    out, err = io.BytesIO(), io.BytesIO()
+    stdout = io.TextIOWrapper(out, encoding="utf-8", errors="strict", write_through=True)
+    stderr = io.TextIOWrapper(err, encoding="utf-8", errors="backslashreplace", write_through=True)
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        status = main(list(words))
+    return Ended(status, *(stream.getvalue().decode() for stream in (out, err)))
+
+
+def accepted_or_refused(*words: str) -> int:
+    """The exit status, which is 0 or 2; a refusal says something, and neither shows a traceback."""
+    ended = ran(*words)
+    assert ended.status in (0, 2), (words, ended.err)
+    assert "Traceback" not in ended.err, (words, ended.err)
+    assert ended.status == 0 or ended.err.strip(), words
+    return ended.status
+
+
+def state_of(folder: Path) -> dict[str, str]:
+    """Every file, link and folder below: what it holds."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            found[str(path)] = f"-> {os.readlink(path)}"
+        elif path.is_file():
+            found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+        else:
+            found[str(path)] = "folder"
+    return found
+
+
+class Watch:
+    """Which paths this process opens for writing, makes, moves or removes, as the interpreter's audit events tell."""
+
+    CHANGES: ClassVar = {"os.mkdir": (0,), "os.rename": (0, 1), "os.remove": (0,), "os.rmdir": (0,), "os.symlink": (1,)}
+    CHANGES |= {"os.link": (1,), "os.truncate": (0,), "os.chmod": (0,), "shutil.rmtree": (0,), "shutil.move": (0, 1)}
+    WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+    def __init__(self) -> None:
+        self.seen: list[str] | None = None
+        sys.addaudithook(self._told)  # for good: no hook can be taken out again
+
+    def _told(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.seen is None:
+            return
+        if event == "open" and isinstance(arguments[2], int) and arguments[2] & self.WRITING:
+            self._note(arguments[0])
+        elif event in self.CHANGES and not any(isinstance(a, int) and a >= 0 for a in arguments[1:]):  # no dir_fd
+            for place in self.CHANGES[event]:
+                self._note(arguments[place])
+
+    def _note(self, path: Any) -> None:
+        if self.seen is not None and isinstance(path, (str, bytes, os.PathLike)):
+            self.seen.append(os.path.abspath(os.fsdecode(path)))
+
+
+WATCH = Watch()
+ALLOWED = ("/dev/", "/proc/")
+COMPILED = re.compile(r"\.pyc(\.\d+)?$")  # of a module that is imported for the first time
+
+
+@contextlib.contextmanager
+def unharmed(world: Path, fresh: Path) -> Iterator[None]:
+    """What was in `world` before stays as it is; what is new lies in `fresh`, holds whole results, and is removed."""
+    before = state_of(world)
+    WATCH.seen = []
+    try:
+        yield
+    finally:
+        touched, WATCH.seen = WATCH.seen, None
+    after = state_of(world)
+    assert {path: after.get(path) for path in before} == before
+    made = [Path(path) for path in after if path not in before]
+    for path in made:
+        assert path.is_relative_to(fresh), f"{path} is new"
+        assert not re.fullmatch(r"\..+-\d+", path.name), f"{path} is half written"
+        if path.name == "result.json":
+            assert json.loads(path.read_bytes())["status"] == "finished"
+    outside = [path for path in touched if not Path(path).is_relative_to(world) and not path.startswith(ALLOWED)]
+    assert not [path for path in outside if not COMPILED.search(path)], outside
+    for path in made:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)  # one of them may lie in another
+        else:
+            path.unlink(missing_ok=True)
+
+
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+characters = st.characters(codec=None, exclude_categories=())  # with surrogates and unassigned ones
+long = st.tuples(st.sampled_from("a .'é我\ud800\0\n"), st.sampled_from([120, 1000, 20_000])).map(lambda x: x[0] * x[1])
+texts = st.one_of(
+    st.text(characters, max_size=40),
+    st.lists(st.sampled_from(PIECES), max_size=30).map("".join),
+    st.tuples(st.text(characters, max_size=5), long, st.text(characters, max_size=5)).map("".join),
+)
+"""Any text there can be in Python, also such as no file can hold."""
+
+plain_texts = st.text(st.characters(codec="utf-8"), max_size=30)
+"""Any text that UTF-8 can hold."""
+
+# --- plain data -------------------------------------------------------------------------------------------------------
+
+leaves = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 3),
+    st.sampled_from([-(2**70), 2**31, 2**63, 10**30, 1e300, -1e-320, 0.5, float("nan"), float("inf"), -0.0]),
+    st.sampled_from(["", "none", "null", "../..", "/", "~", "\0", "\ud800", "${seed}", "???", "1e-4"]),
+    st.just(5000).map(lambda count: "a" * count),
+    plain_texts,
+)
+nested = st.recursive(
+    leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(plain_texts, inner, max_size=3), max_leaves=6
+)
+deep = st.sampled_from([60, 400]).map(lambda depth: _nest(depth))
+values = st.one_of(leaves, nested, deep)
+
+
+def _nest(depth: int) -> Any:
+    found: Any = 1
+    for level in range(depth):
+        found = [found] if level % 2 else {"a": found}
+    return found
+
+
+@st.composite
+def changed(draw: st.DrawFn, plain: Any, most: int = 3) -> Any:
+    """Plain data in which one to three values are others, are missing, stand elsewhere, or are there besides."""
+    found = copy.deepcopy(plain)
+    for _ in range(draw(st.integers(1, most))):
+        places = list(_places(found))
+        if not places:
+            return draw(values)
+        owner, key = draw(st.sampled_from(places))
+        how = draw(st.sampled_from(["replace", "replace", "replace", "remove", "add", "swap", "retype"]))
+        if how == "remove":
+            del owner[key]
+        elif how == "add":
+            added = draw(values)
+            owner.insert(key, added) if isinstance(owner, list) else owner.update({draw(plain_texts): added})
+        elif how == "swap":
+            other, place = draw(st.sampled_from(places))
+            owner[key] = copy.deepcopy(other[place])
+        elif how == "retype":
+            owner[key] = draw(st.sampled_from([str, lambda x: [x], lambda x: {"a": x}, bool]))(owner[key])
+        else:
+            owner[key] = draw(values)
+    return found
+
+
+def _places(plain: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place of plain data that holds a value: the list or mapping, and the value's index or key in it."""
+    if isinstance(plain, (list, dict)):
+        for key in plain if isinstance(plain, dict) else range(len(plain)):
+            yield plain, key
+            yield from _places(plain[key])
+
+
+# --- bytes ------------------------------------------------------------------------------------------------------------
+
+ODD = [b"\0", b"\xff", b"\xef\xbb\xbf", b"\xff\xfe", b'"', b"\n", b"\r", b"\r\n", b"\t", b",", b";", b"\xed\xa0\x80"]
+ODD += [b"{", b"[", b"}", b"]", b"\\", b"null", b"NaN", b"1e999", b"-1", b"9" * 5000, b"[" * 3000, b"\x80", b"\x1a"]
+
+
+@st.composite
+def damaged(draw: st.DrawFn, whole: bytes, most: int = 4) -> bytes:
+    """Bytes of which some are flipped, cut off, left out, doubled, or have something put between them."""
+    data = bytearray(whole)
+    for _ in range(draw(st.integers(1, most))):
+        how = draw(st.sampled_from(["flip", "flip", "cut", "drop", "double", "insert", "zero"]))
+        at = draw(st.integers(0, len(data)))
+        end = min(len(data), at + draw(st.sampled_from([1, 2, 8, 100])))
+        if how == "flip" and at < len(data):
+            data[at] ^= 1 << draw(st.integers(0, 7))
+        elif how == "cut":
+            del data[at:]
+        elif how == "drop":
+            del data[at:end]
+        elif how == "double":
+            data[at:at] = data[at:end]
+        elif how == "zero":
+            data[at:end] = bytes(end - at)
+        elif how == "insert":
+            data[at:at] = draw(st.sampled_from(ODD))
+    return bytes(data)
+
+
+def files(*wholes: bytes) -> st.SearchStrategy[bytes]:
+    """Bytes of a file: any, odd ones pasted together, and these, damaged."""
+    return st.one_of(
+        st.binary(max_size=200),
+        st.lists(st.sampled_from(ODD) | plain_texts.map(str.encode), max_size=20).map(b"".join),
+        *(damaged(whole) for whole in wholes),
+    )
+
+
+def joined(parts: st.SearchStrategy[str], most: int) -> st.SearchStrategy[str]:
+    """Several of the parts, one behind the other."""
+    return st.lists(parts, max_size=most).map("".join)
+
+
+def some_of(items: Sequence[Any]) -> st.SearchStrategy[Any]:
+    """One of the items, the earlier ones being the simpler ones."""
+    return st.sampled_from(list(items))

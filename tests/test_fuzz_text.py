@@ -1,0 +1,116 @@
+"""Any text there can be: read into ids in both ways alike, and back into text, whatever ids are given."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from strategies import changed, drawn, examples, files, texts
+
+from gpt1cli import text as rules
+from gpt1cli import tokenizer
+from gpt1cli.schema import InputError
+from gpt1cli.tokenizer import UNKNOWN, Tokenizer
+
+TRAINED = tokenizer.train({"the": 9, "cat": 5, "sat": 4, "then": 3, "é": 2, "'s": 2, "...": 2}, merges=12)
+
+
+@examples(60, 4000)
+def test_the_fast_way_and_the_plain_rules_give_the_same_ids(count):
+    @drawn(count)
+    @given(st.lists(texts, min_size=1, max_size=3))
+    @example(["\ud83d\ude00", "\ude00\ud83d"])
+    def check(batch):
+        plain = [TRAINED.encode_plain(text) for text in batch]
+        assert TRAINED.encode_batch(batch) == plain
+        assert [TRAINED.encode(text) for text in batch] == plain
+        assert all(0 <= index < len(TRAINED) for ids in plain for index in ids)
+
+    check()
+
+
+@examples(60, 3000)
+def test_ids_become_text_which_becomes_the_same_ids_where_nothing_was_unknown(count):
+    @drawn(count)
+    @given(st.lists(st.integers(0, len(TRAINED) + 2), max_size=20), texts)
+    def check(ids, text):
+        TRAINED.decode(ids).encode("utf-8")
+        read = TRAINED.encode(text)
+        again = TRAINED.decode(read)
+        again.encode("utf-8")  # it can be printed
+        assert UNKNOWN not in text or 0 in read or "<" in TRAINED.vocabulary
+
+    check()
+
+
+@examples(20, 1000)
+def test_words_are_counted_as_they_are_cut(count):
+    @drawn(count)
+    @given(texts)
+    def check(text):
+        words = rules.words(text)
+        assert sum(rules.count_words(text).values()) == len(words)
+
+    check()
+
+
+@examples(30, 1500)
+def test_a_tokenizers_files_are_read_or_refused(tmp_path, count):
+    TRAINED.save(tmp_path / "whole")
+    vocabulary, merges = ((tmp_path / "whole" / name).read_bytes() for name in ("vocab.json", "merges.txt"))
+    broken = tmp_path / "broken"
+    broken.mkdir()
+
+    @drawn(count)
+    @given(
+        st.just(vocabulary) | files(vocabulary) | changed(json.loads(vocabulary)).map(lambda x: json.dumps(x).encode()),
+        st.just(merges) | files(merges),
+    )
+    def check(first, second):
+        (broken / "vocab.json").write_bytes(first)
+        (broken / "merges.txt").write_bytes(second)
+        try:
+            found = tokenizer.load(broken)
+        except InputError as error:
+            assert "no usable tokenizer" in str(error)
+            return
+        for text in ("the cat sat.\n", "<unk> é \ud800"):
+            assert found.encode(text) == found.encode_plain(text)
+
+    check()
+
+
+@examples(20, 500)
+def test_a_vocabulary_is_trained_on_any_words(count):
+    @drawn(count)
+    @given(
+        st.dictionaries(st.text(st.characters(codec="utf-8"), min_size=1, max_size=8), st.integers(1, 5), max_size=8)
+    )
+    def check(counts):
+        try:
+            found = tokenizer.train(counts, merges=5)
+        except InputError as error:
+            assert "no word" in str(error)
+            return
+        for word in counts:
+            assert found.encode(word) == found.encode_plain(word)
+
+    check()
+
+
+@pytest.mark.parametrize("value", [None])
+@examples(10, 200)
+def test_what_is_no_table_of_entries_is_refused(value, count):
+    @drawn(count)
+    @given(
+        st.dictionaries(st.text(max_size=3), st.integers(-1, 5), max_size=4),
+        st.lists(st.tuples(st.text(max_size=2), st.text(max_size=2)), max_size=3),
+    )
+    def check(vocabulary, merges):
+        with contextlib.suppress(InputError):
+            Tokenizer(vocabulary, merges)
+
+    check()

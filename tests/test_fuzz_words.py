@@ -1,0 +1,143 @@
+"""Command lines that nobody would type, through the door itself: answered or refused, in a few lines, nothing harmed.
+
+The commands' own work is left out here; whatever stands before it is done: flags, overrides, Hydra's composition,
+stored configurations, what a run needs, its folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import accepted_or_refused, drawn, examples, joined, leaves, some_of, texts, unharmed
+
+from gpt1cli import argv, config, options, schema
+
+COMMANDS = [*config.COMMANDS, *argv.ALIASES]
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder deep enough for every .. of the examples, with `here` to stand in; commands that do nothing."""
+    here = tmp_path / "a" / "b" / "c" / "d" / "here"
+    for folder in (here, here / "out", tmp_path / "hub", tmp_path / "home", here / "mine" / "task"):
+        folder.mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(here)
+    for name, value in (("HOME", "home"), ("GPT1_HUB", "hub"), ("GPT1_CACHE", "home/cache")):
+        monkeypatch.setenv(name, str(tmp_path / value))
+    for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", "WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("gpt1cli.hub.unreachable", lambda: "no network in tests")
+    for name in config.COMMANDS:
+        module = importlib.import_module(f"gpt1cli.commands.{name}")
+        monkeypatch.setattr(module, "run", lambda built, folder: None)
+    return tmp_path
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def keys_of(cls: type, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a command."""
+    for name, annotation in schema.fields_of(cls).items():
+        yield prefix + name
+        if dataclasses.is_dataclass(inner := schema.bare(annotation)):
+            yield from keys_of(typing.cast(type, inner), f"{prefix}{name}.")
+
+
+KEYS = sorted({key for cls in config.COMMANDS.values() for key in keys_of(cls)})
+GROUPS = {group: [*options.names(group)] for group in config.GROUPS}
+HYDRAS = ["hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name", "hydra.verbose", "hydra.mode"]
+HYDRAS += [
+    "hydra.output_subdir",
+    "hydra.job.chdir",
+    "hydra.searchpath",
+    "hydra.nothing",
+    "hydra",
+    "hydra.job.env_set.A",
+]
+
+GRAMMAR = (
+    "' \" [ ] { } ( ) , : = $ \\ ~ + - . / * @ ! # % & | < > ? ; ^ ` null true 1 1e3 -1 0x1f a é 我 ${ } ${seed} ???"
+)
+GRAMMAR += " ${oc.env:HOME} ${oc.env:NONE} ${hydra:job.num} ${task.name} ${.} ${..} ${gpt1.text:xzz} ${gpt1.text:x61}"
+GRAMMAR += " [1,2] {a:1} {a:{b:2}} [a,[b]] none openai .. ../.. ~/x nan inf 1e999 9999999999999999999999 'a' \"b\""
+SIGNS = [*GRAMMAR.split(), " ", "\t", "\n", "\r", "\0", "\x1b", "\u2028", "\ud800", "\udcff", "\U0001f600", "\u202e"]
+BIG = ["x", "[", "{a:", "'", "\\", "${", "(", "a."]  # many times
+SWEEPS = [
+    "1,2",
+    "a,b",
+    "range(1,3)",
+    "range(1,9,0)",
+    "range(3)",
+    "choice(1,2)",
+    "choice()",
+    "glob(ls*)",
+    "interval(0,1)",
+]
+SWEEPS += ["sort(2,1)", "shuffle(1,2)", "tag(a,1)", "cast(1)", "int(a)", "str(1)", "float(x)", "extend_list(1)"]
+
+
+def harmless(value: str) -> str:
+    """A value that names no place outside of the test's folder, were it a path."""
+    return value.replace("/tmp", "").lstrip("/") if value.startswith("/") else value
+
+
+value = st.one_of(
+    some_of(SIGNS),
+    joined(some_of(SIGNS), 6),
+    some_of(SWEEPS),
+    some_of(BIG).map(lambda sign: sign * 300),
+    leaves.map(str),
+    texts,
+).map(harmless)
+key = (
+    some_of(KEYS) | some_of(HYDRAS) | some_of([*GROUPS]) | joined(some_of(SIGNS), 3) | some_of(["a.b", ".", "a.", ".a"])
+)
+option = some_of([*GROUPS]).flatmap(lambda group: some_of(GROUPS[group]).map(lambda name: f"{group}={name}"))
+prefix = some_of(["", "", "", "", "+", "++", "~"])
+override = st.builds("{}{}={}".format, prefix, key, value) | option | st.builds("~{}".format, key)
+flag = some_of([*argv.FLAGS, *argv.SHORT]) | st.builds("{}={}".format, some_of([*argv.FLAGS]), value)
+flags = st.one_of(
+    flag, some_of(["--cfg job", "--cfg all", "--info", "--info defaults", "-m", "-m", "--resolve"]),
+    some_of(["--config-dir mine", "--config-dir nowhere", "--config-name nothing", "--config-name pretrain"]),
+).map(lambda text: text.split(" ") if text.count(" ") == 1 else [text])  # fmt: skip
+word = st.one_of(override, override, override, value, some_of(COMMANDS)).map(lambda text: [text])
+
+
+@st.composite
+def command_lines(draw: st.DrawFn) -> list[str]:
+    """A command, mostly, and a few words and flags around it, in any order."""
+    words = draw(st.lists(word, max_size=4)) + draw(
+        st.lists(flags, max_size=2) if draw(st.integers(0, 3)) == 0 else st.just([])
+    )
+    if draw(st.integers(0, 9)):
+        words.append([draw(some_of(COMMANDS))])
+    if draw(st.booleans()):
+        words.append([f"task={draw(some_of(GROUPS['task']))}"])
+    return [one for several in draw(st.permutations(words)) for one in several if not launches(one)]
+
+
+def launches(word: str) -> bool:
+    """Whether the word asks for another process, or for Hydra to call what the word names."""
+    return "launcher" in word or "_target_" in word or "sweeper" in word or "callbacks" in word
+
+
+@examples(100, 6000)
+def test_any_words_are_answered_or_refused(world, count):
+    out = Path.cwd() / "out"
+    out_words = [f"hydra.sweep.dir={out}/sweep", f"hydra.run.dir={out}/run"]
+
+    @drawn(count)
+    @given(command_lines(), st.booleans())
+    def check(words, placed):
+        with unharmed(world, out if placed else world / "a"):
+            accepted_or_refused(*words, *(out_words if placed else []))
+
+    check()
