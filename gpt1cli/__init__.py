@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 
 def load(init: str | os.PathLike[str], hub: str | os.PathLike[str] | None = None) -> tuple[LanguageModel, Tokenizer]:
-    """The model and the tokenizer that `init` names: `openai`, a run, checkpoint or exported folder, OpenAI's shards.
+    """The model and the tokenizer that `init` names: `openai`, `gpt2`, a run, a checkpoint, an exported folder, shards.
 
     `tokenizer.encode(text) -> list[int]`, `tokenizer.decode(ids) -> str`, `model(tokens [B,T]) -> hidden [B,T,D]`,
     `model.logits(hidden) -> [B,T,V]`; evaluation mode, fp32, on the CPU, no global setting touched. `hub` is a folder

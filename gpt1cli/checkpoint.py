@@ -252,9 +252,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def load(init: str, hub_folder: str | None, cache: str) -> tuple[LanguageModel, Tokenizer]:
     """The language model and the tokenizer that init names, fp32, on the CPU, without any head.
 
-    `init` is `openai`, a run or checkpoint folder, an exported folder, or a folder of OpenAI's npy shards.
+    `init` is `openai` or `gpt2`, a run or checkpoint folder, an exported folder, or a folder of OpenAI's npy shards.
     """
-    folder = _published_folder(hub_folder, cache) if init == "openai" else origins.find(init)
+    folder = _published_folder(init, hub_folder, cache) if init in published.REPOS else origins.find(init)
     config = origins.described(folder)
     _check_read(folder)
     rows, vocabulary = config["vocabulary"] + config["special_rows"], tokenizer.load(folder)
@@ -306,18 +306,19 @@ def _check_read(folder: Path) -> None:
         checksums.check(folder, READ, _way_on(folder))
 
 
-def _published_folder(hub_folder: str | None, cache: str) -> Path:
+def _published_folder(init: str, hub_folder: str | None, cache: str) -> Path:
     """Where the published files lie, all of them fetched."""
-    files = [hub.file(hub.OPENAI, name, hub_folder, cache) for name in ("config.json", hub.WEIGHTS)]
-    load_tokenizer("openai", hub_folder, cache)
+    repo = published.REPOS[init]
+    files = [hub.file(repo, name, hub_folder, cache) for name in ("config.json", hub.WEIGHTS)]
+    load_tokenizer(init, hub_folder, cache)
     return files[0].parent
 
 
 def load_tokenizer(init: str, hub_folder: str | None, cache: str) -> Tokenizer:
     """The tokenizer that init names, without its weights."""
-    if init != "openai":
+    if init not in published.REPOS:
         return tokenizer.load(origins.find(init))
-    files = [hub.file(hub.OPENAI, name, hub_folder, cache) for name in ("vocab.json", "merges.txt")]
+    files = [hub.file(published.REPOS[init], name, hub_folder, cache) for name in ("vocab.json", "merges.txt")]
     return tokenizer.load(files[0].parent)
 
 
@@ -328,6 +329,8 @@ def transfer(into: Transformer, trained: Transformer, layers: int) -> None:
         into.positions.weight.copy_(trained.positions.weight)
     for ours, theirs in zip(into.blocks[:layers], trained.blocks[:layers], strict=True):
         ours.load_state_dict(theirs.state_dict())
+    if layers == len(into.blocks):  # the norm after them is that of the last one's states
+        into.final_norm.load_state_dict(trained.final_norm.state_dict())
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:

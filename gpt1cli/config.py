@@ -61,9 +61,16 @@ class ModelConfig:
     finetuning: Finetuning
     architecture: Annotated[Literal["transformer", "lstm"], Key("decoder blocks or a recurrent layer")] = "transformer"
     lstm_units: Annotated[int | None, Key("units of the recurrent layer (architecture=lstm)", at_least=1)] = None
+    norm: Annotated[
+        Literal["post", "pre"],
+        Key("after each residual sum (GPT-1), or before attention and feed-forward and after the last block (GPT-2)"),
+    ] = "post"
 
     SHAPES: ClassVar[dict[str, tuple[str, ...]]] = {  # what a checkpoint's weights fix
-        "transformer": ("architecture", "n_layer", "d_model", "n_head", "d_ff", "n_positions", "layer_norm_eps"),
+        "transformer": (
+            *("architecture", "norm", "layer_norm_eps"),
+            *("n_layer", "d_model", "n_head", "d_ff", "n_positions"),
+        ),
         "lstm": ("architecture", "d_model", "lstm_units", "n_positions"),
     }
 
@@ -109,18 +116,22 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Where the byte-pair vocabulary comes from; the text rules are always the published ones."""
+    """Where the byte-pair vocabulary comes from, and what its pieces are made of."""
 
     name: Annotated[str, Key("name of the tokenizer")]
     source: Annotated[Literal["hub", "corpus", "demo"], Key("published vocabulary, or merges trained on the corpus")]
     repo: Annotated[str | None, Key("hub repository with vocab.json and merges.txt (source=hub)")]
     merges: Annotated[int | None, Key("merges to train (source=corpus, demo)", at_least=1)]
+    level: Annotated[
+        Literal["words", "bytes"],
+        Key("symbols of cleaned, lower-cased words (GPT-1), or bytes of the text as it is (GPT-2)"),
+    ] = "words"
 
     def problems(self) -> Iterator[str]:
         if self.source == "hub" and not self.repo:
             yield "repo is needed with source=hub"
         if self.source == "hub" and self.merges:
-            yield f"merges={self.merges} is for merges trained here: name tokenizer=bpe too"
+            yield f"merges={self.merges} is for merges trained here: name tokenizer=bpe or tokenizer=bytes too"
         if self.source in ("corpus", "demo") and not self.merges:
             yield f"merges is needed with source={self.source}"
 
@@ -501,7 +512,7 @@ class PlanConfig:
 class TrainConfig(RunConfig):
     """What both kinds of training take."""
 
-    init: Annotated[str, Key("starting point: openai, none, a run folder, a checkpoint folder", filled=True)]
+    init: Annotated[str, Key("starting point: openai, gpt2, none, a run folder, a checkpoint folder", filled=True)]
     resume: Annotated[str | None, Key("run folder to go on with", filled=True)]
     config: Annotated[str | None, Key("config.yaml of an earlier run, to repeat it", filled=True)]
     model: ModelConfig
@@ -795,7 +806,9 @@ class ExportConfig(RunConfig):
 class SpeakConfig(RunConfig):
     """What the commands take that use a language model as it is."""
 
-    init: Annotated[str, Key("the model: openai, a run folder, a checkpoint folder, an exported folder", filled=True)]
+    init: Annotated[
+        str, Key("the model: openai, gpt2, a run folder, a checkpoint folder, an exported folder", filled=True)
+    ]
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -834,7 +847,8 @@ class ZeroshotConfig(RunConfig):
     task: TaskConfig
     logger: LoggerConfig
     init: Annotated[
-        str | None, Key("the model: openai (null), a run folder, a checkpoint folder, an exported folder", filled=True)
+        str | None,
+        Key("the model: openai (null), gpt2, a run folder, a checkpoint folder, an exported folder", filled=True),
     ]
     runs: Annotated[list[str], Key("run folders, instead of init: a curve for each")]
     checkpoint: Annotated[
@@ -864,7 +878,8 @@ class FewshotConfig(RunConfig):
     task: TaskConfig
     logger: LoggerConfig
     init: Annotated[
-        str | None, Key("the model: openai (null), a run folder, a checkpoint folder, an exported folder", filled=True)
+        str | None,
+        Key("the model: openai (null), gpt2, a run folder, a checkpoint folder, an exported folder", filled=True),
     ]
     checkpoint: Annotated[Count | Literal["best", "last"], Key("which checkpoint of a run: its best, its last, a step")]
     prompt: Annotated[str | None, Key("yaml with template, words, ... in the place of task.prompt", filled=True)]

@@ -1,4 +1,4 @@
-"""Weights of GPT-1 in and out: transformers' files (openai-community/openai-gpt), and OpenAI's own npy shards in.
+"""Weights of GPT-1 and GPT-2 in and out: transformers' files (openai-community/openai-gpt, gpt2), OpenAI's shards in.
 
 The published file stores each linear layer transposed (a 1x1 convolution), its keys with or without the prefix
 `transformer.`, and beside the weights some buffers, a tied output table or a head, which are passed over by name.
@@ -30,10 +30,18 @@ NAMES = {  # ours -> theirs, inside a block, in the order of OpenAI's arrays; th
     "contract": ("mlp.c_proj", True),
     "feed_forward_norm": ("ln_2", False),
 }
-TABLE = "tokens_embed.weight"
+OUTSIDE = {  # theirs -> ours, outside the blocks
+    "tokens_embed.weight": "tokens.weight",  # GPT-1
+    "positions_embed.weight": "positions.weight",
+    "wte.weight": "tokens.weight",  # GPT-2
+    "wpe.weight": "positions.weight",
+    "ln_f.weight": "final_norm.weight",
+    "ln_f.bias": "final_norm.bias",
+}
+TABLES = ("tokens_embed.weight", "wte.weight")
 NORM_BIAS = "last_norm_bias"  # in a file's metadata
 PASSED_OVER = re.compile(
-    r"h\.\d+\.attn\.bias|position_ids|lm_head\.weight|score\.weight|multiple_choice_head\.summary\.(weight|bias)"
+    r"h\.\d+\.attn\.(masked_)?bias|position_ids|lm_head\.weight|score\.weight|multiple_choice_head\.summary\.(weight|bias)"
 )
 
 
@@ -42,10 +50,10 @@ def from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     InputError for an output table that is not the input table.
     """
-    ours = {TABLE: "tokens.weight", "positions_embed.weight": "positions.weight"}
-    head, table = (tensors.get(name, tensors.get(f"transformer.{name}")) for name in ("lm_head.weight", TABLE))
-    if head is not None and table is not None and not torch.equal(head, table):
-        raise InputError("its lm_head.weight is another table than its tokens_embed.weight: GPT-1 has one for both")
+    head, *tables = (tensors.get(name, tensors.get(f"transformer.{name}")) for name in ("lm_head.weight", *TABLES))
+    for name, table in zip(TABLES, tables, strict=True):
+        if head is not None and table is not None and not torch.equal(head, table):
+            raise InputError(f"its lm_head.weight is another table than its {name}: GPT has one for both")
     theirs = {block_name: (our_name, flip) for our_name, (block_name, flip) in NAMES.items()}
     found = {}
     for name, tensor in tensors.items():
@@ -57,13 +65,14 @@ def from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             our_name, flip = theirs[block[2]]
             tensor = tensor.T if flip and block[3] == "weight" else tensor
             bare = f"blocks.{block[1]}.{our_name}.{block[3]}"
-        found[ours.get(bare, bare)] = tensor.float().contiguous()
+        found[OUTSIDE.get(bare, bare)] = tensor.float().contiguous()
     return found
 
 
 def to_published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our tensors of a Transformer under transformers' names, with the prefix that it writes itself."""
-    theirs = {"tokens.weight": "tokens_embed.weight", "positions.weight": "positions_embed.weight"}
+    second = "final_norm.weight" in weights
+    theirs = {ours: name for name, ours in OUTSIDE.items() if second != name.endswith("_embed.weight")}
     found = {}
     for name, tensor in weights.items():
         if block := re.fullmatch(r"blocks\.(\d+)\.(\w+)\.(weight|bias)", name):
@@ -134,6 +143,11 @@ def read_published(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: no file of weights, but of other things; fetch it again")
     weights = from_published(tensors)
     if norm_bias is not None:
-        blocks = sum(name.endswith("feed_forward_norm.bias") for name in weights)
-        weights[f"blocks.{blocks - 1}.feed_forward_norm.bias"] = norm_bias
+        weights[last_norm(weights)] = norm_bias
     return weights
+
+
+def last_norm(weights: Mapping[str, Tensor]) -> str:
+    """The name of the bias of the norm that nothing follows: of the last block, with norm=pre behind it."""
+    blocks = sum(name.endswith("feed_forward_norm.bias") for name in weights)
+    return "final_norm.bias" if "final_norm.bias" in weights else f"blocks.{blocks - 1}.feed_forward_norm.bias"

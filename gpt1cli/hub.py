@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt1cli import origins
 from gpt1cli.config import CorpusConfig, TaskConfig, TokenizerConfig
-from gpt1cli.published import OPENAI
+from gpt1cli.published import REPOS, tokenizer_config
 from gpt1cli.schema import InputError
 
 if TYPE_CHECKING:
@@ -78,25 +78,26 @@ def tokenizer_needs(tokenizer: TokenizerConfig) -> list[Need]:
     """The published vocabulary, where the tokenizer is not trained in place."""
     if tokenizer.source != "hub" or tokenizer.repo is None:
         return []
-    way = "tokenizer=bpe with gpt1 pretrain: merges trained on the corpus"
+    trained = "bytes" if tokenizer.level == "bytes" else "bpe"
+    way = f"tokenizer={trained} with gpt1 pretrain: merges trained on the corpus"
     what = f"vocabulary of tokenizer={tokenizer.name}"
     return [Need(what, tokenizer.repo, None, name, (way,)) for name in ("vocab.json", "merges.txt")]
 
 
 def init_needs(init: str) -> list[Need]:
-    """Weights and vocabulary of init=openai; nothing where init is a folder. InputError where that holds no model."""
-    if init != "openai":
+    """Weights and vocabulary of a published model; of a folder nothing. InputError where that holds no model."""
+    if init not in REPOS:
         origins.find(init)
         return []
-    return tokenizer_needs(TokenizerConfig("openai", "hub", OPENAI, None)) + weights_needs(init)
+    return tokenizer_needs(tokenizer_config(init)) + weights_needs(init)
 
 
 def weights_needs(init: str) -> list[Need]:
     """The published weights, where a run starts from them."""
-    if init != "openai":
+    if init not in REPOS:
         return []
     way = "init=RUN: a model of your own, from gpt1 pretrain corpus=text corpus.path=...; or init=none: fresh weights"
-    return [Need("weights of init=openai", OPENAI, None, names, (way,)) for names in ("config.json", WEIGHTS)]
+    return [Need(f"weights of init={init}", REPOS[init], None, names, (way,)) for names in ("config.json", WEIGHTS)]
 
 
 def require(needs: Sequence[Need], hub: str | None, cache: str | Path) -> None:

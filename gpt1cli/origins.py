@@ -16,7 +16,7 @@ from gpt1cli.schema import InputError, build, shown
 
 FORMAT = 1  # of our checkpoints
 PRETRAINED = ("pretrain/*/*", "multirun/pretrain/*/*", "ablation/*/*/cells/*", "multirun/ablation/*/*/cells/*")
-TOKENIZER = ("source", "repo", "merges")  # what a checkpoint's weights fix of it
+TOKENIZER = ("source", "repo", "merges", "level")  # what a checkpoint's weights fix of it
 
 
 def find(init: str, key: str = "init") -> Path:
@@ -43,7 +43,7 @@ def find(init: str, key: str = "init") -> Path:
         found = "a file" if os.path.isfile(root) else "no such folder"
     takes = "a run folder (its best checkpoint, else its last), RUN/checkpoints/STEP"
     if key == "init":
-        takes = f"openai, none, {takes}, an exported folder, or a folder of OpenAI's npy shards"
+        takes = f"{', '.join(published.REPOS)}, none, {takes}, an exported folder, or a folder of OpenAI's npy shards"
     raise InputError(f"{key}={shown(init)}: {found}\n{key} takes {takes}")
 
 
@@ -53,7 +53,7 @@ def checkpoints(init: str, which: int | str = "best") -> list[str]:
     What is no run has one, its best. InputError where there is none.
     """
     if which == "best":
-        return [init] if init == "openai" else [str(find(init))]
+        return [init] if init in published.REPOS else [str(find(init))]
     folder = os.path.join(os.path.expanduser(init), "checkpoints")
     if not os.path.isdir(folder):
         raise InputError(f"checkpoint={which}: {shown(init)} is no run folder with checkpoints")
@@ -89,7 +89,7 @@ def described(folder: Path) -> dict[str, Any]:
     tokenizer: Any = found.get("tokenizer")
     try:
         found["model"] = dataclasses.asdict(build(ModelConfig, model))  # with what an older gpt1 did not know of yet
-        build(TokenizerConfig, tokenizer)
+        found["tokenizer"] = dataclasses.asdict(build(TokenizerConfig, tokenizer))
     except InputError as error:
         raise InputError(f"{path} describes no model and tokenizer:\n{error}") from error
     for key in ("vocabulary", "special_rows"):
@@ -100,10 +100,13 @@ def described(folder: Path) -> dict[str, Any]:
 
 def identity(init: str) -> dict[str, dict[str, Any]]:
     """The model and the tokenizer of init, which is not `none`. InputError where it has none."""
-    if init != "openai":
+    if init not in published.REPOS:
         return described(find(init))
-    model, tokenizer = options.values("model", "base"), options.values("tokenizer", "openai")
-    return {"model": dataclasses.asdict(build(ModelConfig, model)), "tokenizer": tokenizer}
+    model = options.values("model", "base" if init == "openai" else init)
+    return {
+        "model": dataclasses.asdict(build(ModelConfig, model)),
+        "tokenizer": dataclasses.asdict(published.tokenizer_config(init)),
+    }
 
 
 def lstm_for(wanted: Mapping[str, Any], init: str, asked: str | None, out: str) -> str | None:
@@ -138,7 +141,7 @@ def _differences(wanted: Mapping[str, Any], init: str, folder: Path) -> Iterator
         for key in keys:
             if (value := found[group].get(key)) != wanted[group].get(key):
                 yield f"  {group}.{key}={shown(value)}, not {shown(wanted[group].get(key))}"
-    if init != "openai":  # merges may have been trained on another text
+    if init not in published.REPOS:  # merges may have been trained on another text
         files = (root / "merges.txt" for root in (find(init), folder))
         if len({file.read_bytes() for file in files if file.is_file()}) > 1:
             yield "  its tokenizer was trained on another text"

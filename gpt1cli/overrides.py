@@ -33,7 +33,7 @@ LITERAL |= {f"task.prompt.{key}" for key in ("template", "separator", "descripti
 # Where ~ is the home folder; stored, the first ones hold from any folder:
 FOUND = ("cache", "hub", "config_dir", "init", "init_lstm", "run", "input", "corpus.path", "task.path", *FILES)
 PATHS = (*FOUND, "out", "output", "resume", "config", "runs", "submission")
-NO_PATHS = (("init", "none"), ("init", "openai"), ("init_lstm", "none"), ("input", "-"))
+NO_PATHS = (("init", "none"), ("init", "openai"), ("init", "gpt2"), ("init_lstm", "none"), ("input", "-"))
 
 # ${gpt1.text:x6869} stands for a text that OmegaConf would otherwise interpolate, as hexadecimal UTF-8.
 SEALED = re.compile(r"\$\{gpt1\.text:x([0-9a-f]*)\}")

@@ -15,7 +15,7 @@ from gpt1cli.config import ModelConfig, TokenizerConfig
 from gpt1cli.kernels import CHUNK_ROWS, QUERIES, VOCABULARY_TILE
 from gpt1cli.runtime import Machine
 
-MERGES, BESIDE_MERGES = 40_000, 478  # of the published vocabulary: merges; symbols, <unk> and the newline
+PUBLISHED = {"words": (40_000, 478), "bytes": (50_000, 257)}  # merges; symbols, <unk> and newline, or <|endoftext|>
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,20 @@ def parameters(config: ModelConfig, vocabulary: int, outputs: int = 0) -> dict[s
         recurrent = 4 * U * (D + U + 2)  # two matrices, two biases
         return {"tokens": vocabulary * D, "recurrent": recurrent, "projection": (U + 1) * D, "head": outputs * (D + 1)}
     block = 4 * D * D + 2 * D * F + 9 * D + F  # matrices; biases 3D, D, F and D; two norms of 2D
+    final = {"final_norm": 2 * D} if config.norm == "pre" else {}
     return {
         "tokens": vocabulary * D,
         "positions": config.n_positions * D,
         "blocks": config.n_layer * block,
+        **final,
         "head": outputs * (D + 1),
     }
 
 
 def vocabulary_of(config: TokenizerConfig) -> int:
-    """Rows of a token table where no vocabulary is at hand: the merges, and as much beside them as GPT-1 has."""
-    return (config.merges or MERGES) + BESIDE_MERGES
+    """Rows of a token table where no vocabulary is at hand: the merges, and as much beside them as the published."""
+    merges, beside = PUBLISHED[config.level]
+    return (config.merges or merges) + beside
 
 
 def flops_per_token(config: ModelConfig, vocabulary: int, context: float) -> float:
@@ -133,7 +136,8 @@ def kept(config: ModelConfig, vocabulary: int, rows: int, context: int, machine:
     else:  # fused: no weights, but the result and a sum for each query
         block += N * D * number + N * config.n_head * 4
     embedded = N * (2 * 8 + D * mask * bool(config.embedding_dropout))  # ids and positions are int64
-    return config.n_layer * block + embedded + loss
+    final = N * (D * number + 2 * 4) * (config.norm == "pre")  # the last norm: input, mean and deviation
+    return config.n_layer * block + embedded + final + loss
 
 
 def _pairs(T: int) -> int:

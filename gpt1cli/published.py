@@ -1,4 +1,4 @@
-"""GPT-1 as others store it: the folders that transformers reads and writes, and OpenAI's own npy shards.
+"""GPT-1 and GPT-2 as others store them: the folders that transformers reads and writes, and OpenAI's npy shards.
 
 Here is what can be said of such a folder without its weights; convert.py turns the weights themselves.
 """
@@ -16,10 +16,20 @@ from gpt1cli.config import Finetuning, ModelConfig, Pretraining, TokenizerConfig
 from gpt1cli.schema import InputError, build, shown
 
 OPENAI = "openai-community/openai-gpt"
+REPOS = {"openai": OPENAI, "gpt2": "openai-community/gpt2"}  # what init= calls them; as options of tokenizer=, too
 MODEL_TYPE = "openai-gpt"  # transformers' name for GPT-1
+MODEL_TYPE_2 = "gpt2"
+CLASSES = {MODEL_TYPE: "OpenAIGPT", MODEL_TYPE_2: "GPT2"}  # with what the names of its classes begin
 SHAPES = "params_shapes.json"  # beside OpenAI's params_0.npy ... params_9.npy
 OURS = "gpt1"  # key of an exported config.json under which we keep what transformers has no place for
-TANH_GELU = ("gelu", "gelu_new", "gelu_pytorch_tanh")  # of this architecture transformers' "gelu" is the tanh form
+TANH_GELU = ("gelu", "gelu_new", "gelu_pytorch_tanh")  # of GPT-1 transformers' "gelu" is the tanh form, too
+BUILT = {  # of what GPT-2's config.json may ask for, what is built here
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "tie_word_embeddings": (True,),
+}
 
 
 def is_shards(folder: Path) -> bool:
@@ -29,29 +39,40 @@ def is_shards(folder: Path) -> bool:
 
 def is_transformers(settings: Mapping[str, Any]) -> bool:
     """Whether a config.json is one of transformers'."""
-    return settings.get("model_type") == MODEL_TYPE
+    kind = settings.get("model_type")
+    return isinstance(kind, str) and kind in CLASSES
 
 
 def model_config(settings: Mapping[str, Any]) -> ModelConfig:
-    """The config.json of transformers as ours, with the paper's recipes (section 4.1)."""
+    """The config.json of transformers as ours, with the recipes of conf/model/base.yaml or gpt2.yaml."""
     counts = ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size")
     if missing := [key for key in counts if type(settings.get(key)) is not int]:
         raise InputError(f"its config.json has no {', '.join(missing)}")
-    if settings.get("afn", "gelu") not in TANH_GELU:
+    second = settings.get("model_type") == MODEL_TYPE_2
+    if not second and settings.get("afn", "gelu") not in TANH_GELU:
         raise InputError(f"its config.json has afn={settings['afn']}: only the paper's GELU is built here")
+    for key, built in BUILT.items() if second else ():
+        if settings.get(key, built[0]) not in built:
+            raise InputError(f"its config.json has {key}={shown(settings[key])}: only {shown(built[0])} is built here")
+    recipe = (
+        Pretraining(batch_size=512, context=min(1024, settings["n_positions"]), lr=6e-4, warmup_steps=715)
+        if second
+        else Pretraining(batch_size=64, context=min(512, settings["n_positions"]), lr=2.5e-4, warmup_steps=2000)
+    )
     return ModelConfig(
-        name="openai",
+        name="gpt2" if second else "openai",
+        norm="pre" if second else "post",
         n_layer=settings["n_layer"],
         d_model=settings["n_embd"],
         n_head=settings["n_head"],
-        d_ff=4 * settings["n_embd"],
+        d_ff=(settings.get("n_inner") if second else None) or 4 * settings["n_embd"],
         n_positions=settings["n_positions"],
         embedding_dropout=settings.get("embd_pdrop", 0.1),
         attention_dropout=settings.get("attn_pdrop", 0.1),
         residual_dropout=settings.get("resid_pdrop", 0.1),
         layer_norm_eps=settings.get("layer_norm_epsilon", 1e-5),
         init_std=settings.get("initializer_range", 0.02),
-        pretraining=Pretraining(batch_size=64, context=min(512, settings["n_positions"]), lr=2.5e-4, warmup_steps=2000),
+        pretraining=recipe,
         finetuning=Finetuning(lr=6.25e-5),
     )
 
@@ -60,16 +81,18 @@ def settings_of(config: ModelConfig, rows: int) -> dict[str, Any]:
     """The config.json that transformers wants for a model of this shape. InputError where it cannot hold it."""
     if config.architecture != "transformer":
         raise InputError(f"transformers has no class for architecture={config.architecture}")
-    if config.d_ff != 4 * config.d_model:
+    second, four = config.norm == "pre", config.d_ff == 4 * config.d_model
+    if not second and not four:
         raise InputError(f"transformers' GPT-1 has d_ff = 4 x d_model, this model {config.d_ff} and {config.d_model}")
+    wide = {"n_inner": None if four else config.d_ff, "activation_function": "gelu_new"}
     return {
-        "model_type": MODEL_TYPE,
+        "model_type": MODEL_TYPE_2 if second else MODEL_TYPE,
         "vocab_size": rows,
         "n_positions": config.n_positions,
         "n_embd": config.d_model,
         "n_layer": config.n_layer,
         "n_head": config.n_head,
-        "afn": "gelu",
+        **(wide if second else {"afn": "gelu"}),
         "embd_pdrop": config.embedding_dropout,
         "attn_pdrop": config.attention_dropout,
         "resid_pdrop": config.residual_dropout,
@@ -81,7 +104,7 @@ def settings_of(config: ModelConfig, rows: int) -> dict[str, Any]:
 def described(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What one of our checkpoints would say of itself, from transformers' config.json; InputError where it is wrong."""
     published = model_config(settings)
-    tokenizer = TokenizerConfig(name="openai", source="hub", repo=OPENAI, merges=None)
+    tokenizer = tokenizer_config("gpt2" if settings["model_type"] == MODEL_TYPE_2 else "openai")
     ours = settings.get(OURS, {})
     special = ours.get("special_rows", 0) if isinstance(ours, dict) else None
     if type(special) is not int or not 0 <= special < settings["vocab_size"]:
@@ -93,6 +116,13 @@ def described(settings: Mapping[str, Any]) -> dict[str, Any]:
         "vocabulary": settings["vocab_size"] - special,
         "special_rows": special,
     }
+
+
+def tokenizer_config(name: str) -> TokenizerConfig:
+    """The tokenizer of openai or gpt2, as conf/tokenizer/ has it."""
+    return TokenizerConfig(
+        name=name, source="hub", repo=REPOS[name], merges=None, level="bytes" if name == "gpt2" else "words"
+    )
 
 
 def settings_of_shards(folder: Path) -> dict[str, Any]:

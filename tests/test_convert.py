@@ -171,7 +171,7 @@ def test_a_mismatch_lists_every_name_with_its_shapes_and_changes_nothing(publish
         "model.safetensors: the weights do not fit the model:",
         "  blocks.1.contract.bias: wanted (24,), missing",
         "  h.1.mlp.surprise.weight: (5,), not wanted",
-        "  ln_f.weight: (2,), not wanted",
+        "  final_norm.weight: (2,), not wanted",
         "  tokens.weight: wanted (37, 24), found (40, 24)",
     ]
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())

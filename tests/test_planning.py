@@ -50,15 +50,16 @@ def test_the_parameters_of_base_are_the_published_ones():
     assert sum(PARTS.values()) == 116_534_784
 
 
-@pytest.mark.parametrize("outputs", [1, 3])
-def test_parameters_are_those_of_the_real_model(outputs):
-    config = model_config(**SHAPE)
+@pytest.mark.parametrize(("outputs", "norm"), [(1, "post"), (3, "post"), (1, "pre")])
+def test_parameters_are_those_of_the_real_model(outputs, norm):
+    config = model_config(**SHAPE, norm=norm)
     model = Classifier(Transformer(config, V), outputs, 0.1)
     found = parameters(config, V, outputs)
     assert found["tokens"] == model.body.tokens.weight.numel()
     assert found["positions"] == model.body.positions.weight.numel()
     assert found["blocks"] == sum(p.numel() for p in model.body.blocks.parameters())
     assert found["head"] == sum(p.numel() for p in model.head.parameters())
+    assert sum(found.values()) == sum(p.numel() for p in model.parameters())
 
 
 def test_a_vocabulary_that_is_not_at_hand_is_as_large_as_its_merges_say():
@@ -66,6 +67,8 @@ def test_a_vocabulary_that_is_not_at_hand_is_as_large_as_its_merges_say():
     assert planning.vocabulary_of(published) == 40_478
     trained = dataclasses.replace(published, source="corpus", merges=8000)
     assert planning.vocabulary_of(trained) == 8478
+    assert planning.vocabulary_of(dataclasses.replace(published, level="bytes")) == 50_257  # GPT-2's
+    assert planning.vocabulary_of(dataclasses.replace(trained, level="bytes")) == 8257
 
 
 # --- operations -------------------------------------------------------------------------------------------------------
@@ -135,9 +138,9 @@ def saved_bytes(model: LanguageModel, batch: Batch) -> int:
 
 @pytest.mark.parametrize("precision", [FP32, BF16])
 @pytest.mark.parametrize("dropout", [NO_DROPOUT, {}], ids=["no dropout", "dropout"])
-@pytest.mark.parametrize(("rows", "context"), [(3, 40), (2, 300)])
-def test_what_is_kept_for_the_backward_pass_is_what_autograd_saves(precision, dropout, rows, context):
-    config = model_config(n_layer=3, d_model=64, n_head=4, d_ff=192, n_positions=300, **dropout)
+@pytest.mark.parametrize(("rows", "context", "norm"), [(3, 40, "post"), (2, 300, "post"), (3, 40, "pre")])
+def test_what_is_kept_for_the_backward_pass_is_what_autograd_saves(precision, dropout, rows, context, norm):
+    config = model_config(n_layer=3, d_model=64, n_head=4, d_ff=192, n_positions=300, norm=norm, **dropout)
     model = Transformer(config, V).to(precision).train()
     found = saved_bytes(model, windows(rows, context))
     assert kept(config, V, rows, context, machine(precision)) == pytest.approx(found, rel=0.005)

@@ -20,6 +20,7 @@ from gpt1cli.hub import Need
 from gpt1cli.loggers import Progress, short
 from gpt1cli.pages import Table
 from gpt1cli.plots import save_sizes
+from gpt1cli.published import OPENAI
 from gpt1cli.schema import InputError
 
 HEADER = ("contender", "a second", "range", "gpt1 is", "floor", "of the ceiling", "peak memory")
@@ -68,10 +69,10 @@ def contests_of(what: str, setting: Setting) -> Iterator[Contest]:
 
 def published_vocabulary(config: BenchConfig) -> str | None:
     """The folder of the published vocabulary, where it is at hand; the network is not asked for it."""
-    files = [hub.Need("vocabulary", hub.OPENAI, None, name, ()) for name in ("vocab.json", "merges.txt")]
+    files = [hub.Need("vocabulary", OPENAI, None, name, ()) for name in ("vocab.json", "merges.txt")]
     if any(hub.amiss(need, config.hub, config.cache) for need in files):
         return None
-    return str(hub.file(hub.OPENAI, "vocab.json", config.hub, config.cache).parent)
+    return str(hub.file(OPENAI, "vocab.json", config.hub, config.cache).parent)
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from gpt1cli.checkup import Finding
 from gpt1cli.config import CorpusConfig, DoctorConfig, TaskConfig, TokenizerConfig
 from gpt1cli.hub import Need
 from gpt1cli.pages import Table
+from gpt1cli.published import REPOS
 from gpt1cli.schema import build
 
 
@@ -52,8 +53,9 @@ def data(config: DoctorConfig, silence: str | None) -> Iterator[Finding]:
         yield diagnosis("task", name, _task_needs(name), config, silence)
     for name in options.names("corpus"):
         yield diagnosis("corpus", name, _corpus_needs(name), config, silence)
-    yield diagnosis("tokenizer", "openai", _tokenizer_needs("openai"), config, silence)
-    yield diagnosis("init", "openai", hub.weights_needs("openai"), config, silence)
+    for name in REPOS:
+        yield diagnosis("tokenizer", name, _tokenizer_needs(name), config, silence)
+        yield diagnosis("init", name, hub.weights_needs(name), config, silence)
 
 
 def diagnosis(kind: str, name: str, needs: list[Need], config: DoctorConfig, silence: str | None) -> Finding:

@@ -18,6 +18,7 @@ from gpt1cli import (
     distributed,
     glue,
     planning,
+    published,
     rehearsal,
     rundir,
     runtime,
@@ -61,7 +62,7 @@ def needs(config: FinetuneConfig) -> list[Need]:
         return []
     tasks.check(config.task)
     demonstrations.check(config.similar_by, config.hub)
-    tokenizer = tokenizer_needs(config.tokenizer) if config.init in ("none", "openai") else []
+    tokenizer = tokenizer_needs(config.tokenizer) if config.init in ("none", *published.REPOS) else []
     weights = weights_needs(config.init) if config.pretrained else []
     return task_needs(config.task) + tokenizer + weights
 

@@ -1,7 +1,9 @@
 """The Transformer decoder of GPT-1: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training".
 
 Post-norm blocks as in Vaswani et al. 2017 and the released code, learned positions, tanh-GELU, tied input and output
-embedding, no norm after the last block. The model knows rows of tokens and one visibility rule; nothing about tasks.
+embedding, no norm after the last block. With norm=pre it is that of GPT-2 (Radford et al. 2019, "Language Models are
+Unsupervised Multitask Learners", section 2.3): the norms move to the input of each part, one is added after the last
+block. The model knows rows of tokens and one visibility rule; nothing about tasks.
 
 B batch, T tokens of a row, N tokens that are no padding, D width, H heads, F feed-forward width, V vocabulary rows.
 """
@@ -74,7 +76,11 @@ Group = tuple[Rows, Tensor | None]  # rows that attend together, and who sees wh
 
 
 class Block(nn.Module):
-    """n = LayerNorm(x + attention(x)); LayerNorm(n + feed_forward(n)): the norm comes after the sum (post-norm)."""
+    """Attention, then two linear layers around a GELU; each part adds what it finds to its input.
+
+    The norm comes after the sum (post), or at the input of the part, so that the sums themselves run through all blocks
+    untouched (pre).
+    """
 
     def __init__(self, config: ModelConfig, number: int):
         super().__init__()
@@ -89,12 +95,22 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, groups: Sequence[Group], past: Past | None = None) -> Tensor:
         """[N,D] -> [N,D]: the real tokens of all rows, one after the other."""
-        p = self.config.residual_dropout if self.training else 0.0
+        if self.config.norm == "pre":
+            x = x + self.attention(self.attention_norm(x), groups, past)
+            return x + self.feed_forward(self.feed_forward_norm(x))
+        x = self.attention_norm(x + self.attention(x, groups, past))
+        return self.feed_forward_norm(x + self.feed_forward(x))
+
+    def attention(self, x: Tensor, groups: Sequence[Group], past: Past | None) -> Tensor:
+        """[N,D] -> [N,D]"""
         parts = self.query_key_value(x).split([rows.N for rows, _ in groups])  # [N,3D], group by group
         mixed = torch.cat([self.attend(part, *group, past) for part, group in zip(parts, groups, strict=True)])
-        x = self.attention_norm(x + dropout(self.attention_output(mixed), p))
+        return dropout(self.attention_output(mixed), self.config.residual_dropout if self.training else 0.0)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """[N,D] -> [N,D]"""
         raised = F.gelu(self.expand(x), approximate="tanh")  # [N,F]
-        return self.feed_forward_norm(x + dropout(self.contract(raised), p))
+        return dropout(self.contract(raised), self.config.residual_dropout if self.training else 0.0)
 
     def attend(self, x: Tensor, rows: Rows, visible: Tensor | None, past: Past | None) -> Tensor:
         """Attention of one group of rows: [N,3D] -> [N,D]."""
@@ -119,7 +135,21 @@ class Transformer(LanguageModel):
         super().__init__(config, vocabulary)
         self.positions = nn.Embedding(config.n_positions, config.d_model)
         self.blocks = nn.ModuleList(Block(config, number) for number in range(config.n_layer))
+        pre = config.norm == "pre"
+        self.final_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps) if pre else nn.Identity()
         self.initialise()
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """As in GPT-1; with norm=pre 2 n_layer parts are summed up, and each begins smaller by the root of that many.
+
+        (GPT-2, section 2.3.)
+        """
+        super().initialise()
+        if self.config.norm == "pre":
+            for name, parameter in self.named_parameters():
+                if name.endswith(("attention_output.weight", "contract.weight")):
+                    parameter.mul_((2 * self.config.n_layer) ** -0.5)
 
     def configure(self, config: ModelConfig) -> None:
         """Take the dropout rates of another configuration of the same shape."""
@@ -163,4 +193,4 @@ class Transformer(LanguageModel):
             x = block(x, groups, past)
         if past is not None and past.growing:
             past.length += T
-        return rows.lay(x)
+        return rows.lay(self.final_norm(x))
