@@ -2,6 +2,8 @@
 
     documents  ->  parts of bounded size  ->  ids, on all cores  ->  train.bin and valid.bin  ->  windows
 
+Documents follow one another, those of a byte-level vocabulary behind <|endoftext|> each, as GPT-2's do.
+
 Memory stays bounded however large the corpus (workers.py); at the end the borders of the documents are held, 8 bytes
 each. Training a tokenizer also holds one count for each distinct word. The shards are memory-mapped.
 
@@ -54,7 +56,11 @@ def tokenizer_of(
     if config.source == "hub":
         assert config.repo
         found = {name: hub.file(config.repo, name, hub_folder, cache) for name in ("vocab.json", "merges.txt")}
-        return tokenizer.load(found["vocab.json"].parent)
+        published = tokenizer.load(found["vocab.json"].parent)
+        if published.level != config.level:
+            told = f"tokenizer.level={config.level}: the vocabulary of {config.repo} is one of {published.level}"
+            raise InputError(f"{told}; name tokenizer.level={published.level}")
+        return published
     if config.source == "demo":
         corpus = demo(demo_world.VOCABULARY_DOCUMENTS)
     if corpus is None:
@@ -63,21 +69,39 @@ def tokenizer_of(
             " name init=RUN, whose tokenizer is taken, or tokenizer=openai or tokenizer=demo"
         )
     assert config.merges
-    folder = Path(cache) / "tokenizers" / _key(FORMAT, corpus.digest, config.merges, text.versions())
+    rules = text.versions() if config.level == "words" else config.level
+    folder = Path(cache) / "tokenizers" / _key(FORMAT, corpus.digest, config.merges, rules)
     if not folder.exists():
-        counts: collections.Counter[str] = collections.Counter()
-        with reporting(total=corpus.characters, unit="characters", description="counting words") as progress:
-            with contextlib.closing(on_all_cores(_count_words, None, parts(corpus.documents()))) as all_counted:
-                for part, counted in all_counted:
-                    counts.update(counted)
-                    progress.update(progress.step + len(part.text))
-            trained = tokenizer.train(counts, config.merges)
-            progress.say(
-                f"tokenizer: {len(trained):,} entries, {len(trained.merges):,} of {config.merges:,} merges asked for"
-            )
+        trained = (_train_bytes if config.level == "bytes" else _train)(corpus, config.merges, reporting)
         with appearing(folder) as aside:
             trained.save(aside)
     return tokenizer.load(folder)
+
+
+def _train(corpus: Source, merges: int, reporting: Reporting) -> Tokenizer:
+    counts: collections.Counter[str] = collections.Counter()
+    with reporting(total=corpus.characters, unit="characters", description="counting words") as progress:
+        with contextlib.closing(on_all_cores(_count_words, None, parts(corpus.documents()))) as all_counted:
+            for part, counted in all_counted:
+                counts.update(counted)
+                progress.update(progress.step + len(part.text))
+        return _told(tokenizer.train(counts, merges), merges, progress)
+
+
+def _train_bytes(corpus: Source, merges: int, reporting: Reporting) -> Tokenizer:
+    with reporting(total=corpus.characters, unit="characters", description="training the vocabulary") as progress:
+
+        def texts() -> Iterator[str]:
+            for part in parts(corpus.documents()):
+                yield part.text
+                progress.update(progress.step + len(part.text))
+
+        return _told(tokenizer.train_bytes(texts(), merges), merges, progress)
+
+
+def _told(trained: Tokenizer, merges: int, progress: Progress) -> Tokenizer:
+    progress.say(f"tokenizer: {len(trained):,} entries, {len(trained.merges):,} of {merges:,} merges asked for")
+    return trained
 
 
 def _count_words(_: Tokenizer | None, parts: list[str]) -> list[collections.Counter[str]]:
@@ -292,7 +316,9 @@ def _prepare(aside: Path, source: Source, vocabulary: Tokenizer, reporting: Repo
 
 def _write(folder: Path, source: Source, vocabulary: Tokenizer, dtype: np.dtype, reporting: Reporting) -> _Done:
     """Tokenise what is not in the files yet."""
-    newline = np.array([len(vocabulary) - 1], dtype)
+    newline, opening = (
+        np.array([] if index is None else [index], dtype) for index in (vocabulary.newline, vocabulary.opening)
+    )
     done = _take_up(folder, dtype)
     stream = itertools.islice(parts(source.documents()), done.parts, None)
     with contextlib.ExitStack() as stack:
@@ -313,7 +339,8 @@ def _write(folder: Path, source: Source, vocabulary: Tokenizer, dtype: np.dtype,
                 with disk.writing(folder / f"{split}.begins"):
                     files[f"{split}.begins"].write(np.int64(done.begin).tobytes())
             opened = done.tokens[split] > done.begin  # blank lines before the first word of a document are no token
-            for piece in [newline, ids] if part.newline and len(ids) and opened else [ids]:
+            between = newline if opened and part.newline else ids[:0] if opened else opening
+            for piece in [between, ids] if len(ids) else []:
                 with disk.writing(folder / f"{split}.bin"):
                     files[f"{split}.bin"].write(piece.astype(dtype).tobytes())
                 done.tokens[split] += len(piece)

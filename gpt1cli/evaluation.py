@@ -118,10 +118,15 @@ def load_examples(
 def encoded(
     examples: Sequence[Example], vocabulary: Tokenizer
 ) -> Iterator[tuple[Example, Sequence[Ids], Sequence[Ids]]]:
-    """Each example with the token ids of its texts and of its choices, every text tokenised by itself."""
+    """Each example with the token ids of its texts and of its choices, every text tokenised by itself.
+
+    As they stand behind one another: with byte-level pieces a blank comes before each.
+    """
     for start in range(0, len(examples), TOGETHER):
         some = examples[start : start + TOGETHER]
-        ids = iter(vocabulary.encode_batch(text for each in some for text in (*each.texts, *each.choices)))
+        ids = iter(
+            vocabulary.encode_batch(vocabulary.running(text) for each in some for text in (*each.texts, *each.choices))
+        )
         for example in some:
             texts, choices = (list(itertools.islice(ids, len(given))) for given in (example.texts, example.choices))
             yield example, texts, choices

@@ -14,7 +14,8 @@ The pretrained model has no start token. So the first token of a text that nothi
 is left out, unless the task names an `opening` to stand before it.
 
 Texts are tokenised apart and joined as ids, as in fine-tuning. No byte pair crosses the end of a word, so the ids are
-those of the joined text, but where a rule for words looks across the border, as that for "mr" and "." does.
+those of the joined text, but where a rule for words looks across the border, as that for "mr" and "." does. Byte-level
+vocabularies write a word with the blank before it: there each text, cue and word begins with one.
 
 N examples, K endings of an example, C classes.
 """
@@ -109,7 +110,9 @@ def load_probes(
     examples, dropped = loaded
     zeroshot = config.task.zeroshot
     assert zeroshot.rule is not None
-    cue, opening, *words = vocabulary.encode_batch([zeroshot.cue, zeroshot.opening, *zeroshot.words])
+    cue, opening, *words = vocabulary.encode_batch(
+        map(vocabulary.running, [zeroshot.cue, zeroshot.opening, *zeroshot.words])
+    )
     items, scored, cuts = [], [], 0
     for example, texts, choices in encoded(examples, vocabulary):
         question = RULES[zeroshot.rule]([*texts, cue] if cue else texts, choices or words)

@@ -12,6 +12,8 @@ The published layout, which a vocabulary trained here follows (V entries, S base
     2S+1 .. V-2           one entry per merge, in the order of the merges
     V-1                   the line break "\\n</w>"
     V, V+1, V+2           not in the vocabulary: the rows that fine-tuning appends to the embeddings
+
+Beside it GPT-2's kind, whose symbols are bytes (ByteTokenizer; bytelevel.py). Its entries tell which kind one is.
 """
 
 from __future__ import annotations
@@ -24,10 +26,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
-from gpt1cli import disk
+from gpt1cli import bytelevel, disk
 from gpt1cli import text as rules
 from gpt1cli.lookup import Lookup
 from gpt1cli.schema import InputError
@@ -39,6 +42,7 @@ SPECIAL = ("_start_", "_delimiter_", "_classify_")
 
 VOCABULARY_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"
+PIPELINE_FILE = "tokenizer.json"  # of transformers 5, which writes the other two no more
 RELEASED_FILES = ("encoder_bpe_40000.json", "vocab_40000.bpe")  # the same two in OpenAI's release
 MERGES_HEADER = "#version: 0.2"
 
@@ -57,6 +61,8 @@ class Tokenizer:
 
     It remembers the ids of the chunks of text that it meets, within the bounds stated in text.py.
     """
+
+    level: ClassVar[str] = "words"  # what its symbols are parts of: TokenizerConfig.level
 
     def __init__(self, vocabulary: Mapping[str, int], merges: Iterable[tuple[str, str]]) -> None:
         """Entry -> id, and the merges, the earliest first; InputError says where the two do not fit each other."""
@@ -85,6 +91,20 @@ class Tokenizer:
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[dict[str, int], list[tuple[str, str]]]]:
         """A pickled tokenizer is its two tables; what it remembers of texts stays behind."""
         return Tokenizer, (self.vocabulary, self.merges)
+
+    @property
+    def newline(self) -> int | None:
+        """What stands between two parts of a text that was cut at a line break; None: the text itself has it."""
+        return len(self) - 1
+
+    @property
+    def opening(self) -> int | None:
+        """What opens a document of a corpus; None: nothing."""
+        return None
+
+    def running(self, text: str) -> str:
+        """The text of an example as it stands behind another one: words are the same ones everywhere."""
+        return text
 
     @cached_property
     def identity(self) -> str:
@@ -124,16 +144,20 @@ class Tokenizer:
         ValueError for an id that is neither an entry nor a special row.
         """
         pieces = []
+        for index in self._known(ids):
+            # An unknown piece may have ended its word or not: it is shown as a word, like the special rows.
+            whole = index == 0 or index >= len(self)
+            pieces.append(self._entries[index] + " " if whole else self._entries[index].replace(END_OF_WORD, " "))
+        return re.sub(" *\n *", "\n", "".join(pieces)).strip(" ")
+
+    def _known(self, ids: Iterable[int]) -> Iterator[int]:
         for index in map(int, ids):
             if not 0 <= index < len(self._entries):
                 raise ValueError(
                     f"id {index} is not in the vocabulary: 0 to {len(self) - 1} are its entries, "
                     f"{len(self)} to {len(self._entries) - 1} are {', '.join(SPECIAL)}"
                 )
-            # An unknown piece may have ended its word or not: it is shown as a word, like the special rows.
-            whole = index == 0 or index >= len(self)
-            pieces.append(self._entries[index] + " " if whole else self._entries[index].replace(END_OF_WORD, " "))
-        return re.sub(" *\n *", "\n", "".join(pieces)).strip(" ")
+            yield index
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """The entries themselves, as they stand in the vocabulary: `the</w>`."""
@@ -167,14 +191,78 @@ class Tokenizer:
         return [token.id for token in self._bpe.tokenize("\n" if word == rules.NEWLINE else word)]
 
 
+class ByteTokenizer(Tokenizer):
+    """Text -> byte-level ids, and ids -> the very same text."""
+
+    level = "bytes"
+
+    def __init__(self, vocabulary: Mapping[str, int], merges: Iterable[tuple[str, str]]) -> None:
+        """Entry -> id, and the merges, the earliest first; InputError says where the two do not fit each other."""
+        self.vocabulary = dict(sorted(vocabulary.items(), key=lambda entry: entry[1]))
+        self.merges = [(left, right) for left, right in merges]
+        if problems := list(_misfits(self.vocabulary, self.merges, {*bytelevel.BYTES}, {bytelevel.END_OF_TEXT})):
+            raise InputError("\n".join(problems))
+        self._pipeline = bytelevel.pipeline(self.vocabulary, self.merges)
+        self._entries = [*self.vocabulary, *SPECIAL]
+        self._bytes = [*map(bytelevel.bytes_of, self.vocabulary), *(name.encode() for name in SPECIAL)]
+        self._dtype = np.dtype(np.uint16 if len(self._entries) <= 1 << 16 else np.uint32)
+
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[dict[str, int], list[tuple[str, str]]]]:
+        """A pickled tokenizer is its two tables."""
+        return ByteTokenizer, (self.vocabulary, self.merges)
+
+    @property
+    def newline(self) -> int | None:
+        """None: every line break is in the text."""
+        return None
+
+    @property
+    def opening(self) -> int | None:
+        """<|endoftext|>, as in GPT-2's training text; None where the vocabulary has no such entry."""
+        return self.vocabulary.get(bytelevel.END_OF_TEXT)
+
+    def running(self, text: str) -> str:
+        """With the blank that makes its first word the same entry as in the midst of a text; none before a mark."""
+        return text if not text or text[0].isspace() or text[0] in bytelevel.ATTACHED else " " + text
+
+    @cached_property
+    def identity(self) -> str:
+        """16 hex digits over all that decides the ids: vocabulary and merges."""
+        tables = json.dumps([self.level, list(self.vocabulary.items()), self.merges])
+        return hashlib.sha256(tables.encode()).hexdigest()[:16]
+
+    def encode_arrays(self, texts: Iterable[str]) -> list[np.ndarray]:
+        """The ids of each text as an array [ids] of uint16, of uint32 where the vocabulary is too large for that."""
+        return [np.array(ids, self._dtype) for ids in bytelevel.encoded(self._pipeline, texts)]
+
+    def encode_plain(self, text: str) -> list[int]:
+        """The same ids: there is one way alone."""
+        return self.encode(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text itself; U+FFFD for bytes that are no whole character. V, V+1, V+2 are the special rows.
+
+        ValueError for an id that is neither an entry nor a special row.
+        """
+        return b"".join(self._bytes[index] for index in self._known(ids)).decode(errors="replace")
+
+
+def of(vocabulary: Mapping[str, int], merges: Iterable[tuple[str, str]]) -> Tokenizer:
+    """The tokenizer of a vocabulary, of the kind that this is."""
+    return (ByteTokenizer if bytelevel.is_bytelevel(vocabulary) else Tokenizer)(vocabulary, merges)
+
+
 def load(folder: Path) -> Tokenizer:
     """The tokenizer of a folder with vocab.json and merges.txt; InputError names a file that is missing or corrupt."""
     released = all((folder / name).is_file() for name in RELEASED_FILES)
     vocabulary, merges = (folder / name for name in (RELEASED_FILES if released else (VOCABULARY_FILE, MERGES_FILE)))
     try:
-        if missing := [file.name for file in (vocabulary, merges) if not file.is_file()]:
+        missing = [file.name for file in (vocabulary, merges) if not file.is_file()]
+        if len(missing) == 2 and (folder / PIPELINE_FILE).is_file():
+            return of(*_read_pipeline(folder / PIPELINE_FILE))
+        if missing:
             raise InputError(f"no file {' and no '.join(missing)}")
-        return Tokenizer(_read_vocabulary(vocabulary), _read_merges(merges))
+        return of(_read_vocabulary(vocabulary), _read_merges(merges))
     except InputError as error:
         raise InputError(
             f"no usable tokenizer in {folder}:\n{error}\n"
@@ -189,12 +277,29 @@ def _read(file: Path) -> str:
         raise InputError(f"{file.name} cannot be read: {error}") from None
 
 
-def _read_vocabulary(file: Path) -> dict[str, int]:
+def _read_json(file: Path) -> Any:
     content = _read(file)
     try:
-        vocabulary = json.loads(content)
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file.name} is not whole JSON: {error}") from None
+
+
+def _read_pipeline(file: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The two tables out of the library's own file, where a merge is a pair, or both parts with a blank between."""
+    found = _read_json(file)
+    try:
+        model = found["model"]
+        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+        merges = [(str(left), str(right)) for left, right in pairs]
+        vocabulary = {str(entry): int(index) for entry, index in model["vocab"].items()}
+    except (TypeError, LookupError, ValueError, AttributeError) as error:
+        raise InputError(f"{file.name} holds no byte-pair vocabulary with its merges ({error})") from None
+    return vocabulary, merges
+
+
+def _read_vocabulary(file: Path) -> dict[str, int]:
+    vocabulary = _read_json(file)
     if not isinstance(vocabulary, dict) or not all(type(index) is int for index in vocabulary.values()):
         raise InputError(f"{file.name} does not map entries to whole numbers")
     return vocabulary
@@ -222,11 +327,19 @@ def _problems(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Iter
     the library, which always joins the leftmost best pair, gives what the published loop gives, which joins all
     occurrences of the best pair before it looks for the next: what a merge makes can only take part in later merges.
     """
-    if list(vocabulary.values()) != list(range(len(vocabulary))):
-        yield f"{VOCABULARY_FILE}: the ids of {len(vocabulary)} entries should be 0 to {len(vocabulary) - 1}, each once"
     if vocabulary.get(UNKNOWN) != 0:
         yield f"{VOCABULARY_FILE}: entry 0 should be {UNKNOWN}"
-    known = {entry for entry in vocabulary if len(entry.removesuffix(END_OF_WORD)) == 1}
+    symbols = {entry for entry in vocabulary if len(entry.removesuffix(END_OF_WORD)) == 1}
+    yield from _misfits(vocabulary, merges, symbols, {UNKNOWN})
+
+
+def _misfits(
+    vocabulary: dict[str, int], merges: list[tuple[str, str]], symbols: set[str], others: set[str]
+) -> Iterator[str]:
+    """What of that no kind of vocabulary does without; `others` are entries that nothing makes."""
+    if list(vocabulary.values()) != list(range(len(vocabulary))):
+        yield f"{VOCABULARY_FILE}: the ids of {len(vocabulary)} entries should be 0 to {len(vocabulary) - 1}, each once"
+    known = set(symbols)
     for number, (left, right) in enumerate(merges, start=1):
         made = left + right
         if not {left, right} <= known or made in known or made not in vocabulary:
@@ -236,7 +349,7 @@ def _problems(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Iter
             )
             return
         known.add(made)
-    if unmade := vocabulary.keys() - known - {UNKNOWN}:
+    if unmade := vocabulary.keys() - known - others:
         yield (
             f"{MERGES_FILE}: none of its {len(merges)} merges makes {len(unmade)} of the entries of {VOCABULARY_FILE}, "
             f"such as {min(unmade, key=vocabulary.__getitem__)!r}"
@@ -278,6 +391,14 @@ def train(counts: Mapping[str, int], merges: int) -> Tokenizer:
     learned = [(left, right) for left, right in json.loads(pipeline.to_str())["model"]["merges"]]
     entries = [*first, *(left + right for left, right in learned), "\n" + END_OF_WORD]
     return Tokenizer({entry: index for index, entry in enumerate(entries)}, learned)
+
+
+def train_bytes(texts: Iterable[str], merges: int) -> ByteTokenizer:
+    """A byte-level vocabulary of at most `merges` merges from texts as they are. InputError where there is none."""
+    vocabulary, learned = bytelevel.train(texts, merges)
+    if not learned:
+        raise InputError("no text to train a vocabulary on: no two bytes in it come together twice")
+    return ByteTokenizer(vocabulary, learned)
 
 
 def _occurrences(counts: Mapping[str, int], symbols: set[str], at_once: int = 4096) -> Iterator[list[str]]:

@@ -24,7 +24,7 @@ FLOORS = {  # a module imports from its own floor and from those below; a family
     2: "running compose composer overrides restart fit scoring generation evaluation probing prompting objectives "
     "checkpoint convert report planning rehearsal benchmarks checkup studies pages plots curves runpage paper layers "
     "comparison asking demonstrations incontext cells searching cues fewstudy fewtable",
-    1: "models tasks text lookup tokenizer documents workers corpus batches optim metrics loggers rundir hub "
+    1: "models tasks text lookup bytelevel tokenizer documents workers corpus batches optim metrics loggers rundir hub "
     "checksums demo_world tables runtime cautions options published origins distributed glue trackers config",
     0: "schema signals disk kernels templates",
 }
