@@ -14,17 +14,19 @@ from torch import Tensor
 
 from gpt1cli import checkpoint, origins, published, rundir
 from gpt1cli.config import ExportConfig, ModelConfig, TaskConfig
-from gpt1cli.convert import to_published, write_published
+from gpt1cli.convert import last_norm, to_published, write_published
 from gpt1cli.corpus import appearing
 from gpt1cli.hub import Need
 from gpt1cli.models.heads import Classifier
 from gpt1cli.schema import InputError, build
 from gpt1cli.tokenizer import SPECIAL
 
-TEXT_RULES = (
-    "AutoTokenizer of transformers 5 does not apply the published text rules (ftfy, standardisation, spaCy) and gives"
-    " other ids; tokenise with gpt1, as in gpt1cli.load(FOLDER)."
-)
+TEXT_RULES = {  # by what the tokenizer's symbols are parts of
+    "words": "AutoTokenizer of transformers 5 does not apply the published text rules (ftfy, standardisation, spaCy)"
+    " and gives other ids; tokenise with gpt1, as in gpt1cli.load(FOLDER).",
+    "bytes": "AutoTokenizer of transformers gives the same ids, but takes the letters <|endoftext|> in a text for the"
+    " entry of that name, which gpt1 does not.",
+}
 
 
 def needs(config: ExportConfig) -> list[Need]:
@@ -50,23 +52,27 @@ def run(config: ExportConfig, folder: Path) -> None:
         task = build(TaskConfig, described["task"])
         model, vocabulary = checkpoint.load_tuned(origin)
         assert isinstance(model, Classifier)
-        (weights, norm_bias), kind = head_and_body(model), class_of(task)
+        (weights, norm_bias), suffix = head_and_body(model), class_of(task)
         names = output_names(task)
         labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-        # The state is read at the rightmost token that is no padding: `_classify_`, which <unk> (0) never follows.
-        extra: dict[str, Any] = {"pad_token_id": 0} | (labels if kind == CLASSIFIER else {})
+        # The state is read at the rightmost token that is no padding: `_classify_`, behind which entry 0 never stands.
+        extra: dict[str, Any] = {"pad_token_id": 0} | (labels if suffix == CLASSIFIER else {})
         special = {name: len(vocabulary) + i for i, name in enumerate(SPECIAL)}
     else:
         body, vocabulary = checkpoint.load(str(origin), config.hub, config.cache)
         special = {}  # a language model does without
         body.tokens.weight.data = body.tokens.weight.data[: len(vocabulary)]
-        weights, kind, extra, norm_bias = to_published(dict(body.named_parameters())), LANGUAGE_MODEL, {}, None
+        weights, suffix, extra, norm_bias = to_published(dict(body.named_parameters())), LANGUAGE_MODEL, {}, None
+    if vocabulary.opening is not None:
+        extra |= {"bos_token_id": vocabulary.opening, "eos_token_id": vocabulary.opening}
 
     rows = len(vocabulary) + len(special)
     counts = {"vocabulary": len(vocabulary), "special_rows": len(special)}
     ours = {**described, **counts, "special_tokens": special}
+    shape = published.settings_of(build(ModelConfig, described["model"]), rows)
+    kind = published.CLASSES[shape["model_type"]] + suffix
     settings = {
-        **published.settings_of(build(ModelConfig, described["model"]), rows),
+        **shape,
         "architectures": [kind],
         **extra,
         published.OURS: ours,
@@ -75,21 +81,20 @@ def run(config: ExportConfig, folder: Path) -> None:
         write_published(aside / "model.safetensors", weights, norm_bias)
         (aside / "config.json").write_text(json.dumps(settings, indent=1))
         vocabulary.save(aside)
-        reads = input_of(described)
-        (aside / "README.md").write_text(card(config.run, origin, kind, special, reads))
+        reads, rules = input_of(described), TEXT_RULES[vocabulary.level]
+        (aside / "README.md").write_text(card(config.run, origin, kind, special, reads, rules))
     about = {"status": "finished", "command": "export", "name": config.name}
     rundir.finish(folder, {**about, "run": config.run, "class": kind})
     print(f"{kind}: {config.out}")
-    if "task" in described and kind == LANGUAGE_MODEL:
+    if "task" in described and suffix == LANGUAGE_MODEL:
         print("note: it was fine-tuned through a prompt and has no head: README.md there says how to ask it")
-    print(f"note: {TEXT_RULES}", file=sys.stderr)
+    print(f"note: {rules}", file=sys.stderr)
 
 
 # --- which class of transformers computes the same --------------------------------------------------------------------
 
-LANGUAGE_MODEL, CLASSIFIER, CHOICE = (
-    f"OpenAIGPT{name}" for name in ("LMHeadModel", "ForSequenceClassification", "DoubleHeadsModel")
-)
+# behind OpenAIGPT or GPT2: published.CLASSES
+LANGUAGE_MODEL, CLASSIFIER, CHOICE = "LMHeadModel", "ForSequenceClassification", "DoubleHeadsModel"
 
 
 def has_head(described: Mapping[str, Any]) -> bool:
@@ -98,7 +103,7 @@ def has_head(described: Mapping[str, Any]) -> bool:
 
 
 def class_of(task: TaskConfig) -> str:
-    """The class for a fine-tuned run. InputError where transformers has none."""
+    """The class for a fine-tuned run, without what is before it. InputError where transformers has none."""
     if task.layout == "similarity":
         raise InputError(
             f"task={task.name} adds the states of both orders of a pair, which no class of transformers does;"
@@ -128,7 +133,7 @@ def head_and_body(model: Classifier) -> tuple[dict[str, Tensor], Tensor | None]:
             "multiple_choice_head.summary.bias": model.head.bias.detach(),
         }
         return {**to_published(body), **head}, None
-    last = f"blocks.{model.body.config.n_layer - 1}.feed_forward_norm.bias"
+    last = last_norm(body)
     weight, bias = model.head.weight.detach().double(), model.head.bias.detach().double()
     shift = torch.linalg.pinv(weight) @ bias
     shifted = {**body, last: (body[last].detach().double() + shift).float()}
@@ -186,8 +191,9 @@ def input_of(described: Mapping[str, Any]) -> str | None:
     return " ".join(told)
 
 
-def card(run: str, origin: Path, kind: str, special: Mapping[str, int], reads: str | None) -> str:
+def card(run: str, origin: Path, kind: str, special: Mapping[str, int], reads: str | None, rules: str) -> str:
     """README.md of an exported folder: input, data, settings, results, command, limits."""
+    which = "GPT-2" if kind.startswith(published.CLASSES[published.MODEL_TYPE_2]) else "GPT-1"
     home = origin.parent.parent if origin.parent.name == "checkpoints" else origin
     settings = (home / "config.yaml").read_text() if (home / "config.yaml").is_file() else "unknown\n"
     name = rundir.read_config(home / "config.yaml").get("name") if (home / "config.yaml").is_file() else origin.name
@@ -201,7 +207,7 @@ def card(run: str, origin: Path, kind: str, special: Mapping[str, int], reads: s
     lines = [
         "---\nlibrary_name: transformers\ntags: [gpt1]\n---",
         f"# {name}",
-        f"A GPT-1 trained by gpt1 (checkpoint {origin.name}), for `{kind}` of transformers. {tokens}".strip(),
+        f"A {which} trained by gpt1 (checkpoint {origin.name}), for `{kind}` of transformers. {tokens}".strip(),
         "## Command",
         f"    {command}",
         "## Results",
@@ -209,7 +215,7 @@ def card(run: str, origin: Path, kind: str, special: Mapping[str, int], reads: s
         "## Data and settings",
         "    " + settings.rstrip().replace("\n", "\n    "),
         "## Limits",
-        f"- {TEXT_RULES}\n- It says what its training data made likely, true or not, and was tested on nothing but the"
+        f"- {rules}\n- It says what its training data made likely, true or not, and was tested on nothing but the"
         " above.",
     ]
     return "\n\n".join(lines) + "\n"

@@ -16,6 +16,8 @@ from gpt1cli.hub import Need, init_needs
 from gpt1cli.schema import InputError
 from gpt1cli.tokenizer import Tokenizer
 
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what bytes are decoded to that are no character, or none yet
+
 
 def needs(config: GenerateConfig) -> list[Need]:
     """What must be at hand before the run starts."""
@@ -62,8 +64,10 @@ def printed(vocabulary: Tokenizer, prompt: list[int], tokens: Iterator[int]) -> 
     print(text, end="", flush=True)
     for token in tokens:
         ids.append(token)
-        longer = vocabulary.decode(ids)  # the blank between two words comes with the second: what is printed stands
+        # The blank between two words comes with the second, and a character when its last byte is there: what is
+        # printed stands.
+        longer = vocabulary.decode(ids).rstrip(UNFINISHED)
         print(longer[len(text) :], end="", flush=True)
         text = longer
         yield token
-    print()
+    print(vocabulary.decode(ids)[len(text) :])
