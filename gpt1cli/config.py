@@ -951,7 +951,8 @@ class SearchConfig(RunConfig):
     task: TaskConfig
     logger: LoggerConfig
     init: Annotated[
-        str | None, Key("the model: openai (null), a run folder, a checkpoint folder, an exported folder", filled=True)
+        str | None,
+        Key("the model: openai (null), gpt2, a run folder, a checkpoint folder, an exported folder", filled=True),
     ]
     prompt: Annotated[str | None, Key("yaml with template, words, ... in the place of task.prompt", filled=True)]
     shots: Annotated[int, Key("examples of each class to search on, and to validate on, drawn by seed", at_least=1)]
