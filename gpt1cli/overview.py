@@ -60,8 +60,7 @@ EXAMPLES = {
     ),
     "fewshot": (
         ("task=sst2 shots=[0,1,2,4,8,16]", "a curve over demonstrations in the context, five seeds"),
-        ("task=rte init=outputs/pretrain/text/RUN shots=4 order=permutations", "the mean over orders"),
-        ("task=sst2 init=gpt2 shots=8", "GPT-2's published weights, eight demonstrations"),
+        ("task=rte init=gpt2 shots=4 order=permutations", "GPT-2's published weights, the mean over orders"),
         ("task=snli shots=0 prompt=mine.yaml", "a prompt of your own: template, words"),
     ),
     "search": (

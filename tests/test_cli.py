@@ -349,7 +349,7 @@ def test_a_sweep_folder_that_is_in_use_is_refused(capsys, commands):
         ("gpt1 --mu", {"--multirun"}),
         ("gpt1 -m finetune mod", {"model=", "model."}),
         ("gpt1 finetune limit.t", {"limit.train=", "limit.test="}),
-        ("gpt1 lr=1 finetune model=", {f"model={name}" for name in ("base", "lstm", "mini", "small", "tiny")}),
+        ("gpt1 lr=1 finetune model=", {f"model={name}" for name in ("base", "gpt2", "lstm", "mini", "small", "tiny")}),
         ("gpt1 finetune task=demo_s", {"task=demo_sentiment", "task=demo_similarity"}),
         ("gpt1 finetune aux_lm=", {"aux_lm=false", "aux_lm=true"}),
         ("gpt1 pretrain runtime.device=c", {"runtime.device=cpu", "runtime.device=cuda"}),
