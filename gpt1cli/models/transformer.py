@@ -141,10 +141,7 @@ class Transformer(LanguageModel):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """As in GPT-1; with norm=pre 2 n_layer parts are summed up, and each begins smaller by the root of that many.
-
-        (GPT-2, section 2.3.)
-        """
+        """As in GPT-1; with norm=pre what 2 n_layer parts add begins smaller by their number's root (GPT-2, 2.3)."""
         super().initialise()
         if self.config.norm == "pre":
             for name, parameter in self.named_parameters():
