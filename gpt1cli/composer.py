@@ -176,9 +176,9 @@ def refuse_code(cfg: DictConfig, words: Iterable[str]) -> None:
 def _code(node: DictConfig | ListConfig, key: str) -> Iterator[tuple[str, str]]:
     """Keys and values that name code which is not to be run, in a node and below it."""
     for name in node if isinstance(node, DictConfig) else range(len(node)):
-        place = f"{key}.{name}"
+        place = f"{key}.{name!s}"
         try:
-            value = node[name]
+            value = node[name]  # type: ignore[index]
         except OmegaConfBaseException:  # not known before the run: ${hydra.runtime.output_dir}
             value = "${...}"
         if OmegaConf.is_config(value):
