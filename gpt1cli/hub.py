@@ -254,13 +254,18 @@ def _library() -> Any:
 
 @functools.cache  # once: it closes the connections that are in use
 def _bound_waiting() -> None:
-    """Have the hub's library wait STALL seconds for an answer where it would wait for ever."""
+    """Have the hub's library wait STALL seconds for an answer, where it would wait a minute, or for ever."""
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils._http import default_client_factory
 
+    def shorten(request: Any) -> None:
+        waits = request.extensions.get("timeout", {})
+        kinds = ("connect", "read", "write", "pool")
+        request.extensions["timeout"] = {kind: min(waits.get(kind) or STALL, STALL) for kind in kinds}
+
     def client() -> Any:
         made = default_client_factory()
-        made.timeout = STALL
+        made.event_hooks = {**made.event_hooks, "request": [*made.event_hooks["request"], shorten]}
         return made
 
     set_client_factory(client)
