@@ -278,7 +278,7 @@ class Mirror(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        name = {"path": "data/train.parquet", "type": "file", "size": len(self.content), "oid": "b" * 40}
+        name = {"path": "train.parquet", "type": "file", "size": len(self.content), "oid": "b" * 40}
         if "/resolve/" in path:
             if path.endswith(".parquet"):
                 self.answer(200, self.content, self.sends)
@@ -287,7 +287,7 @@ class Mirror(http.server.BaseHTTPRequestHandler):
         elif "/tree/" in path or "/paths-info/" in path:
             self.answer(200, json.dumps([name]).encode(), "whole")
         elif path.startswith("/api/datasets/org/set"):
-            about = {"id": "org/set", "sha": self.commit, "siblings": [{"rfilename": "data/train.parquet"}]}
+            about = {"id": "org/set", "sha": self.commit, "siblings": [{"rfilename": "train.parquet"}]}
             self.answer(200, json.dumps(about).encode(), "whole")
         else:
             self.answer(404, b"", "whole")
