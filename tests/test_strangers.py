@@ -1,10 +1,12 @@
-"""What a stranger or a newer gpt1 wrote is used, or named and refused; nothing of it is run, or leads out of its place."""
+"""What a stranger or a newer gpt1 wrote is used, or named and refused; none of it is run."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,7 +15,7 @@ from strategies import accepted_or_refused, ran, state_of
 from test_fuzz_files import QUIET, remade, world  # noqa: F401 (world is a fixture)
 
 from gpt1cli import checkpoint, rundir, tokenizer
-from gpt1cli.schema import InputError
+from gpt1cli.schema import InputError, flat
 
 
 @pytest.fixture
@@ -57,13 +59,13 @@ def written_by(run: Path, version: str) -> None:
 @pytest.mark.parametrize("key", ["moon", "task__moon", "runtime__moon"])
 def test_keys_of_a_newer_gpt1_are_named_with_its_version(run, tmp_path, key):
     changed(run / "config.yaml", **{key: 3})
-    for version, told in (("9.0.0", True), ("0.0.9", False)):
+    for version, words in (("9.0.0", [f"resume={run}"]), ("0.0.9", [f"config={run}", *places(tmp_path)])):
         written_by(run, version)
         before = state_of(run)
-        for words in ([f"resume={run}"], [f"config={run}", *places(tmp_path)]):
-            ended = ran("finetune", *words)
-            assert ended.status == 2 and f"{key.replace('__', '.')}: no such key" in ended.err
-            assert (f"gpt1 9.0.0 wrote it, this is gpt1 {rundir.__version__}: update gpt1" in ended.err) == told
+        ended = ran("finetune", *words)
+        assert ended.status == 2 and f"{key.replace('__', '.')}: no such key" in ended.err
+        newer = f"gpt1 9.0.0 wrote it, this is gpt1 {rundir.__version__}: update gpt1"
+        assert (newer in ended.err) == (version == "9.0.0")
         assert state_of(run) == before
 
 
@@ -101,44 +103,52 @@ def test_a_report_leaves_out_what_it_cannot_place_and_tells_so(world, run, tmp_p
 
 # --- what would be run ------------------------------------------------------------------------------------------------
 
-RESOLVED = [
-    "${oc.env:GPT1_SECRET}",
-    "${oc.decode:'1'}",
-    "${now:%Y}",
-    "${hydra:job.name}",
-    "${gpt1.text:x41}",
-    "${seed}",
-]
+RESOLVED = {
+    "task.zeroshot.cue": "${oc.env:GPT1_SECRET}",
+    "task.zeroshot.opening": "${oc.decode:'1'}",
+    "task.prompt.separator": "${now:%Y}",
+    "task.prompt.description": "${hydra:job.name}",
+    "task.remedy": "${gpt1.text:x41}",
+    "task.prompt.content_free": "${seed}",
+}
 
 
-@pytest.mark.parametrize("value", RESOLVED)
-def test_nothing_in_a_strangers_run_is_resolved(run, tmp_path, monkeypatch, value):
+def texts_of(task: Mapping[str, Any]) -> dict[str, Any]:
+    found = dict(flat({"task": task}))
+    return {key: found[key] for key in RESOLVED}
+
+
+def test_nothing_in_a_strangers_run_is_resolved(run, tmp_path, monkeypatch):
     monkeypatch.setenv("GPT1_SECRET", "swordfish")
-    changed(run / "config.yaml", task__zeroshot__cue=value, name=value)
-    for words in ([f"resume={run}"], [f"config={run}", *places(tmp_path)]):
-        ended = ran("finetune", *words)
-        assert ended.status == 2 and f"name={value} is refused" in ended.err  # as it stands, not what it stands for
+    changed(run / "config.yaml", name="${oc.env:GPT1_SECRET}")
+    changed(run / "config.yaml", **{key.replace(".", "__"): value for key, value in RESOLVED.items()})
+    ended = ran("finetune", f"resume={run}")
+    assert ended.status == 2 and "name=${oc.env:GPT1_SECRET} is refused" in ended.err  # as it stands
     ended = ran("finetune", f"config={run}", "name=mine", f"hydra.run.dir={tmp_path / 'again'}", *places(tmp_path))
     assert ended.status == 0, ended.err
-    stored = rundir.read_config(tmp_path / "again" / "config.yaml")
-    assert stored["task"]["zeroshot"]["cue"] == value
-    folder = at_checkpoint(tmp_path / "again")
-    assert json.loads((folder / "config.json").read_text())["task"]["zeroshot"]["cue"] == value
+    assert texts_of(rundir.read_config(tmp_path / "again" / "config.yaml")["task"]) == RESOLVED
+    about = at_checkpoint(tmp_path / "again") / "config.json"
+    assert texts_of(json.loads(about.read_text())["task"]) == RESOLVED
     ended = ran("evaluate", f"run={tmp_path / 'again'}", f"hydra.run.dir={tmp_path / 'scored'}", *places(tmp_path))
-    assert rundir.read_config(tmp_path / "scored" / "config.yaml")["task"]["zeroshot"]["cue"] == value
-    told = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
-    assert not any(b"swordfish" in data for data in told)
+    assert texts_of(rundir.read_config(tmp_path / "scored" / "config.yaml")["task"]) == RESOLVED
+    assert not any(b"swordfish" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
 def test_nothing_in_a_strangers_prompt_is_resolved(world, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("GPT1_SECRET", "swordfish")
-    prompt = {"template": "{text} ${oc.env:GPT1_SECRET} {label}", "words": {"positive": "great", "negative": "bad"}}
+    prompt = {
+        "template": "{text} {label}",
+        "description": "${oc.env:GPT1_SECRET}",
+        "words": {"positive": "great", "negative": "bad"},
+    }
     (tmp_path / "prompt.yaml").write_text(yaml.safe_dump(prompt))
     words = ["fewshot", "task=demo_sentiment", f"init={world / 'pretrained'}", f"prompt={tmp_path / 'prompt.yaml'}"]
     words += ["shots=0", "limit.test=2", "limit.valid=2", f"hydra.run.dir={tmp_path / 'run'}", *places(tmp_path)]
     ended = ran(*words)
     assert ended.status == 0, ended.err
-    assert rundir.read_config(tmp_path / "run" / "config.yaml")["task"]["prompt"]["template"] == prompt["template"]
+    assert (
+        rundir.read_config(tmp_path / "run" / "config.yaml")["task"]["prompt"]["description"] == prompt["description"]
+    )
 
 
 TARGETS = [
@@ -167,7 +177,7 @@ def test_a_strangers_task_has_nothing_run_by_hydra(tmp_path, monkeypatch, more):
     text = yaml.safe_dump({**task, "hydra": more["hydra"]})
     (tmp_path / "conf" / "task" / "theirs.yaml").write_text(f"# @package _global_\n{text}")
     words = ["--config-dir", str(tmp_path / "conf"), "finetune", "task=theirs", "steps=1", *places(tmp_path)]
-    for flags in ([], ["-m"]):
+    for flags in ([], ["-m"]) if more is TARGETS[0] else ([],):
         ended = ran(*flags, *words)
         assert ended.status == 2 and ("runs no code that" in ended.err or "no yaml may set" in ended.err), ended.err
     assert not (tmp_path / "marked").exists() and not (tmp_path / "out" / "finetune").exists()
