@@ -39,6 +39,7 @@ from gpt1cli.optim import Optimizer
 from gpt1cli.schema import InputError, build
 from gpt1cli.tokenizer import Tokenizer
 
+COPY = "copy vocab.json and merges.txt again from where the run was"
 TRAINING = "training.safetensors"
 READ = ("config.json", "vocab.json", "merges.txt", "model.safetensors")  # of a checkpoint, by all but resume=
 
@@ -67,6 +68,7 @@ def description(
         "model": dataclasses.asdict(model),
         "tokenizer": dataclasses.asdict(tokenizer),
         "vocabulary": len(vocabulary),
+        "tables": vocabulary.tables,
         "special_rows": body.tokens.num_embeddings - len(vocabulary),
         **more,
     }
@@ -260,6 +262,7 @@ def load(init: str, hub_folder: str | None, cache: str) -> tuple[LanguageModel, 
     rows, vocabulary = config["vocabulary"] + config["special_rows"], tokenizer.load(folder)
     if len(vocabulary) > rows:
         raise InputError(f"{folder}: its tokenizer has {len(vocabulary)} entries, its model {rows} rows for them")
+    _check_tables(folder, config, vocabulary)
     body = fresh(build(ModelConfig, config["model"]), rows)
     fill(body, _body_weights(folder), str(folder))
     return body, vocabulary
@@ -285,7 +288,8 @@ def load_tuned(folder: Path) -> tuple[Tuned, Tokenizer]:
     vocabulary = tokenizer.load(folder)
     if len(vocabulary) != config["vocabulary"]:  # its special rows would be those of other symbols
         told = f"its tokenizer has {len(vocabulary)} entries, but its model was trained with {config['vocabulary']}"
-        raise InputError(f"{folder}: {told}; copy vocab.json and merges.txt again from where the run was")
+        raise InputError(f"{folder}: {told}; {COPY}")
+    _check_tables(folder, config, vocabulary)
     body = fresh(build(ModelConfig, config["model"]), config["vocabulary"] + config["special_rows"])
     weights = read_tensors(folder / "model.safetensors")
     if config.get("method") == "prompt":
@@ -298,6 +302,15 @@ def load_tuned(folder: Path) -> tuple[Tuned, Tokenizer]:
     model = Classifier(body, weights["head.weight"].shape[0], head_dropout=0.0, choice=choice)
     fill(model, weights, str(folder))
     return model, vocabulary
+
+
+def _check_tables(folder: Path, config: Mapping[str, Any], vocabulary: Tokenizer) -> None:
+    """InputError where the tokenizer is another than the model's, though of the same size: every id means another word.
+
+    What others wrote, or a gpt1 before there were such digests, cannot tell.
+    """
+    if config.get("tables", vocabulary.tables) != vocabulary.tables:
+        raise InputError(f"{folder}: its tokenizer is another one than its model was trained with; {COPY}")
 
 
 def _check_read(folder: Path) -> None:

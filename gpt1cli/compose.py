@@ -6,10 +6,11 @@ that the run really gets. Behind `compose` nobody sees OmegaConf again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ def compose(composer: Composer, words: list[str]) -> Composed:
         _follow_run(raw, named, run)
     if {"prompt", "task"} <= raw.keys() and named.get("prompt") is not None:
         _take_prompt(raw, named)
-    _check_groups(composer, raw)
+    with _told_of(stored):
+        _check_groups(composer, raw)
     with told_by_hydra(), hydra_known(cfg):
         tree = OmegaConf.create({**raw, "hydra": settings})
         data = {key: _plain(tree, key) if key != "hydra" else raw[key] for key in raw}  # a stored one is an unknown key
@@ -92,10 +94,8 @@ def compose(composer: Composer, words: list[str]) -> Composed:
         value = _get(data, key)
         if value and isinstance(value, str) and (key, value) not in NO_PATHS:
             _put(data, key, os.path.abspath(value))
-    try:
+    with _told_of(stored):
         built = schema.build(composer.cls, data)
-    except InputError as error:
-        raise InputError(f"{stored[0]}, with what was named besides:\n{error}" if stored else str(error)) from None
     if stored and resumed:
         _refuse_changes(stored[1], dataclasses.asdict(built), named)
     return Composed(built, folder, resumed)
@@ -121,6 +121,18 @@ def _stored(composer: Composer, words: list[str]) -> tuple[str, dict[str, Any]] 
     if command != composer.command:
         raise InputError(f"{path} is the configuration of gpt1 {shown(command)}, this is gpt1 {composer.command}")
     return path, rundir.read_config(path)
+
+
+@contextlib.contextmanager
+def _told_of(stored: tuple[str, dict[str, Any]] | None) -> Iterator[None]:
+    """What is wrong with a configuration, told of the file that it comes from, if it does; a newer gpt1 may know it."""
+    try:
+        yield
+    except InputError as error:
+        if stored is None:
+            raise
+        newer = rundir.newer(Path(stored[0]).parent)
+        raise InputError(f"{stored[0]}, with what was named besides:\n{error}{newer}") from None
 
 
 def _start_from(stored: dict[str, Any], raw: dict[str, Any], named: Mapping[str, Any], composer: Composer) -> dict:

@@ -24,7 +24,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gpt1cli import config, options, overrides, schema
@@ -35,6 +35,11 @@ HYDRA = "1.3"  # whose rules of composition we follow
 # hydra/launcher=... runs the jobs of a sweep elsewhere -> the extra of gpt1 that brings it
 EXTRAS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
 LAUNCHER = ("hydra/launcher=", "hydra.launcher.")
+
+NAMES_CODE = ("_target_", "()", "class")  # keys of Hydra's settings, and of the logging in them, that name what is run
+OUR_CODE = ("hydra._internal.core_plugins.", "hydra_plugins.", "hydra.experimental.callbacks.")
+LOGGED = ("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler", "colorlog.ColoredFormatter")
+VARIABLES = "hydra.job.env_set"
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,8 @@ class Composer:
             words = [*self.source.search, *words]
             cfg = self.loader.load_configuration(self.source.main or self.command, words, mode)
             cfg.hydra.job.config_name = self.command  # run folders are named after the command
+            with hydra_known(cfg):
+                refuse_code(cfg, words)
             return cfg
 
     def sweep(self, words: list[str]) -> tuple[Path, str]:
@@ -153,6 +160,37 @@ class Composer:
         cfg = self.load(words, RunMode.MULTIRUN)
         with told_by_hydra(), hydra_known(cfg):
             return absolute(OmegaConf.select(cfg, "hydra.sweep.dir")), cfg.hydra.runtime.choices["hydra/launcher"]
+
+
+def refuse_code(cfg: DictConfig, words: Iterable[str]) -> None:
+    """InputError where a yaml would have Hydra run something that is neither Hydra's own nor of a launcher.
+
+    Hydra calls whatever its settings name (callbacks, launchers, handlers of a log), and sets environment variables, as
+    PATH and LD_PRELOAD are: yaml files may be a stranger's, and a task of theirs may bring such settings along.
+    """
+    rule = "gpt1 runs no code that a configuration names; leave it out"
+    if found := [f"{key}={shown(value)}: {rule}" for key, value in _code(cfg.hydra, "hydra")]:
+        raise InputError("\n".join(found))
+    named = [word.lstrip("+").partition("=")[0] for word in words if word.lstrip("+").startswith(VARIABLES)]
+    for name in cfg.hydra.job.env_set:
+        if not {VARIABLES, f"{VARIABLES}.{name}"} & set(named):
+            raise InputError(f"{VARIABLES}.{name}: no yaml may set environment variables; name it on the command line")
+
+
+def _code(node: DictConfig | ListConfig, key: str) -> Iterator[tuple[str, str]]:
+    """Keys and values that name code which is not to be run, in a node and below it."""
+    for name in node if isinstance(node, DictConfig) else range(len(node)):
+        place = f"{key}.{name!s}"
+        try:
+            value = node[name]  # type: ignore[index]
+        except OmegaConfBaseException:  # not known before the run: ${hydra.runtime.output_dir}
+            value = "${...}"
+        if OmegaConf.is_config(value):
+            yield from _code(value, place)
+        elif isinstance(value, str):
+            allowed = value.startswith(OUR_CODE) if name == "_target_" else value in LOGGED
+            if (name in NAMES_CODE and not allowed) or (value.startswith("ext://") and value[6:10] != "sys."):
+                yield place, value
 
 
 def launching(words: Iterable[str]) -> list[str]:

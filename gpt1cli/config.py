@@ -19,6 +19,7 @@ from gpt1cli.schema import Key, shown, unknown
 
 Count = Annotated[int, Key("", at_least=1)]
 Probability = Annotated[float, Key("", at_least=0, below=1)]
+NAME = r"\.*[\w-][\w.-]*"  # of a folder: never . or .., which would lead out of the one it is to lie in
 
 
 # --- what is learned: model, optimizer, schedule ----------------------------------------------------------------------
@@ -140,7 +141,7 @@ class TokenizerConfig:
 class CorpusConfig:
     """Raw text for pretraining, as documents."""
 
-    name: Annotated[str, Key("name of the corpus", pattern=r"[\w.-]+")]
+    name: Annotated[str, Key("name of the corpus", pattern=NAME)]
     source: Annotated[Literal["text", "hub", "demo"], Key("files, a hub data set, or the built-in demo world")]
     path: Annotated[str | None, Key("file, folder or glob of UTF-8 .txt, .jsonl or .parquet (source=text)")]
     column: Annotated[str | None, Key("column that holds the text of .jsonl, .parquet and hub rows")]
@@ -219,7 +220,7 @@ class PromptConfig:
 class TaskConfig:
     """A labelled data set and how its rows become inputs (paper, section 3.3)."""
 
-    name: Annotated[str, Key("name of the task", pattern=r"[\w.-]+")]
+    name: Annotated[str, Key("name of the task", pattern=NAME)]
     source: Annotated[str, Key("loader in gpt1cli/tasks")]
     layout: Annotated[
         Literal["single", "pair", "similarity", "choice", "pronoun"], Key("input transformation (tasks/layouts.py)")
@@ -401,7 +402,7 @@ class GridConfig:
 class StudyConfig:
     """A table or figure of the paper as the runs that it takes: its cells."""
 
-    name: Annotated[str, Key("name of the study", pattern=r"[\w.-]+")]
+    name: Annotated[str, Key("name of the study", pattern=NAME)]
     kind: Annotated[
         Literal["transfer", "few"], Key("what its rows are: ablations, or ways to learn from few examples (LM-BFF)")
     ] = "transfer"
@@ -463,7 +464,7 @@ class LoggerConfig:
     """The experiment tracker that follows metrics.jsonl: see trackers.TRACKERS."""
 
     name: Annotated[Literal["none", "tensorboard", "wandb", "mlflow", "trackio"], Key("the tracker")]
-    project: Annotated[str | None, Key("project (of mlflow: experiment) that takes the run", pattern=r"[\w.-]+")]
+    project: Annotated[str | None, Key("project (of mlflow: experiment) that takes the run", pattern=NAME)]
 
     def problems(self) -> Iterator[str]:
         if self.project is None and self.name in ("wandb", "mlflow", "trackio"):
@@ -477,7 +478,7 @@ class RunConfig:
     """What every command takes."""
 
     seed: Annotated[int, Key("seed of weights, order and dropout", at_least=0, below=2**63)]
-    name: Annotated[str, Key("name of the run's folder", pattern=r"[\w.-]+")]
+    name: Annotated[str, Key("name of the run's folder", pattern=NAME)]
     out: Annotated[str, Key("root of the run folders", filled=True)]
     cache: Annotated[str, Key("folder for prepared corpora and downloads", filled=True)]
     hub: Annotated[str | None, Key("folder laid out like the Hugging Face hub, instead of the network", filled=True)]

@@ -7,6 +7,7 @@ downloads of a data set stay in Hugging Face's own cache, HF_HOME). No code that
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
 from collections.abc import Iterable, Sequence
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder
 
 PATIENCE = 3.0  # seconds the hub has to answer the one short check
+STALL = 10.0  # seconds in which it has to send something, each time that it is asked: five times again, then it is told
 ALL = "*"  # the subset that stands for every subset of a data set
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 HUB_FOLDER = "hub=DIR: a folder laid out like the Hugging Face hub, DIR/org/name/..., used instead of the network"
 OWN_TEXT = "corpus=text corpus.path=FILE, FOLDER or GLOB: text of your own"
+AGAIN = f"try again, nothing half is kept; or {HUB_FOLDER}"
 DEMO = "the demo, which needs nothing: gpt1 pretrain model=tiny corpus=demo, gpt1 finetune task=demo_sentiment,"
 DEMO += " gpt1 sweeps study=demo"
 
@@ -62,9 +65,7 @@ def task_needs(task: TaskConfig) -> list[Need]:
     main = [split for name, split in task.splits.items() if "_" not in name]  # valid_high may be absent
     subsets = [split.rpartition("/")[0] or task.subset for split in main]
     ways = (task.remedy,) if task.remedy else ()
-    return [
-        Need(f"data set of task={task.name}", task.repo, subset, None, ways) for subset in dict.fromkeys(subsets)
-    ]
+    return [Need(f"data set of task={task.name}", task.repo, subset, None, ways) for subset in dict.fromkeys(subsets)]
 
 
 def corpus_needs(corpus: CorpusConfig) -> list[Need]:
@@ -179,6 +180,7 @@ def _downloaded(repo: str, filename: str | Sequence[str], cache: str | Path) -> 
 
 
 def _download(repo: str, filename: str | Sequence[str], cache: str | Path) -> Path:
+    _bound_waiting()
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
@@ -188,8 +190,7 @@ def _download(repo: str, filename: str | Sequence[str], cache: str | Path) -> Pa
         except RemoteEntryNotFoundError:
             continue
         except Exception as error:  # refused, gated, cut off: the library has a dozen classes for it
-            ways = f"try again, nothing half is kept; or {HUB_FOLDER}"
-            raise InputError(f"{repo}, {name}: {_reason(error)}\n{ways}") from error
+            raise InputError(f"{repo}, {name}: {_reason(error)}\n{AGAIN}") from error
     raise InputError(f"{repo}: no {' or '.join(_names(filename))} there")
 
 
@@ -219,7 +220,8 @@ def dataset(repo: str, subset: str | None, split: str, hub: str | None, cache: s
             return builder.as_dataset(split=split)
     except Exception as error:  # whatever the readers raise: the data or the way to it is at fault
         broken = _unreadable_file(builder)
-        raise InputError(f"{broken or where}: cannot be read ({_reason(error)})") from error
+        told = f"{broken or where}: cannot be read ({_reason(error)})"
+        raise InputError(told if hub is not None else f"{told}\n{AGAIN}") from error
     raise InputError(f"{where}: no split {split}; there: {', '.join(names)}")
 
 
@@ -245,7 +247,27 @@ def _library() -> Any:
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    _bound_waiting()
     return datasets
+
+
+@functools.cache  # once: it closes the connections that are in use
+def _bound_waiting() -> None:
+    """Have the hub's library wait STALL seconds for an answer, where it would wait a minute, or for ever."""
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
+
+    def shorten(request: Any) -> None:
+        waits = request.extensions.get("timeout", {})
+        kinds = ("connect", "read", "write", "pool")
+        request.extensions["timeout"] = {kind: min(waits.get(kind) or STALL, STALL) for kind in kinds}
+
+    def client() -> Any:
+        made = default_client_factory()
+        made.event_hooks = {**made.event_hooks, "request": [*made.event_hooks["request"], shorten]}
+        return made
+
+    set_client_factory(client)
 
 
 def _builder(repo: str, subset: str | None, hub: str | None, cache: str | Path) -> DatasetBuilder:
@@ -270,7 +292,8 @@ def _builder(repo: str, subset: str | None, hub: str | None, cache: str | Path) 
         if subsets and subset not in subsets:
             amiss = f"no subset {subset}" if subset else "a subset must be named"
             raise NoSubset(f"{path}: {amiss}; there: {', '.join(subsets)}") from error
-        raise InputError(f"{_where(repo, subset, hub)}: cannot be read ({_reason(error)})") from error
+        told = f"{_where(repo, subset, hub)}: cannot be read ({_reason(error)})"
+        raise InputError(told if hub is not None else f"{told}\n{AGAIN}") from error
 
 
 def _prepared(repo: str, subset: str | None, cache: str | Path) -> Path | None:

@@ -115,6 +115,7 @@ def described(settings: Mapping[str, Any]) -> dict[str, Any]:
         "tokenizer": dataclasses.asdict(build(TokenizerConfig, ours.get("tokenizer") or dataclasses.asdict(tokenizer))),
         "vocabulary": settings["vocab_size"] - special,
         "special_rows": special,
+        **{key: ours[key] for key in ("tables",) if key in ours},
     }
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gpt1cli import rundir
 from gpt1cli.config import COMMANDS
 from gpt1cli.pages import Table
-from gpt1cli.schema import InputError, flat
+from gpt1cli.schema import InputError, check, flat, shown
 
 # Keys that tell one run from another of the same kind without making it another experiment.
 NO_VARIANT = {
@@ -86,17 +88,28 @@ KINDS = {  # kind of runs -> title of its table, the group that names a row, set
 
 
 def find_runs(patterns: Iterable[str]) -> list[Finished]:
-    """The finished runs in the folders and globs, in order of their folders. InputError where there is none."""
+    """The finished runs in the folders and globs, in order of their folders. InputError where there is none.
+
+    What says of itself less than the tables need, or what no gpt1 of today writes, is left out, and that is told.
+    """
     patterns = list(patterns)
     found: set[Path] = set()
     for pattern in patterns:
         for start in glob(str(Path(pattern).expanduser()), recursive=True):
             found.update(_below(Path(start)))
-    runs = []
+    runs, left_out = [], []
     for folder in sorted(found):
         result = rundir.read_json(folder / "result.json")
-        if result.get("command") in KINDS and not result.get("dry_run"):  # which trained nothing
-            runs += by_seeds(Finished(folder, rundir.read_config(folder / "config.yaml"), result))
+        if result.get("command") in [*KINDS] and not result.get("dry_run"):  # which trained nothing
+            run = Finished(folder, rundir.read_config(folder / "config.yaml"), result)
+            if amiss := list(lacking(run)):
+                left_out.append(f"{folder} is left out: {'; '.join(amiss[:3])}{rundir.newer(folder)}")
+            else:
+                runs += by_seeds(run)
+    if left_out and not runs:
+        raise InputError("\n".join([f"runs={patterns}: no run there that can be reported:", *left_out]))
+    for line in left_out:
+        print(f"gpt1: {line}", file=sys.stderr)
     if not runs:
         lost = [pattern for pattern in patterns if not glob(str(Path(pattern).expanduser()), recursive=True)]
         told = f"no such folder: {', '.join(lost)}; " if lost else ""
@@ -112,6 +125,61 @@ def _below(start: Path) -> Iterable[Path]:
         inside = start != search and search in start.parents  # named itself
         if inside or rundir.environment(search).get("command") != "search":
             yield path.parent
+
+
+TOLD: dict[str, dict[str, Any]] = {  # kind of command -> what the tables read of its configuration
+    "all": {"seed": int},
+    "task": {"task.name": str, "task.source": str, "task.metrics": list[str], "task.splits": dict[str, str]},
+    "pretrain": {"corpus.name": str},
+    "finetune": {
+        "init": str, "pretrained": bool, "aux_lm": bool, "lm_coef": float, "transfer_layers": int | Literal["all"],
+        "model.name": str, "model.n_layer": int, "task.labels": list[str], "limit": dict[str, int | None],
+    },
+    "fewshot": {"seeds": list[int]},
+}  # fmt: skip
+
+
+def lacking(run: Finished) -> Iterator[str]:
+    """What the tables need of a run and do not find in its config.yaml and result.json, which may be a stranger's."""
+    command: str = run.result["command"]
+    told: dict[str, Any] = {}
+    for name in ("all", command, *(["task"] if command != "pretrain" else [])):
+        told |= TOLD.get(name, {})
+    if run.config.get("demo_sets"):
+        told["demos"] = str
+    for key, annotation in told.items():
+        value: Any = run.config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        yield from check(annotation, value, key)
+    yield from check(dict[str, int], run.result.get("examples", {}), "examples")
+    if command == "pretrain":
+        yield from _unmeasured({"valid": run.result.get("valid")}, "perplexity")
+        return
+    task = run.config.get("task")
+    if not (isinstance(task, Mapping) and isinstance(task.get("metrics"), list) and task["metrics"]):
+        yield "task.metrics: none"
+        return
+    splits, examples = task.get("splits"), run.result.get("examples")
+    scored = [*(splits if isinstance(splits, Mapping) else ()), *(examples if isinstance(examples, Mapping) else ())]
+    yield from _unmeasured({split: run.result[split] for split in scored if split in run.result}, task["metrics"][0])
+    parts = {"runs": run.result.get("runs", {})} if command == "zeroshot" else {}
+    if command == "fewshot":
+        shots = run.result.get("shots")
+        if not isinstance(shots, Mapping) or not all(isinstance(one, Mapping) for one in shots.values()):
+            yield "shots: none"
+            return
+        parts = {f"shots.{number}": one.get("seeds") for number, one in shots.items()}
+    for place, found in parts.items():
+        yield from check(dict[str, dict[str, dict[str, float]]], found, place)
+
+
+def _unmeasured(splits: Mapping[str, Any], headline: str) -> Iterator[str]:
+    """The splits whose metrics are none, or of whose headline there is no mean: it may be inf where a run diverged."""
+    for split, found in splits.items():
+        value = found.get(headline, 0.0 if split == "train" else None) if isinstance(found, Mapping) else None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            yield f"{split}.{headline}={shown(value)} is no number"
 
 
 def by_seeds(run: Finished) -> list[Finished]:

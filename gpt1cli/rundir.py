@@ -24,8 +24,8 @@ from typing import Any, TextIO
 
 import yaml
 
-from gpt1cli import __version__, disk
-from gpt1cli.schema import InputError, shown
+from gpt1cli import __version__, config, disk
+from gpt1cli.schema import InputError, annotation_of, shown
 
 LOCK = ".lock"
 TORN = r"\.(environment\.json|config\.yaml)-\d+"  # written by a process that was killed before it could rename it
@@ -52,8 +52,19 @@ def claim(folder: Path) -> TextIO:
         return handle
     handle.close()
     if is_run(folder):
-        raise InputError(f"{folder} already holds a run: go on with it by resume={folder}, or name another folder")
+        raise InputError(f"{folder} already holds a run: {_beside(folder)}")
     raise InputError(f"{folder} is not empty ({shown(', '.join(found))}): a run takes a folder of its own")
+
+
+def _beside(folder: Path) -> str:
+    """What helps where a folder is named that holds a run: not every command has something to go on with."""
+    command = None
+    with contextlib.suppress(InputError):
+        command = environment(folder).get("command")
+    known = config.COMMANDS.get(command) if isinstance(command, str) else None
+    if known is None or annotation_of(known, "resume") is not None:
+        return f"go on with it by resume={folder}, or name another folder"
+    return f"gpt1 {command} has nothing to go on from: name another folder, or remove this one first"
 
 
 def unused(folder: Path) -> Path:
@@ -62,8 +73,24 @@ def unused(folder: Path) -> Path:
     return next(path for path in map(folder.with_name, names) if not os.path.lexists(path))
 
 
+def refuse_links(folder: Path) -> None:
+    """InputError for links in a run folder that lead out of it: what is written and removed there would be elsewhere.
+
+    Such a folder may be a stranger's, who would have `checkpoints` lead to one's own files.
+    """
+    root, found = os.path.realpath(folder), []
+    for place, folders, files in os.walk(folder):
+        for path in (os.path.join(place, name) for name in (*folders, *files)):
+            if os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(root):
+                found.append(f"  {os.path.relpath(path, folder)} -> {os.readlink(path)}")
+    if found:
+        told = f"{folder}: a run writes into its own folder alone, but these links lead out of it:"
+        raise InputError("\n".join([told, *sorted(found)[:10], "put what they lead to in their place, or remove them"]))
+
+
 def lock(folder: Path) -> TextIO:
     """Lock a run folder until the returned file is closed; InputError where another process works in it."""
+    refuse_links(folder)
     try:
         handle = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 (open as long as the run lasts)
     except OSError as error:
@@ -260,6 +287,20 @@ def note_checksums(folder: Path, **checksums: str) -> None:
             " checksums); put back what it read, or start a new run, perhaps with init= of this one"
         )
     note(folder, checksums=checksums)
+
+
+def newer(folder: Path) -> str:
+    """The remark that a newer gpt1 wrote a run, to follow what is wrong with it; empty where none did."""
+    with contextlib.suppress(InputError):
+        versions = environment(folder).get("versions")
+        wrote = versions.get("gpt1") if isinstance(versions, dict) else None
+        if isinstance(wrote, str) and _numbers(wrote) > _numbers(__version__):
+            return f"\ngpt1 {shown(wrote)} wrote it, this is gpt1 {__version__}: update gpt1"
+    return ""
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"[0-9]{1,9}", version)[:3]]
 
 
 def environment(folder: Path) -> dict[str, Any]:

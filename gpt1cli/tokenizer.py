@@ -107,6 +107,11 @@ class Tokenizer:
         return text
 
     @cached_property
+    def tables(self) -> str:
+        """16 hex digits over the two tables alone: whether they are those that a model was trained with."""
+        return hashlib.sha256(json.dumps([list(self.vocabulary.items()), self.merges]).encode()).hexdigest()[:16]
+
+    @cached_property
     def identity(self) -> str:
         """16 hex digits over all that decides the ids: vocabulary, merges, and the versions of ftfy and spaCy."""
         tables = json.dumps([list(self.vocabulary.items()), self.merges, rules.versions()], sort_keys=True)

@@ -268,15 +268,24 @@ def test_an_exit_keeps_its_status(monkeypatch, raised, status):
     assert cli.main([]) == status
 
 
-def test_an_explicit_folder_that_holds_a_run_is_refused_naming_resume(capsys, commands):
-    words = [*REPORT, "hydra.run.dir=mine"]
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["pretrain", "model=tiny", "corpus=demo"], "go on with it by resume={}, or name another folder"),
+        (REPORT, "gpt1 report has nothing to go on from: name another folder, or remove this one first"),
+        (
+            ["prepare", "corpus=demo"],
+            "gpt1 prepare has nothing to go on from: name another folder, or remove this one first",
+        ),
+    ],
+)
+def test_an_explicit_folder_that_holds_a_run_is_refused_naming_what_helps(capsys, commands, words, told):
+    words = [*words, "hydra.run.dir=mine"]
     assert cli.main(words) == 0
     before = {path: Path(path).read_bytes() for path in files() if Path(path).is_file()}
     assert cli.main(words) == 2
     folder = Path.cwd() / "mine"
-    assert capsys.readouterr().err == (
-        f"gpt1: {folder} already holds a run: go on with it by resume={folder}, or name another folder\n"
-    )
+    assert capsys.readouterr().err == f"gpt1: {folder} already holds a run: {told.format(folder)}\n"
     assert {path: Path(path).read_bytes() for path in before} == before
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
+import json
 import os
 import shutil
 import socket
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -248,6 +251,111 @@ def test_a_file_that_comes_half_or_not_leaves_nothing_and_the_next_try_works(off
         answers.append("whole")
         assert hub.file("org/model", "vocab.json", None, offline / "cache").read_bytes() == content
         server.shutdown()
+
+
+@pytest.fixture
+def hasty(offline, monkeypatch) -> Path:
+    """No wait between the library's tries, and short ones for an answer; nothing remembered of another test's hub."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(hub, "STALL", 0.1)
+    huggingface_hub.close_session()
+    yield offline
+    huggingface_hub.close_session()
+
+
+class Mirror(http.server.BaseHTTPRequestHandler):
+    """The few pages of the hub that a data set of one parquet file takes; it is sent as `sends` tells."""
+
+    content, sends, commit = b"", "whole", "a" * 40
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        name = {"path": "train.parquet", "type": "file", "size": len(self.content), "oid": "b" * 40}
+        if "/resolve/" in path:
+            if path.endswith(".parquet"):
+                self.answer(200, self.content, self.sends)
+            else:
+                self.answer(404, b"", "whole")
+        elif "/tree/" in path or "/paths-info/" in path:
+            self.answer(200, json.dumps([name]).encode(), "whole")
+        elif path.startswith("/api/datasets/org/set"):
+            about = {"id": "org/set", "sha": self.commit, "siblings": [{"rfilename": "train.parquet"}]}
+            self.answer(200, json.dumps(about).encode(), "whole")
+        else:
+            self.answer(404, b"", "whole")
+
+    def answer(self, status: int, body: bytes, sends: str) -> None:
+        self.send_response(status)
+        headers = {"Content-Length": len(body), "ETag": '"abc"', "X-Repo-Commit": self.commit}
+        for header, value in (headers | ({"X-Error-Code": "EntryNotFound"} if status == 404 else {})).items():
+            self.send_header(header, str(value))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body if sends == "whole" else body[: len(body) // 2])
+            self.wfile.flush()
+            if sends == "hang":
+                self.server.over.wait(20)
+        if sends != "whole":
+            self.close_connection = True
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@contextlib.contextmanager
+def serving(monkeypatch, handler: type) -> Iterator[str]:
+    """A hub on this machine."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads, server.over = True, threading.Event()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        asked_at(monkeypatch, endpoint)
+        yield endpoint
+        server.over.set()
+        server.shutdown()
+
+
+def asked_at(monkeypatch, endpoint: str) -> None:
+    """Have all libraries take this for the hub."""
+    constants, template = huggingface_hub.constants, endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(huggingface_hub.file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", endpoint)
+
+
+WAYS = r"(.|\n)*try again, nothing half is kept; or hub=DIR"
+
+
+def test_a_hub_that_takes_requests_and_sends_nothing_ends_in_bounded_time(hasty, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
+        asked_at(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        start = time.monotonic()
+        with pytest.raises(InputError, match=r"org/model, vocab\.json: " + WAYS):
+            hub.file("org/model", "vocab.json", None, hasty / "cache")
+        with pytest.raises(InputError, match=r"org/set, subset one: cannot be read \(" + WAYS):
+            hub.dataset("org/set", "one", "train", None, hasty / "cache")
+        assert time.monotonic() - start < 15
+
+
+@pytest.mark.parametrize("sends", ["half", "hang"])
+def test_a_data_set_that_comes_half_is_refused_and_the_next_try_works(hasty, monkeypatch, tmp_path, sends):
+    datasets.Dataset.from_dict(ROWS).to_parquet(tmp_path / "rows.parquet")
+    handler = type("Hub", (Mirror,), {"content": (tmp_path / "rows.parquet").read_bytes(), "sends": sends})
+    with serving(monkeypatch, handler):
+        start = time.monotonic()
+        with pytest.raises(InputError, match=r"org/set: cannot be read \(" + WAYS):
+            hub.dataset("org/set", None, "train", None, hasty / "cache")
+        assert time.monotonic() - start < 15
+        handler.sends = "whole"
+        assert hub.dataset("org/set", None, "train", None, hasty / "cache")[:] == ROWS
 
 
 def test_a_hub_that_stays_silent_is_not_waited_for(offline, monkeypatch):
