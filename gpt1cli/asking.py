@@ -16,9 +16,9 @@ import numpy as np
 
 from gpt1cli import demonstrations, prompting
 from gpt1cli.batches import Asked, Item
-from gpt1cli.config import TaskConfig
 from gpt1cli.demonstrations import Pool
 from gpt1cli.evaluation import Arranged, items_of
+from gpt1cli.groups import TaskConfig
 from gpt1cli.models.heads import Tuned
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.prompting import Prompt, Query

@@ -22,7 +22,8 @@ from typing import Any
 from gpt1cli import options, rundir, running
 from gpt1cli.compose import compose
 from gpt1cli.composer import Composer, Source
-from gpt1cli.config import LoggerConfig, RunConfig, SearchConfig, SweepsConfig, TrainConfig
+from gpt1cli.config import RunConfig, SearchConfig, SweepsConfig, TrainConfig
+from gpt1cli.groups import LoggerConfig
 from gpt1cli.loggers import clock, write_log
 from gpt1cli.overrides import quote
 from gpt1cli.schema import InputError, flat, shown

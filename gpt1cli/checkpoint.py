@@ -29,8 +29,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gpt1cli import checksums, disk, distributed, hub, origins, published, rundir, tokenizer
-from gpt1cli.config import ModelConfig, TaskConfig, TokenizerConfig
 from gpt1cli.convert import read_published, read_shards
+from gpt1cli.groups import ModelConfig, TaskConfig, TokenizerConfig
 from gpt1cli.models import fresh
 from gpt1cli.models.heads import Classifier, Prompted, Tuned
 from gpt1cli.models.language_model import LanguageModel

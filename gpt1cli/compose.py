@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gpt1cli import config, origins, overrides, rundir, schema
 from gpt1cli.composer import Composer, absolute, hydra_known, told_by_hydra
-from gpt1cli.config import ModelConfig
+from gpt1cli.groups import AblationConfig, FewConfig, ModelConfig
 from gpt1cli.overrides import FOUND, NO_PATHS, PATHS
 from gpt1cli.schema import InputError, bare, flat, shown
 
@@ -184,7 +184,7 @@ def _refuse_changes(stored: dict[str, Any], given: dict[str, Any], named: Mappin
 
 def _bring_few(raw: dict[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
     """Put the recipe for few examples where nothing else was named; what has been put, by its keys."""
-    brought = {config.FewConfig.PLACES.get(name, name): value for name, value in raw["few"].items()}
+    brought = {FewConfig.PLACES.get(name, name): value for name, value in raw["few"].items()}
     if "epochs" in named:  # which says how long, as steps do
         del brought["steps"]
     brought = {key: value for key, value in brought.items() if not {key, key.partition(".")[0]} & named.keys()}
@@ -315,7 +315,7 @@ def _put(data: dict[str, Any], key: str, value: Any) -> None:
 
 def _ablated(composer: Composer, cfg: DictConfig) -> list[str]:
     """The overrides of the ablation, in Hydra's grammar."""
-    if bare(schema.annotation_of(composer.cls, "ablation")) is not config.AblationConfig:
+    if bare(schema.annotation_of(composer.cls, "ablation")) is not AblationConfig:
         return []
     with told_by_hydra():
         words = [str(word) for word in _plain(cfg.ablation, "overrides")]

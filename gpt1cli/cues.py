@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from gpt1cli import templates
-from gpt1cli.config import TaskConfig
+from gpt1cli.groups import TaskConfig
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.prompting import Prompt, lay
 from gpt1cli.schema import InputError

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt1cli.config import TaskConfig
+from gpt1cli.groups import TaskConfig
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.schema import InputError
 from gpt1cli.scoring import device_of, mean_states

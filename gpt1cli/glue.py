@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpt1cli import disk, rundir
-from gpt1cli.config import TaskConfig
+from gpt1cli.groups import TaskConfig
 from gpt1cli.schema import InputError
 
 

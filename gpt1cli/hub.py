@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt1cli import origins
-from gpt1cli.config import CorpusConfig, TaskConfig, TokenizerConfig
+from gpt1cli.groups import CorpusConfig, TaskConfig, TokenizerConfig
 from gpt1cli.published import REPOS, tokenizer_config
 from gpt1cli.schema import InputError
 

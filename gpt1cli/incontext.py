@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from gpt1cli import probing
-from gpt1cli.config import TaskConfig
 from gpt1cli.evaluation import Split, predicted
 from gpt1cli.evaluation import predictions as answers_of
+from gpt1cli.groups import TaskConfig
 from gpt1cli.metrics import score
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.prompting import Answers, Prompt, answers

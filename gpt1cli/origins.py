@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt1cli import options, published, rundir
-from gpt1cli.config import ModelConfig, TaskConfig, TokenizerConfig
+from gpt1cli.groups import ModelConfig, TaskConfig, TokenizerConfig
 from gpt1cli.schema import InputError, build, shown
 
 FORMAT = 1  # of our checkpoints

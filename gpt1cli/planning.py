@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gpt1cli.config import ModelConfig, TokenizerConfig
+from gpt1cli.groups import ModelConfig, TokenizerConfig
 from gpt1cli.kernels import CHUNK_ROWS, QUERIES, VOCABULARY_TILE
 from gpt1cli.runtime import Machine
 

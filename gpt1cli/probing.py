@@ -31,8 +31,9 @@ import numpy as np
 
 from gpt1cli import metrics
 from gpt1cli.batches import Item
-from gpt1cli.config import TaskConfig, ZeroshotConfig
+from gpt1cli.config import ZeroshotConfig
 from gpt1cli.evaluation import Split, encoded, load_examples
+from gpt1cli.groups import TaskConfig
 from gpt1cli.schema import InputError
 from gpt1cli.tasks.layouts import Ids
 from gpt1cli.tokenizer import Tokenizer

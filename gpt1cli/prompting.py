@@ -31,7 +31,7 @@ import numpy as np
 
 from gpt1cli import templates
 from gpt1cli.batches import Item
-from gpt1cli.config import TaskConfig
+from gpt1cli.groups import TaskConfig
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.probing import likelihoods
 from gpt1cli.schema import InputError, shown

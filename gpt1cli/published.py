@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt1cli.config import Finetuning, ModelConfig, Pretraining, TokenizerConfig
+from gpt1cli.groups import Finetuning, ModelConfig, Pretraining, TokenizerConfig
 from gpt1cli.schema import InputError, build, shown
 
 OPENAI = "openai-community/openai-gpt"

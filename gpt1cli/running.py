@@ -18,7 +18,8 @@ from types import ModuleType
 from typing import TypeVar
 
 from gpt1cli import disk, rundir
-from gpt1cli.config import FewshotConfig, FinetuneConfig, RunConfig, SearchConfig, TaskConfig, TrainConfig
+from gpt1cli.config import FewshotConfig, FinetuneConfig, RunConfig, SearchConfig, TrainConfig
+from gpt1cli.groups import TaskConfig
 from gpt1cli.schema import InputError, shown
 
 R = TypeVar("R", bound=RunConfig)

@@ -10,7 +10,7 @@ import torch
 
 from gpt1cli import distributed
 from gpt1cli.batches import TOKEN_BUDGET
-from gpt1cli.config import RuntimeConfig
+from gpt1cli.groups import RuntimeConfig
 from gpt1cli.kernels import keep_memory
 from gpt1cli.schema import InputError
 

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpt1cli.config import PromptConfig, TaskConfig
 from gpt1cli.evaluation import predictions
+from gpt1cli.groups import PromptConfig, TaskConfig
 from gpt1cli.metrics import pearson
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.prompting import Prompt, answers, lay

@@ -22,7 +22,8 @@ from shlex import quote
 from typing import Any
 
 from gpt1cli import distributed, rundir
-from gpt1cli.config import FewshotConfig, LoggerConfig, TrainConfig, ZeroshotConfig
+from gpt1cli.config import FewshotConfig, TrainConfig, ZeroshotConfig
+from gpt1cli.groups import LoggerConfig
 from gpt1cli.schema import InputError, flat, shown
 
 Line = Mapping[str, Any]

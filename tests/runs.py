@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from small import read
 
-from gpt1cli.config import TaskConfig
+from gpt1cli.groups import TaskConfig
 from gpt1cli.report import Finished, find_runs
 from gpt1cli.schema import build
 

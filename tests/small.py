@@ -13,7 +13,7 @@ import yaml
 from transformers import OpenAIGPTConfig
 
 from gpt1cli.batches import Item
-from gpt1cli.config import ModelConfig, OptimizerConfig
+from gpt1cli.groups import ModelConfig, OptimizerConfig
 from gpt1cli.schema import build
 
 CONF = Path(__file__).resolve().parent.parent / "conf"

@@ -22,8 +22,8 @@ import gpt1cli
 from gpt1cli import tokenizer
 from gpt1cli.checkpoint import fill
 from gpt1cli.cli import main
-from gpt1cli.config import ModelConfig
 from gpt1cli.convert import from_published, read_published, to_published
+from gpt1cli.groups import ModelConfig
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.published import model_config as published_config
 from gpt1cli.published import settings_of_shards

@@ -20,7 +20,7 @@ import pyarrow.parquet
 import pytest
 
 from gpt1cli import corpus, documents, tokenizer, workers
-from gpt1cli.config import CorpusConfig, TokenizerConfig
+from gpt1cli.groups import CorpusConfig, TokenizerConfig
 from gpt1cli.loggers import Progress
 from gpt1cli.schema import InputError
 

@@ -14,7 +14,7 @@ import torch
 
 from gpt1cli import checkpoint, checksums, corpus, documents, origins, tokenizer
 from gpt1cli.checkpoint import State
-from gpt1cli.config import CorpusConfig, Finetuning, ModelConfig, OptimizerConfig, Pretraining, TokenizerConfig
+from gpt1cli.groups import CorpusConfig, Finetuning, ModelConfig, OptimizerConfig, Pretraining, TokenizerConfig
 from gpt1cli.loggers import Progress
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.optim import Optimizer

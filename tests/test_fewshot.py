@@ -20,8 +20,8 @@ from gpt1cli.cli import main
 from gpt1cli.commands import fewshot as command
 from gpt1cli.compose import compose
 from gpt1cli.composer import Composer
-from gpt1cli.config import TaskConfig
 from gpt1cli.evaluation import Split
+from gpt1cli.groups import TaskConfig
 from gpt1cli.prompting import Prompt
 from gpt1cli.schema import InputError, build
 from gpt1cli.tasks import few

@@ -10,7 +10,7 @@ import pandas
 import pytest
 
 from gpt1cli import options, tasks
-from gpt1cli.config import TaskConfig
+from gpt1cli.groups import TaskConfig
 from gpt1cli.schema import InputError, build
 from gpt1cli.tasks import file
 

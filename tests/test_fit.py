@@ -18,9 +18,9 @@ from small import NO_DROPOUT
 from gpt1cli import checkpoint, rundir, signals, tokenizer
 from gpt1cli.batches import windows_batch
 from gpt1cli.checkpoint import State
-from gpt1cli.config import Finetuning, ModelConfig, OptimizerConfig, Pretraining
 from gpt1cli.corpus import random_windows
 from gpt1cli.fit import Plan, fit
+from gpt1cli.groups import Finetuning, ModelConfig, OptimizerConfig, Pretraining
 from gpt1cli.loggers import Progress
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.objectives import Loss, language_modelling

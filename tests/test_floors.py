@@ -25,14 +25,14 @@ FLOORS = {  # a module imports from its own floor and from those below; a family
     "checkpoint convert report planning rehearsal benchmarks checkup studies pages plots curves runpage paper layers "
     "comparison asking demonstrations incontext cells searching cues fewstudy fewtable",
     1: "models tasks text lookup bytelevel tokenizer documents workers corpus batches optim metrics loggers rundir hub "
-    "checksums demo_world tables runtime cautions options published origins distributed glue trackers config",
+    "checksums demo_world tables runtime cautions options published origins distributed glue trackers config groups",
     0: "schema signals disk kernels templates",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 # answers before anything heavy is loaded ...
 DOOR = set(FLOORS[4].split()) - {"__init__"} | {"running", "compose", "composer", "overrides", "restart"}
 # ... and so sees these alone; a command's module comes by name
-SEEN_BY_DOOR = DOOR | {"schema", "signals", "disk", "config", "options", "rundir", "origins", "commands"}
+SEEN_BY_DOOR = DOOR | {"schema", "signals", "disk", "config", "groups", "options", "rundir", "origins", "commands"}
 
 HYDRA = {"cli", "sweep", "compose", "composer", "overrides", "config", "commands.ablation"}
 ONLY_IN = {  # library: the modules that may import it
@@ -46,7 +46,7 @@ ONLY_IN = {  # library: the modules that may import it
     "transformers": {"cues", "benchmarks"},
     **{name: {"trackers"} for name in ("tensorboard", "wandb", "mlflow", "trackio")},
 }
-QUICK = DOOR | {"schema", "signals", "disk", "config", "options", "rundir", "origins", "published"}
+QUICK = DOOR | {"schema", "signals", "disk", "config", "groups", "options", "rundir", "origins", "published"}
 NOT_IN = {"torch": QUICK}
 
 

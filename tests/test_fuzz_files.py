@@ -32,7 +32,7 @@ from gpt1cli import checkpoint, tables, tokenizer
 from gpt1cli.checkpoint import State
 from gpt1cli.cli import main
 from gpt1cli.commands import finetune
-from gpt1cli.config import Finetuning, ModelConfig, OptimizerConfig, Pretraining, TokenizerConfig
+from gpt1cli.groups import Finetuning, ModelConfig, OptimizerConfig, Pretraining, TokenizerConfig
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.optim import Optimizer
 from gpt1cli.schema import InputError

@@ -13,7 +13,7 @@ from small import read
 
 from gpt1cli import glue, tasks
 from gpt1cli.cli import main
-from gpt1cli.config import TaskConfig
+from gpt1cli.groups import TaskConfig
 from gpt1cli.schema import InputError, build
 
 GLUE = "ax cola mnli mrpc qnli qqp rte sst2 stsb wnli".split()

@@ -21,7 +21,7 @@ import pytest
 from mirror import data_set
 
 from gpt1cli import hub
-from gpt1cli.config import CorpusConfig, TaskConfig, TokenizerConfig
+from gpt1cli.groups import CorpusConfig, TaskConfig, TokenizerConfig
 from gpt1cli.hub import Need
 from gpt1cli.schema import InputError
 

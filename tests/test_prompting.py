@@ -15,7 +15,7 @@ from small import SHAPE, model_config, read, stir
 from torch import Tensor, nn
 
 from gpt1cli import demo_world, options, templates, tokenizer
-from gpt1cli.config import TaskConfig
+from gpt1cli.groups import TaskConfig
 from gpt1cli.models.lstm import LSTM
 from gpt1cli.models.transformer import Past, Transformer
 from gpt1cli.prompting import Piece, Prompt, Query, answers, class_of, lay, literal

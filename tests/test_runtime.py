@@ -9,7 +9,7 @@ import torch
 from small import exact
 
 from gpt1cli import runtime
-from gpt1cli.config import RuntimeConfig
+from gpt1cli.groups import RuntimeConfig
 from gpt1cli.schema import InputError
 
 ASKED = {

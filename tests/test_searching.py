@@ -16,7 +16,7 @@ from small import SHAPE, model_config, stir
 from test_prompting import NEXT, Bigrams, Letters, chain, task_of, vocabulary
 
 from gpt1cli import cues, searching
-from gpt1cli.config import TaskConfig
+from gpt1cli.groups import TaskConfig
 from gpt1cli.models.lstm import LSTM
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.prompting import Prompt

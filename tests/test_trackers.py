@@ -28,7 +28,8 @@ from gpt1cli.cells import differences
 from gpt1cli.cli import main
 from gpt1cli.compose import compose
 from gpt1cli.composer import Composer
-from gpt1cli.config import LoggerConfig, TrainConfig
+from gpt1cli.config import TrainConfig
+from gpt1cli.groups import LoggerConfig
 from gpt1cli.schema import InputError
 from gpt1cli.trackers import Tracker
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from gpt1cli import checkup, hub, options, pages, rundir
 from gpt1cli.checkup import Finding
-from gpt1cli.config import CorpusConfig, DoctorConfig, TaskConfig, TokenizerConfig
+from gpt1cli.config import DoctorConfig
+from gpt1cli.groups import CorpusConfig, TaskConfig, TokenizerConfig
 from gpt1cli.hub import Need
 from gpt1cli.pages import Table
 from gpt1cli.published import REPOS

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from gpt1cli import checkpoint, origins, published, rundir
-from gpt1cli.config import ExportConfig, ModelConfig, TaskConfig
+from gpt1cli.config import ExportConfig
 from gpt1cli.convert import last_norm, to_published, write_published
 from gpt1cli.corpus import appearing
+from gpt1cli.groups import ModelConfig, TaskConfig
 from gpt1cli.hub import Need
 from gpt1cli.models.heads import Classifier
 from gpt1cli.schema import InputError, build

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from gpt1cli import asking, checkpoint, origins, rundir, runtime, tables
-from gpt1cli.config import PredictConfig, TaskConfig
+from gpt1cli.config import PredictConfig
 from gpt1cli.evaluation import predicted
+from gpt1cli.groups import TaskConfig
 from gpt1cli.hub import Need
 from gpt1cli.loggers import Progress
 from gpt1cli.schema import InputError

@@ -11,8 +11,9 @@ import yaml
 
 from gpt1cli import checkpoint, cues, rundir, running, runtime, searching, tasks, trackers
 from gpt1cli.cells import Cell, composed, keep_best, keep_chosen, module_of, on_dev, run_all, say
-from gpt1cli.config import PromptConfig, SearchConfig
+from gpt1cli.config import SearchConfig
 from gpt1cli.evaluation import Split, load_examples
+from gpt1cli.groups import PromptConfig
 from gpt1cli.hub import Need, init_needs, task_needs
 from gpt1cli.loggers import Progress
 from gpt1cli.pages import Table

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from gpt1cli import checkpoint, curves, disk, options, origins, rundir, runtime, tasks, trackers
-from gpt1cli.config import TaskConfig, ZeroshotConfig
+from gpt1cli.config import ZeroshotConfig
 from gpt1cli.curves import Curve
 from gpt1cli.evaluation import warn_absent
+from gpt1cli.groups import TaskConfig
 from gpt1cli.hub import Need, init_needs, task_needs
 from gpt1cli.loggers import Progress
 from gpt1cli.models.language_model import LanguageModel

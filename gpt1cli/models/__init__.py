@@ -1,6 +1,6 @@
 """Tokens to hidden states, and the heads on top."""
 
-from gpt1cli.config import ModelConfig
+from gpt1cli.groups import ModelConfig
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.models.lstm import LSTM
 from gpt1cli.models.transformer import Transformer

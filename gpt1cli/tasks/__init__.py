@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpt1cli import glue
-from gpt1cli.config import TaskConfig
+from gpt1cli.groups import TaskConfig
 from gpt1cli.metrics import CLASSIFICATION, METRICS, REGRESSION
 from gpt1cli.schema import InputError, unknown
 from gpt1cli.tasks.layouts import Example
@@ -39,7 +39,7 @@ class Loaded(NamedTuple):
 
 
 def check(task: TaskConfig) -> None:
-    """InputError for a source or metrics that do not exist or do not fit: what config.py, one floor below, cannot know.
+    """InputError for a source or metrics that do not exist or do not fit: what groups.py, one floor below, cannot know.
 
     Every command calls it before it asks for data.
     """

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from gpt1cli.config import TaskConfig
+from gpt1cli.groups import TaskConfig
 from gpt1cli.schema import InputError
 from gpt1cli.tasks.layouts import Example
 from gpt1cli.tasks.rows import columns_of, target
