@@ -26,7 +26,7 @@ from gpt1cli.config import RunConfig, SearchConfig, SweepsConfig, TrainConfig
 from gpt1cli.groups import LoggerConfig
 from gpt1cli.loggers import clock, write_log
 from gpt1cli.overrides import quote
-from gpt1cli.schema import InputError, flat, shown
+from gpt1cli.schema import InputError, annotation_of, flat, shown
 
 HOW = ("runtime.", "logger.")  # how a cell is executed and followed: its parent's own, handed to each
 Parent = SweepsConfig | SearchConfig
@@ -94,7 +94,7 @@ def _shared(parent: Parent, cls: type) -> Iterator[str]:
     for key, value in dataclasses.asdict(parent.runtime).items():
         if value != usual[key] and (key not in ("devices", "shard") or issubclass(cls, TrainConfig)):
             yield f"runtime.{key}={'null' if value is None else str(value).lower()}"
-    if parent.logger.name != "none":
+    if parent.logger.name != "none" and annotation_of(cls, "logger") is not None:
         yield from followed(parent.logger)
 
 
@@ -189,13 +189,12 @@ def keep_best(place: Path) -> None:
     (best / "training.safetensors").unlink(missing_ok=True)
 
 
-def keep_chosen(places: Iterable[Path], headline: str) -> None:
+def keep_chosen(places: Iterable[Path], headline: str, most: int = 1) -> None:
     """Of those that are finished the weights of the best alone stay; what the others scored and predicted does, too."""
     done = [place for place in places if rundir.is_finished(place, None)]
-    best = max(done, key=lambda place: on_dev(place, headline))  # of equals the first
-    for place in done:
-        if place != best:
-            shutil.rmtree(place / "checkpoints", ignore_errors=True)
+    ranked = sorted(done, key=lambda place: on_dev(place, headline), reverse=True)  # of equals the first
+    for place in ranked[most:]:
+        shutil.rmtree(place / "checkpoints", ignore_errors=True)
 
 
 def say(folder: Path, text: str) -> None:

@@ -520,8 +520,11 @@ class SearchConfig(RunConfig):
         int, Key("pieces that are written, at most; a T5's count its marks of gaps too (what=templates)", at_least=1)
     ]
     tune: Annotated[int, Key("how many of the best are fine-tuned, and ranked by validation", at_least=1)]
+    ensemble: Annotated[int | None, Key("how many of the best then answer the test split together", at_least=2)]
     cells: Annotated[list[str], Key("overrides of gpt1 finetune for those; named directly they come here")]
-    keep: Annotated[Literal["best", "all"], Key("best: of those runs the weights of the best alone stay on disk")]
+    keep: Annotated[
+        Literal["best", "all"], Key("best: of those runs the weights of the best alone (of an ensemble) stay on disk")
+    ]
     resume: Annotated[str | None, Key("folder of a search to go on with", filled=True)]
     config: Annotated[str | None, Key("config.yaml of an earlier search, to repeat it", filled=True)]
     config_dir: Annotated[str | None, Key("what --config-dir says, for the runs to look there too", filled=True)]
@@ -544,6 +547,8 @@ class SearchConfig(RunConfig):
             yield f"what=words: task={self.task.name} has choices, which are their own words; name what=templates"
         if (self.generator == "t5") != (self.t5 is not None):
             yield f"generator={self.generator} and t5={shown(self.t5)}: a T5 is named together with generator=t5"
+        if self.ensemble is not None and self.ensemble > self.tune:
+            yield f"ensemble={self.ensemble} exceeds tune={self.tune}: no more are fine-tuned"
         if self.generator == "t5" and self.what == "words":
             yield "generator=t5 writes templates: name what=templates too"
         looked_into = self.task.source != "file" or self.task.splits

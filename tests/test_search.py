@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small import SMALL, STORY
 
@@ -103,6 +104,36 @@ def test_templates_are_written_by_the_model_and_tuned(world):
     assert len([*(world / "templates" / "tuned").glob("*/checkpoints")]) == 2
     candidates = rundir.read_json(world / "templates" / "candidates.json")["candidates"]
     assert candidates[0]["likelihood"] >= candidates[1]["likelihood"]
+
+
+def test_the_best_answer_together(world):
+    words = ["pieces=4", "tune=3", "seed=13", "ensemble=2", "limit.test=20", "logger=tensorboard"]
+    assert main(search(world, "together", *words)) == 0
+    run = world / "together"
+    order = sorted(("001", "002", "003"), key=lambda name: on_dev(run / "tuned" / name))
+    kept = {path.parent.name for path in (run / "tuned").glob("*/checkpoints")}
+    found = result(run)["ensemble"]
+    assert found["runs"] == order[:2] and kept == {*order[:2]}
+    scores = [log_scores(run / "tuned" / name / "predictions" / "test.jsonl") for name in order[:2]]
+    rows = read_lines(run / "ensemble" / "predictions" / "test.jsonl")
+    right = [np.argmax(a + b) == ("negative", "positive").index(row["label"]) for a, b, row in zip(*scores, rows)]
+    assert found["test"]["accuracy"] == pytest.approx(np.mean(right)) and len(rows) == 20
+    assert found["best_alone"] == result(run / "tuned" / order[0])["test"]
+    assert f"| the 2 best together | {found['test']['accuracy']:.3f} |" in (run / "report.md").read_text()
+
+
+def on_dev(run: Path) -> tuple[float, float]:
+    valid = result(run)["valid"]
+    return -valid["accuracy"], valid["loss"]
+
+
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def log_scores(path: Path) -> list[np.ndarray]:
+    """Logits, but for a constant of each row, from the probabilities that were written."""
+    return [np.log(list(row["scores"].values())) for row in read_lines(path)]
 
 
 def test_scores_and_files_of_ones_own_are_searched(world):
@@ -207,6 +238,8 @@ def test_a_search_killed_again_and_again_finds_the_same(world):
         (["shots=0"], "shots=0 is refused: it must be at least 1"),
         (["shots=400"], "too few in its training split are"),
         (["tune=0"], "tune=0 is refused"),
+        (["tune=3", "ensemble=4"], "ensemble=4 exceeds tune=3: no more are fine-tuned"),
+        (["ensemble=1"], "ensemble=1 is refused: it must be at least 2"),
         (["lrr=3"], "lrr: no such key; did you mean lr?"),
         (["lr=-1"], "lr=-1 is refused: it must be above 0"),
         (["dry_run=true"], "dry_run=true: plans one run, not the many of a search"),

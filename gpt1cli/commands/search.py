@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from gpt1cli import checkpoint, cues, rundir, running, runtime, searching, tasks, trackers
 from gpt1cli.cells import Cell, composed, keep_best, keep_chosen, module_of, on_dev, run_all, say
-from gpt1cli.config import SearchConfig
+from gpt1cli.config import FinetuneConfig, SearchConfig
 from gpt1cli.evaluation import Split, load_examples
 from gpt1cli.groups import PromptConfig
 from gpt1cli.hub import Need, init_needs, task_needs
 from gpt1cli.loggers import Progress
+from gpt1cli.overrides import quote
 from gpt1cli.pages import Table
 from gpt1cli.runpage import write_run_report
 from gpt1cli.schema import InputError, build
 from gpt1cli.searching import Candidate
+from gpt1cli.tasks import few
 
 
 def needs(config: SearchConfig) -> list[Need]:
@@ -57,18 +60,26 @@ def _search(config: SearchConfig, folder: Path) -> None:
         """Weights of finished runs: the best of each, or of the best alone."""
         if config.keep == "best":
             keep_best(home / cell.name)
-            keep_chosen((home / one.name for one in cells), headline)
+            keep_chosen((home / one.name for one in cells), headline, config.ensemble or 1)
 
-    run_all(cells, home, config, failed, 0, len(cells), tidy)
-    if failed:
-        raise running.Failed(1, f"gpt1: {'; '.join(failed.values())}; resume={folder} goes on")
+    total = len(cells) + (config.ensemble is not None)
+    run_all(cells, home, config, failed, 0, total, tidy)
+    _stop_for(failed, folder)
     order = sorted(range(len(cells)), key=lambda i: on_dev(home / cells[i].name, headline), reverse=True)
     (folder / "prompts").mkdir(exist_ok=True)
     for rank, i in enumerate(order, start=1):
         write_prompt(folder / "prompts" / f"{rank:03}.yaml", candidates[i].prompt)
     write_prompt(folder / "best.yaml", candidates[order[0]].prompt)
-    table = overview(config, candidates, order, [home / cell.name for cell in cells])
-    table.show()
+    tables = [overview(config, candidates, order, [home / cell.name for cell in cells])]
+    together: dict[str, Any] = {}
+    if config.ensemble is not None:
+        members = [home / cells[i].name for i in order[: config.ensemble]]
+        run_all([ensemble_of(config, members)], folder, config, failed, len(cells), total, lambda _: None)
+        _stop_for(failed, folder)
+        together = ensembled(config, folder, members)
+        tables.append(beside(config, together))
+    for table in tables:
+        table.show()
     best = rundir.read_json(home / cells[order[0]].name / "result.json")
     result = {
         "status": "finished",
@@ -81,13 +92,20 @@ def _search(config: SearchConfig, folder: Path) -> None:
         "best": cells[order[0]].name,
         "best_step": best["best_step"],
         "valid": best["valid"],
+        **({"ensemble": together} if together else {}),
     }
-    write_run_report(folder, result, [table])
+    write_run_report(folder, result, tables)
     rundir.finish(folder, result)
     say(
         folder,
         f"gpt1: the best of {len(cells)}, for prompt=: {folder / 'best.yaml'}; all of them: {folder / 'prompts'}",
     )
+
+
+def _stop_for(failed: Mapping[str, str], folder: Path) -> None:
+    """End the search where a run of it has failed."""
+    if failed:
+        raise running.Failed(1, f"gpt1: {'; '.join(failed.values())}; resume={folder} goes on")
 
 
 def candidates_of(config: SearchConfig, folder: Path) -> list[Candidate]:
@@ -161,6 +179,35 @@ def cell_of(config: SearchConfig, folder: Path, number: int, candidate: Candidat
     """The fine-tuning of a candidate."""
     path = folder / "candidates" / f"{number:03}.yaml"
     return dataclasses.replace(tuning(config, path), name=f"{number:03}")
+
+
+def ensemble_of(config: SearchConfig, members: Sequence[Path]) -> Cell:
+    """The best runs asked together on the split that tests, of which the tuned runs were tested on the same rows."""
+    split, tuned = few.tested(config.task), tuning(config, None).config
+    assert isinstance(tuned, FinetuneConfig)
+    words = [f"runs=[{','.join(quote(str(member)) for member in members)}]", f"split={split}", f"seed={config.seed}"]
+    if tuned.limit.test is not None:
+        words.append(f"limit.{split}={tuned.limit.test}")
+    return composed("ensemble", "evaluate", words, config)
+
+
+def ensembled(config: SearchConfig, folder: Path, members: Sequence[Path]) -> dict[str, Any]:
+    """What the ensemble and the best of its members alone score on the split that tests."""
+    found = rundir.read_json(folder / "ensemble" / "result.json")[few.tested(config.task)]
+    alone = rundir.read_json(members[0] / "result.json")["test"]
+    return {"runs": [member.name for member in members], "test": found, "best_alone": alone}
+
+
+def beside(config: SearchConfig, together: Mapping[str, Any]) -> Table:
+    """The ensemble beside the best of its members."""
+    split = few.tested(config.task)
+    metrics = [name for name in config.task.metrics if name in together["test"]]
+    header = ["", *(f"{metric} ({split})" for metric in metrics)]
+    rows = [
+        [who, *(f"{together[key][metric]:.3f}" for metric in metrics)]
+        for who, key in (("the best alone", "best_alone"), (f"the {len(together['runs'])} best together", "test"))
+    ]
+    return Table("An ensemble of prompts", header, rows, ["together: the mean of their scores answers (ensemble/)"])
 
 
 def write_prompt(path: Path, prompt: PromptConfig) -> None:

@@ -71,13 +71,16 @@ def draw(task: TaskConfig, rows: Sequence[Example], shots: int, seed: int) -> tu
     return train, valid
 
 
+def tested(task: TaskConfig) -> str:
+    """The split that tests: with few_test=valid, or where there is no test split, the validation split."""
+    return "test" if task.few_test == "test" and "test" in task.splits else "valid"
+
+
 def arranged(task: TaskConfig) -> TaskConfig:
     """The task with the splits of a run on few examples: train and valid are both drawn from its training split.
 
-    `test` is its test split, or with few_test=valid, or without one, its validation split; test_X is likewise. Nothing
-    of that is for the GLUE server, which has other rows.
+    `test` is the split that tests, `test_X` likewise. Nothing of that is for the GLUE server, which has other rows.
     """
-    there = task.splits
-    kind = "test" if task.few_test == "test" and "test" in there else "valid"
+    there, kind = task.splits, tested(task)
     tests = {f"test{name.removeprefix(kind)}": own for name, own in there.items() if name.partition("_")[0] == kind}
     return dataclasses.replace(task, splits={"train": there["train"], "valid": there["train"], **tests}, submission={})
