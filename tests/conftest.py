@@ -13,6 +13,8 @@ from collections.abc import Iterator
 import pytest
 from small import exact
 
+from gpt1cli import plots
+
 
 @pytest.fixture(scope="session")
 def test_hub() -> str:
@@ -26,4 +28,12 @@ def test_hub() -> str:
 def exact_arithmetic() -> Iterator[None]:
     """fp32 products in fp32, for a module of tests."""
     with exact():
+        yield
+
+
+@pytest.fixture(scope="module")
+def undrawn() -> Iterator[None]:
+    """Nothing is drawn: what pictures show is tested elsewhere, and they take longer than a run of a few updates."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(plots, "draw", lambda name, caption, *_: plots.Picture(name, caption, "<svg></svg>", b""))
         yield

@@ -16,12 +16,14 @@ from runs import task_config, write_run
 from small import SMALL, STORY
 from test_ablation import planned
 
-from gpt1cli import cells, comparison, fewstudy, fewtable, plots, rundir
+from gpt1cli import cells, comparison, fewstudy, fewtable, rundir
 from gpt1cli.cli import main
 from gpt1cli.commands import ablation, finetune
 from gpt1cli.paper import FIELDS
 from gpt1cli.report import Finished, find_runs
 from gpt1cli.schema import InputError
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 # --- which cells ------------------------------------------------------------------------------------------------------
 
@@ -98,14 +100,6 @@ def study(root: Path, run: str, *more: str) -> list[str]:
         "runtime.threads=1", "runtime.progress=none", f"cache={root / 'cache'}", f"out={root / 'out'}",
         f"hydra.run.dir={root / run}", *more,
     ]  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def undrawn():
-    """Nothing is drawn: what pictures show is tested elsewhere, and they take longer than these runs."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(plots, "draw", lambda name, caption, *_: plots.Picture(name, caption, "<svg></svg>", b""))
-        yield
 
 
 @pytest.fixture(scope="module")

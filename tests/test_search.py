@@ -14,20 +14,14 @@ import numpy as np
 import pytest
 from small import SMALL, STORY
 
-from gpt1cli import cues, plots, report, rundir
+from gpt1cli import cues, report, rundir
 from gpt1cli.cli import main
 from gpt1cli.commands import finetune
 from gpt1cli.commands import search as command
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 QUIET = ("runtime.threads=1", "runtime.progress=none")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def undrawn():
-    """Nothing is drawn: what pictures show is tested elsewhere, and they take longer than these runs."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(plots, "draw", lambda name, caption, *_: plots.Picture(name, caption, "<svg></svg>", b""))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +110,8 @@ def test_the_best_answer_together(world):
     assert found["runs"] == order[:2] and kept == {*order[:2]}
     scores = [log_scores(run / "tuned" / name / "predictions" / "test.jsonl") for name in order[:2]]
     rows = read_lines(run / "ensemble" / "predictions" / "test.jsonl")
-    right = [np.argmax(a + b) == ("negative", "positive").index(row["label"]) for a, b, row in zip(*scores, rows)]
+    labels = [("negative", "positive").index(row["label"]) for row in rows]
+    right = [np.argmax(a + b) == label for a, b, label in zip(*scores, labels, strict=True)]
     assert found["test"]["accuracy"] == pytest.approx(np.mean(right)) and len(rows) == 20
     assert found["best_alone"] == result(run / "tuned" / order[0])["test"]
     assert f"| the 2 best together | {found['test']['accuracy']:.3f} |" in (run / "report.md").read_text()
