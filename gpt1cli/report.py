@@ -119,12 +119,12 @@ def find_runs(patterns: Iterable[str]) -> list[Finished]:
 
 
 def _below(start: Path) -> Iterable[Path]:
-    """The folders of finished runs below another; what a search has tuned stands in that search's own table."""
+    """The folders of finished runs below another; what a search has tuned stands in that search's own tables."""
     for path in [*start.glob("result.json"), *start.rglob("*/result.json")]:
-        search = path.parent.parent.parent
-        inside = start != search and search in start.parents  # named itself
-        if inside or rundir.environment(search).get("command") != "search":
-            yield path.parent
+        run = path.parent
+        searches = [place for place in (run.parent, run.parent.parent) if place == start or start in place.parents]
+        if not any(rundir.environment(place).get("command") == "search" for place in searches):
+            yield run
 
 
 TOLD: dict[str, dict[str, Any]] = {  # kind of command -> what the tables read of its configuration
@@ -162,16 +162,24 @@ def lacking(run: Finished) -> Iterator[str]:
         return
     splits, examples = task.get("splits"), run.result.get("examples")
     scored = [*(splits if isinstance(splits, Mapping) else ()), *(examples if isinstance(examples, Mapping) else ())]
-    yield from _unmeasured({split: run.result[split] for split in scored if split in run.result}, task["metrics"][0])
-    parts = {"runs": run.result.get("runs", {})} if command == "zeroshot" else {}
-    if command == "fewshot":
-        shots = run.result.get("shots")
-        if not isinstance(shots, Mapping) or not all(isinstance(one, Mapping) for one in shots.values()):
-            yield "shots: none"
-            return
-        parts = {f"shots.{number}": one.get("seeds") for number, one in shots.items()}
-    for place, found in parts.items():
-        yield from check(dict[str, dict[str, dict[str, float]]], found, place)
+    for found in _parts(run.result):
+        if not isinstance(found, Mapping):
+            yield f"{shown(found)} stands where metrics of splits should"
+        else:
+            yield from _unmeasured({split: found[split] for split in scored if split in found}, task["metrics"][0])
+
+
+def _parts(result: Mapping[str, Any]) -> Iterator[Any]:
+    """What should hold the metrics of splits: the result, and each of a zero-shot's runs, of a few-shot's seeds."""
+    yield result
+    if result["command"] == "zeroshot":
+        runs = result.get("runs", {})
+        yield from runs.values() if isinstance(runs, Mapping) else [runs]
+    if result["command"] == "fewshot":
+        shots = result.get("shots")
+        for one in shots.values() if isinstance(shots, Mapping) else [shots]:
+            seeds = one.get("seeds") if isinstance(one, Mapping) else one
+            yield from seeds.values() if isinstance(seeds, Mapping) else [seeds]
 
 
 def _unmeasured(splits: Mapping[str, Any], headline: str) -> Iterator[str]:

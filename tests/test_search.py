@@ -115,6 +115,9 @@ def test_the_best_answer_together(world):
     assert found["test"]["accuracy"] == pytest.approx(np.mean(right)) and len(rows) == 20
     assert found["best_alone"] == result(run / "tuned" / order[0])["test"]
     assert f"| the 2 best together | {found['test']['accuracy']:.3f} |" in (run / "report.md").read_text()
+    assert main(["report", f"runs=[{run / 'ensemble'}]", f"hydra.run.dir={world / 'reported'}"]) == 0
+    assert f"{found['test']['accuracy']:.3f}" in (world / "reported" / "report.md").read_text()
+    assert run / "ensemble" not in {one.folder for one in report.find_runs([str(world)])}
 
 
 def on_dev(run: Path) -> tuple[float, float]:

@@ -97,7 +97,7 @@ def run(config: EvaluateConfig, folder: Path) -> None:
             "command": "evaluate",
             "name": config.name,
             "seed": config.seed,
-            **({"runs": config.runs, "checkpoints": checkpoints} if config.runs else {}),
+            **({"members": config.runs, "checkpoints": checkpoints} if config.runs else {}),
             **({"run": config.run, "checkpoint": checkpoints[0]} if config.run else {}),
             "seconds": round(time.perf_counter() - began, 3),
             "peak_memory_bytes": runtime.peak_memory_bytes(machine.device),
