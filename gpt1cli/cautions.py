@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 RISES = 2  # validations in a row with a higher loss than the one before
+BLIND = "the model does not look at its input; another lr=, more epochs= or another seed= may help"  # of a trained one
 FEW = 5  # examples of a label that may go unpredicted by chance
 
 
@@ -35,15 +36,14 @@ def half_cut(split: str, cut: int, examples: int, n_positions: int) -> str | Non
     )
 
 
-def one_sided(split: str, labels: Sequence[str], predicted: Sequence[int], true: Sequence[int]) -> str | None:
+def one_sided(
+    split: str, labels: Sequence[str], predicted: Sequence[int], true: Sequence[int], way: str = BLIND
+) -> str | None:
     """Told where every example gets the same label though they differ, or where a label of several is never given."""
     given, wanted = Counter(predicted), Counter(true)
     if len(given) == 1 and len(wanted) > 1:
         (only,) = given
-        return (
-            f"warning: all {len(predicted):,} predictions on {split} are {labels[only]}: the model does not look at its"
-            " input; another lr=, more epochs= or another seed= may help"
-        )
+        return f"warning: all {len(predicted):,} predictions on {split} are {labels[only]}: {way}"
     if never := [f"{labels[n]} ({count:,})" for n, count in sorted(wanted.items()) if n not in given and count >= FEW]:
         return f"warning: never predicted on {split}, though there are such examples: {', '.join(never)}"
     return None
@@ -53,7 +53,4 @@ def constant(split: str, predicted: np.ndarray, true: np.ndarray) -> str | None:
     """Told where scores hardly differ though those of the labels do. predicted, true [N]"""
     if len(predicted) < 2 or np.std(predicted) > 1e-3 * np.std(true) or np.std(true) == 0:
         return None
-    return (
-        f"warning: all {len(predicted):,} predictions on {split} are about {np.mean(predicted):.3f}: the model does not"
-        " look at its input; another lr=, more epochs= or another seed= may help"
-    )
+    return f"warning: all {len(predicted):,} predictions on {split} are about {np.mean(predicted):.3f}: {BLIND}"

@@ -270,8 +270,26 @@ def _take_prompt(raw: dict[str, Any], named: Mapping[str, Any]) -> None:
     if not os.path.isfile(path):
         raise InputError(f"prompt={shown(named['prompt'])}: no such file; it takes a yaml with a template and words")
     raw["prompt"] = overrides.seal(path)
-    raw["task"] = {**raw["task"], "prompt": overrides.seal(rundir.read_config(Path(path)))}
+    raw["task"] = {**raw["task"], "prompt": overrides.seal(_written_prompt(path))}
     _put_named(raw, composed, [key for key in named if key.startswith("task.prompt.")])
+
+
+def _written_prompt(path: str) -> dict[str, Any]:
+    """The keys of a prompt's yaml, which may lie below `prompt:` as a task's yaml has them.
+
+    InputError where it is no yaml, or where it is one that says something else than its writer thought.
+    """
+    try:
+        written = rundir.read_config(Path(path))
+    except InputError as error:
+        raise InputError(f"{error}; a text that begins with a brace stands in quotes") from error
+    if written.keys() == {"prompt"} and isinstance(written["prompt"], dict):
+        written = written["prompt"]
+    words = written.get("words")
+    for label, word in words.items() if isinstance(words, dict) else ():
+        if any(isinstance(one, bool) for one in (label, *(word if isinstance(word, list) else [word]))):
+            raise InputError(f"{path}: words: YAML reads yes, no, on, off, true and false as truth values: quote them")
+    return written
 
 
 # --- nested mappings --------------------------------------------------------------------------------------------------

@@ -32,8 +32,8 @@ def relative(score: float, chance: float, reference: float | None) -> float:
     return score if reference is None else (score - chance) / (reference - chance)
 
 
-def picture(name: str, caption: str, y: str, curves: Sequence[Curve]) -> Picture:
-    """The curves, updates on a logarithmic axis."""
+def picture(name: str, caption: str, y: str, curves: Sequence[Curve], zero: bool = True) -> Picture:
+    """The curves, updates on a logarithmic axis; `zero` where 0 means chance, and so is in sight."""
 
     colours = {key: f"C{n}" for n, key in enumerate(dict.fromkeys(c.task or c.label for c in curves))}
 
@@ -43,6 +43,8 @@ def picture(name: str, caption: str, y: str, curves: Sequence[Curve]) -> Picture
             style = STYLES[curve.architecture]
             axes.plot(*points, style, color=colour, label=curve.label, markersize=3, linewidth=1)
         by_factors(axes)
+        if zero:  # noise around it does not look like a slope then
+            axes.axhline(0, color="grey", linewidth=0.8)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))  # beside the curves, of any number
 

@@ -14,6 +14,7 @@ import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
+from pathlib import PurePath
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -217,6 +218,8 @@ def _mistakes(
             if element not in names:
                 near = difflib.get_close_matches(str(element), names, n=1)
                 hint = f"did you mean {near[0]}? " if near else ""
+                if key == "task" and PurePath(str(element)).suffix:
+                    hint = f"a file of your own is task=file task.train={shown(element)}; "
                 yield f"{key}={shown(element)}: no such {key}; {hint}there are {', '.join(names)}"
             continue
         for problem in _wrong(annotation, element, key, cls, groups):

@@ -18,6 +18,7 @@ from gpt1cli import disk, rundir
 from gpt1cli.plots import Picture
 
 WIDTH = 160  # columns of a table that no terminal fits
+WORD = 20  # letters of a word that a table keeps in one piece
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # no script, no request; drawings have styles of their own
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
@@ -60,21 +61,41 @@ class Table:
         )
 
     def show(self) -> None:
-        """Print the table, fitted to the terminal; into a pipe or a file WIDTH columns wide."""
+        """Print the table, fitted to the terminal; into a pipe or a file WIDTH columns wide.
+
+        What is too wide is printed as several tables, each with the first column.
+        """
         import rich.table
         from rich.console import Console
         from rich.markup import escape
 
-        drawn = rich.table.Table(title=self.title, title_justify="left")
-        for name in self.header:
-            drawn.add_column(escape(name), overflow="fold")  # paths differ at their ends
-        for row in self.rows:
-            drawn.add_row(*map(escape, row))
         fitted = sys.stdout.isatty() or "COLUMNS" in os.environ
         console = Console(width=None if fitted else WIDTH)
-        console.print(drawn)
+        for number, columns in enumerate(self.side_by_side(console.width)):
+            drawn = rich.table.Table(title=None if number else self.title, title_justify="left")
+            for i in columns:
+                drawn.add_column(escape(self.header[i]), overflow="fold")  # paths differ at their ends
+            for row in self.rows:
+                drawn.add_row(*(escape(row[i]) for i in columns))
+            console.print(drawn)
         for note in self.notes:
             console.print(escape(f"  {note}"))
+
+    def side_by_side(self, width: int) -> list[list[int]]:
+        """The columns of each table into which this one is cut, so that no word of at most WORD letters is broken."""
+        parts, used = [[0]], self._least(0)
+        for i in range(1, len(self.header)):
+            if used + self._least(i) + 1 > width and len(parts[-1]) > 1:
+                parts.append([0])
+                used = self._least(0)
+            parts[-1].append(i)
+            used += self._least(i)
+        return parts
+
+    def _least(self, column: int) -> int:
+        """The letters that a column takes at least, with its frame."""
+        cells = [self.header[column], *(row[column] for row in self.rows)]
+        return 3 + max((min(len(word), WORD) for cell in cells for word in cell.split()), default=0)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ def dry_run(
     work_table(f"gpt1 {command} {config.name}", what).show()
     memory_table(here, there).show()
     rundir.write_json(folder / "plan.json", {**what, "here": here, "described": there})  # what is known so far
-    with Progress(folder, UPDATES, config.runtime.progress, description="update") as progress:
+    with Progress(folder, UPDATES, config.runtime.progress, description="pass") as progress:
+        progress.say(f"timing {UPDATES} updates, the first of which warms up")
         here |= measured(work, rehearse(model, objective, _followed(updates, progress), optimizer))
     time_table(here, there).show()
     rundir.write_json(folder / "plan.json", {**what, "here": here, "described": there})
@@ -63,9 +64,18 @@ def dry_run(
 
 
 def _followed(updates: Iterable[Iterable[Batch]], progress: Progress) -> Iterator[Iterable[Batch]]:
-    """The updates, each told when it is done."""
+    """The updates, of which every pass is told when it is done: one alone may take minutes."""
+    done = 0
     for number, batches in enumerate(updates, start=1):
-        yield batches
+        passes = list(batches)
+        progress.total = done + len(passes) * (UPDATES - number + 1)
+        yield _told(passes, done, progress)
+        done += len(passes)
+
+
+def _told(passes: Iterable[Batch], done: int, progress: Progress) -> Iterator[Batch]:
+    for number, batch in enumerate(passes, start=done + 1):
+        yield batch
         progress.update(number)
 
 

@@ -198,7 +198,8 @@ def by_seeds(run: Finished) -> list[Finished]:
     for seed in run.config["seeds"]:
         seeds = {f"shots={shots}": one["seeds"] for shots, one in run.result["shots"].items()}
         runs = {shots: scores[str(seed)] for shots, scores in seeds.items() if str(seed) in scores}
-        found.append(Finished(run.folder, {**run.config, "seed": seed}, {**run.result, "runs": runs}))
+        if runs:  # without demonstrations the first seed stands for all
+            found.append(Finished(run.folder, {**run.config, "seed": seed}, {**run.result, "runs": runs}))
     return found
 
 

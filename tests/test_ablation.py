@@ -122,6 +122,7 @@ def test_what_is_named_for_fine_tuning_reaches_every_cell(tmp_path, capsys):
     [
         (["task=rte"], "name tasks=[...] instead of task="),
         (["tasks=[rtf]"], "cell rtf-full: task=rtf: no such task; did you mean rte?"),
+        (["tasks=[my.csv]"], "task=my.csv: no such task; a file of your own is task=file task.train=my.csv"),
         (["variants=[ful]"], "cell cola-ful: ablation=ful: no such ablation; did you mean full?"),
         (["ablation=lstm", "variants=[full]"], "ablation=lstm and variants=['full'] both say which"),
         (["seeds=[]"], "seeds=[]: at least one, each once"),

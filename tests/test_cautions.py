@@ -5,10 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pandas
 import pytest
+from runs import task_config
 from small import SMALL
 
-from gpt1cli import cautions, runtime
+from gpt1cli import cautions, probing, runtime
 from gpt1cli.cli import main
+from gpt1cli.commands import fewshot
+from gpt1cli.groups import TaskConfig
+from gpt1cli.schema import build
 
 
 @pytest.mark.parametrize(
@@ -51,6 +55,23 @@ def test_half_of_the_examples_cut_is_told(cut, examples, told):
 def test_labels_that_are_never_given(predicted, true, told):
     found = cautions.one_sided("valid", ["a", "b", "c"], predicted, true)
     assert told in found if told else found is None
+
+
+def answers(labels: str, predictions: str) -> list[dict[str, str]]:
+    return [{"label": one, "prediction": said} for one, said in zip(labels, predictions, strict=True)]
+
+
+def test_one_answer_to_every_query_is_told_of_a_model_that_is_not_trained():
+    task = build(TaskConfig, {**task_config("demo_sentiment"), "labels": ["a", "b"]})
+    assert "all 3 predictions on valid are b: its words alone decide" in probing.doubt(
+        task, "valid", answers("aab", "bbb")
+    )
+    assert probing.doubt(task, "valid", answers("aab", "abb")) is None
+    assert probing.doubt(task, "test", [{"label": None, "prediction": "a"}] * 3) is None
+    told = fewshot.doubt(task, "valid", answers("abab" * 3, "aabb" + "bbbb" + "aaaa"), 3)
+    assert "one label answers every query of valid with 2 of 3 draws" in told
+    assert fewshot.doubt(task, "valid", answers("abab", "aaab"), 1) is None
+    assert fewshot.doubt(task, "valid", answers("aaaa", "aaaa"), 1) is None  # there is nothing else to be found
 
 
 def test_scores_that_hardly_differ():

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +326,28 @@ def test_a_prompt_of_a_file_takes_the_place_of_the_tasks_and_what_is_named_wins(
     assert "prompt.word: no such key" in refusal("finetune", *words, "prompt=mine.yaml")
     Path("mine.yaml").write_text(f"{template}words: {{negative: bad, positive: fine}}\n")
     assert "name that too" in refusal("finetune", "task=sst2", "init=none", "prompt=mine.yaml")
+
+
+def test_a_prompt_may_be_written_as_a_tasks_yaml_has_it(tmp_path):
+    keys = "template: '{text} is {label}'\nwords: {negative: 'no', positive: ['yes']}\n"
+    (tmp_path / "mine.yaml").write_text("prompt:\n  " + keys.replace("\nw", "\n  w"))
+    words = ["task=demo_sentiment", f"prompt={tmp_path / 'mine.yaml'}", "method=prompt"]
+    composed = compose(COMPOSERS["finetune"], words).config
+    assert composed.task.prompt.template == "{text} is {label}" and composed.task.prompt.words["positive"] == ["yes"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("template: '{text} {label}'\nwords: {negative: no, positive: good}", "YAML reads yes, no, on, off"),
+        ("template: '{text} {label}'\nwords: {negative: [bad, off], positive: good}", "truth values: quote them"),
+        ("template: {text} it was {label}", "a text that begins with a brace stands in quotes"),
+    ],
+)
+def test_a_prompt_that_yaml_reads_otherwise_is_refused_with_the_way_to_write_it(tmp_path, text, told):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(InputError, match=re.escape(told)):
+        compose(COMPOSERS["finetune"], ["task=demo_sentiment", f"prompt={tmp_path / 'mine.yaml'}", "method=prompt"])
 
 
 def test_an_ensemble_takes_the_task_of_its_first_run(tmp_path):

@@ -287,6 +287,8 @@ def test_the_doctor_tells_what_is_at_hand_and_the_remedy_for_what_is_not(hub, tm
     found = {(one["kind"], one["name"]): one for one in json.loads((tmp_path / "run/result.json").read_text())["found"]}
     assert found["task", "mrpc"]["state"] == found["task", "demo_choice"]["state"] == "at hand"
     assert found["corpus", "demo"]["state"] == "at hand"
+    own = {found["task", "mr"]["state"], found["task", "file"]["state"], found["corpus", "text"]["state"]}
+    assert own == {"of files of your own: task.train=FILE", "of files of your own: corpus.path=FILE"}
     weights = found["init", "openai"]
     assert weights["state"] == "missing" and "openai-community/openai-gpt" in weights["missing"]
     assert found["task", "snli"]["state"] == "missing" and "stanfordnlp/snli" in found["task", "snli"]["remedy"]

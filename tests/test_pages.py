@@ -74,6 +74,16 @@ def trained(folder: Path, task: str, predictions: list, scores: dict) -> Path:
     return run
 
 
+def test_a_table_that_is_too_wide_is_cut_between_its_columns_and_each_part_has_the_first():
+    rows = [["one two", "1", "2", "3"], ["three", "4", "5", "6"]]
+    table = Table("t", ["row", "a longword", "b", "unbreakable" * 5], rows)
+    # "three" takes 5 and a frame of 3, "longword" 8 + 3, "b" 1 + 3, of the last word 20 + 3; the last line 1
+    assert table.side_by_side(8 + 11 + 4 + 23 + 1) == [[0, 1, 2, 3]]
+    assert table.side_by_side(8 + 11 + 4 + 23) == [[0, 1, 2], [0, 3]]
+    assert table.side_by_side(20) == [[0, 1], [0, 2], [0, 3]]
+    assert table.side_by_side(1) == [[0, 1], [0, 2], [0, 3]]
+
+
 def test_a_classifiers_own_page(tmp_path):
     lines = [
         ("0", "acceptable", "acceptable"),

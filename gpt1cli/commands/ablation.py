@@ -106,15 +106,15 @@ def rehearse(config: SweepsConfig, folder: Path) -> None:
             running.execute(module_of(cell), cell.command, dry, place, False, words)
         plan = rundir.read_json(place / "plan.json")
         each, size = plan["here"]["hours"], kept_bytes(cell, config, plan["parameters"]["all"]) * kept
-        rows.append([cell.name, f"{count}", f"{each:.3f}", f"{each * count:.3f}", f"{size / 1e9:.3f}"])
+        rows.append([cell.name, f"{count}", f"{each:.3g}", f"{each * count:.3g}", f"{size / 1e9:.3f}"])
         runs, hours, held = runs + count, hours + each * count, held + size
-    rows.append(["all", f"{runs}", "", f"{hours:.3f}", f"{held / 1e9:.3f}"])
+    rows.append(["all", f"{runs}", "", f"{hours:.3g}", f"{held / 1e9:.3f}"])
     table = Table("What the study takes", ["cell", "runs", "hours each", "hours", "GB kept"], rows)
     table.show()
     pages.write(folder, "A dry run", [table])
     about = {"status": "finished", "command": "ablation", "dry_run": True, "name": config.name}
     rundir.finish(folder, {**about, "cells": runs, "hours": hours, "bytes": held})
-    print(f"a dry run: nothing was trained; {hours:.2f} hours of training alone, {held / 1e9:.2f} GB: {folder}")
+    print(f"a dry run: nothing was trained; {hours:.3g} hours of training alone, {held / 1e9:.2f} GB: {folder}")
 
 
 def kept_bytes(cell: Cell, config: SweepsConfig, parameters: int) -> int:

@@ -15,6 +15,8 @@ from gpt1cli.pages import Table
 from gpt1cli.published import REPOS
 from gpt1cli.schema import build
 
+OWN = {"file": "task.train", "text": "corpus.path"}  # source -> the key that names the user's files
+
 
 def needs(config: DoctorConfig) -> list[Need]:
     """Nothing: to find out what is missing is the command's work."""
@@ -50,10 +52,12 @@ def run(config: DoctorConfig, folder: Path) -> None:
 
 def data(config: DoctorConfig, silence: str | None) -> Iterator[Finding]:
     """Every task and corpus of conf/ and the published model."""
-    for name in options.names("task"):
-        yield diagnosis("task", name, _task_needs(name), config, silence)
-    for name in options.names("corpus"):
-        yield diagnosis("corpus", name, _corpus_needs(name), config, silence)
+    for kind, needs in (("task", _task_needs), ("corpus", _corpus_needs)):
+        for name in options.names(kind):
+            if key := OWN.get(options.values(kind, name)["source"]):
+                yield Finding(kind, name, f"of files of your own: {key}=FILE")
+            else:
+                yield diagnosis(kind, name, needs(name), config, silence)
     for name in REPOS:
         yield diagnosis("tokenizer", name, _tokenizer_needs(name), config, silence)
         yield diagnosis("init", name, hub.weights_needs(name), config, silence)
@@ -74,8 +78,7 @@ def diagnosis(kind: str, name: str, needs: list[Need], config: DoctorConfig, sil
 
 
 def _task_needs(option: str) -> list[Need]:
-    values = options.values("task", option)
-    return [] if values["source"] == "file" else hub.task_needs(build(TaskConfig, values))  # files are the user's
+    return hub.task_needs(build(TaskConfig, options.values("task", option)))
 
 
 def _tokenizer_needs(option: str) -> list[Need]:
@@ -83,6 +86,4 @@ def _tokenizer_needs(option: str) -> list[Need]:
 
 
 def _corpus_needs(option: str) -> list[Need]:
-    values = options.values("corpus", option)
-    # corpus=text has no path of its own: it is the user's, and there is nothing to look for
-    return [] if values["source"] == "text" else hub.corpus_needs(build(CorpusConfig, values))
+    return hub.corpus_needs(build(CorpusConfig, options.values("corpus", option)))

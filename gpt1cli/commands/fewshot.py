@@ -13,6 +13,7 @@ from typing import Any
 from gpt1cli import checkpoint, incontext, origins, plots, rundir, runtime, tasks, trackers
 from gpt1cli.config import FewshotConfig
 from gpt1cli.evaluation import Split, load_examples, warn_absent
+from gpt1cli.groups import TaskConfig
 from gpt1cli.hub import Need, init_needs, task_needs
 from gpt1cli.loggers import Progress
 from gpt1cli.pages import Block, Table
@@ -65,6 +66,9 @@ def run(config: FewshotConfig, folder: Path) -> None:
                     log({"step": shots, **about, "split": split, **scored[split]})
             progress.say(f"shots {shots}, seed {seed}: {told(scored) or 'no labels; predicted'}")
             progress.update(number)
+        for split, lines in answers.items():
+            if warning := doubt(task, split, lines, len(cells)):
+                progress.say(warning)
         summed = {shots: summary(list(seeds.values())) for shots, seeds in found.items()}
         rundir.note_checksums(
             folder, tokenizer=vocabulary.identity, **{split: asked.digest for split, asked in splits.items()}
@@ -185,6 +189,20 @@ def numbers(summed: dict[int, dict[str, dict[str, Any]]]) -> str:
             [shots, s, m, *values.values()] for s, metrics in splits.items() for m, values in metrics.items()
         )
     return found.getvalue()
+
+
+def doubt(task: TaskConfig, split: str, lines: list[dict[str, Any]], cells: int) -> str | None:
+    """A warning where one label answers every query of a cell. `lines` are those of all cells, one behind another."""
+    if not task.classes or len({line["label"] for line in lines}) < 2:
+        return None
+    each = len(lines) // cells
+    alike = sum(len({line["prediction"] for line in lines[n * each : (n + 1) * each]}) == 1 for n in range(cells))
+    if not alike:
+        return None
+    return (
+        f"warning: one label answers every query of {split} with {alike} of {cells} draws of demonstrations: its words"
+        " are likelier by themselves; task.prompt.content_free=nothing takes that away"
+    )
 
 
 def write_answers(folder: Path, answers: dict[str, list[dict[str, Any]]], one: bool) -> None:

@@ -53,13 +53,13 @@ def laid_out(runs: Sequence[Finished], chosen: Sequence[str] | None = None) -> t
 
 
 def write(folder: Path, runs: Sequence[Finished], blocks: Sequence[Block], records: Sequence[dict[str, Any]]) -> None:
-    """The blocks and where the runs lie, in report.md and report.html; the tables in the terminal; table.csv."""
-    for block in blocks:
-        if isinstance(block, Table):
-            block.show()
+    """The blocks and where the runs lie, in report.md and report.html; table.csv; then the tables in the terminal."""
     sources = Table("Runs", ["folder"], [[str(run.folder)] for run in runs])
     pages.write(folder, "Report", [*blocks, sources])
     rundir.write_text(folder / "table.csv", separated(records))
+    for block in blocks:
+        if isinstance(block, Table):
+            block.show()
 
 
 def of_the_paper(runs: Sequence[Finished], chosen: Sequence[str] | None) -> tuple[list[Block], list[dict[str, Any]]]:

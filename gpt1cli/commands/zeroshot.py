@@ -15,7 +15,7 @@ from gpt1cli.groups import TaskConfig
 from gpt1cli.hub import Need, init_needs, task_needs
 from gpt1cli.loggers import Progress
 from gpt1cli.models.language_model import LanguageModel
-from gpt1cli.probing import Probes, against, best_threshold, likelihoods, load_probes, measured, predictions
+from gpt1cli.probing import Probes, against, best_threshold, doubt, likelihoods, load_probes, measured, predictions
 from gpt1cli.report import told_apart
 from gpt1cli.runpage import write_run_report
 from gpt1cli.runtime import Machine
@@ -68,13 +68,17 @@ def run(config: ZeroshotConfig, folder: Path) -> None:
             progress.update(number)
         pictures = []
         if len(chosen) > 1 and drawn:
-            scale = "" if task.zeroshot.reference is None else ", from chance (0) to reference (1)"
+            placed = task.zeroshot.reference is not None
+            y = task.metrics[0] + (", from chance (0) to reference (1)" if placed else "")
             several = list(drawn.values())
-            pictures = [curves.picture("zeroshot", f"{task.name} without training", task.metrics[0] + scale, several)]
+            pictures = [curves.picture("zeroshot", f"{task.name} without training", y, several, zero=placed)]
             with disk.writing(folder / "plots"):
                 (folder / "plots").mkdir()
             rundir.write_text(folder / "plots" / "zeroshot.csv", curves.table(several))
         write_answers(folder, answers, several=bool(config.runs))
+        for init, split in ((init, split) for init, said in answers.items() for split in said):
+            if warning := doubt(task, split, answers[init][split]):
+                progress.say(warning if len(answers) == 1 else f"{labels[init]}: {warning}")
         splits = {name: probes.split for name, probes in next(iter(asked.values())).items()}
         tokenizers = " ".join(dict.fromkeys(identity for identity, _, _ in asked))
         rundir.note_checksums(folder, tokenizer=tokenizers, **{name: split.digest for name, split in splits.items()})
@@ -92,7 +96,8 @@ def run(config: ZeroshotConfig, folder: Path) -> None:
         }
         write_run_report(folder, result, pictures)
         rundir.finish(folder, result)
-        progress.say(f"predictions: {folder / 'predictions'}")
+        curve = f"; curve: {folder / 'plots' / 'zeroshot.png'}" if pictures else ""
+        progress.say(f"predictions: {folder / 'predictions'}{curve}")
 
 
 def load_all(
