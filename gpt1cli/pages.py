@@ -65,16 +65,19 @@ class Table:
         from rich.console import Console
         from rich.markup import escape
 
-        drawn = rich.table.Table(title=self.title, title_justify="left")
+        def plain(text: str) -> str:
+            return escape(held(text, sys.stdout.encoding or "utf-8"))
+
+        drawn = rich.table.Table(title=plain(self.title), title_justify="left")
         for name in self.header:
-            drawn.add_column(escape(name), overflow="fold")  # paths differ at their ends
+            drawn.add_column(plain(name), overflow="fold")  # paths differ at their ends
         for row in self.rows:
-            drawn.add_row(*map(escape, row))
+            drawn.add_row(*map(plain, row))
         fitted = sys.stdout.isatty() or "COLUMNS" in os.environ
         console = Console(width=None if fitted else WIDTH)
         console.print(drawn)
         for note in self.notes:
-            console.print(escape(f"  {note}"))
+            console.print(plain(f"  {note}"))
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,13 @@ def write(folder: Path, title: str, blocks: Sequence[Block]) -> None:
             with disk.writing(picture):
                 picture.parent.mkdir(exist_ok=True)
             rundir.write_bytes(picture, block.png)
-    rundir.write_text(folder / "report.md", "\n".join([f"# {_inline(title)}\n", *map(_markdown, blocks)]))
-    rundir.write_text(folder / "report.html", html(title, blocks))
+    rundir.write_text(folder / "report.md", held("\n".join([f"# {_inline(title)}\n", *map(_markdown, blocks)])))
+    rundir.write_text(folder / "report.html", held(html(title, blocks)))
+
+
+def held(text: str, encoding: str = "utf-8") -> str:
+    """The text with escapes for what the encoding cannot hold, as half a character, or odd bytes of a path."""
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def html(title: str, blocks: Sequence[Block]) -> str:

@@ -121,13 +121,30 @@ def test_predict_answers_every_row_or_refuses_the_file(world, form, count):
     check()
 
 
+KINDS = some_of(["classification", "pair", "similarity", "regression", "choice"])
+
+
+def tuning(world: Path, rows: Path, kind: str) -> list[str]:
+    """The words of a fine-tuning on these rows."""
+    init, out = world / "run", world / "out"
+    return [
+        "finetune",
+        "task=file",
+        f"task.train={rows}",
+        f"task.kind={kind}",
+        f"init={init}",
+        "steps=1",
+        f"out={out}",
+        *QUIET,
+    ]
+
+
 @pytest.mark.parametrize("form", TABLE)
 @examples(8, 400)
 def test_a_task_of_ones_own_rows_is_understood_or_refused(world, form, count, monkeypatch):
     """Up to the first update: the files, their columns and labels, the examples, the items, the model."""
     path = world / "broken" / f"f.{form}"
     monkeypatch.setattr(finetune, "fit", stopped)
-    kinds = some_of(["classification", "pair", "similarity", "regression", "choice"])
     named = st.lists(
         some_of(
             [
@@ -145,22 +162,13 @@ def test_a_task_of_ones_own_rows_is_understood_or_refused(world, form, count, mo
         ),
         max_size=2,
     )
-    words = [
-        "finetune",
-        "task=file",
-        f"task.train={path}",
-        f"init={world / 'run'}",
-        "steps=1",
-        f"out={world / 'out'}",
-        *QUIET,
-    ]
 
     @drawn(count)
-    @given(files((world / TABLE[form]).read_bytes()), kinds, named)
+    @given(files((world / TABLE[form]).read_bytes()), KINDS, named)
     def check(data, kind, more):
         path.write_bytes(data)
         with unharmed(world, world / "out"):
-            accepted_or_refused(*words, f"task.kind={kind}", *(word.format(path) for word in more))
+            accepted_or_refused(*tuning(world, path, kind), *(word.format(path) for word in more))
 
     check()
 
@@ -175,15 +183,6 @@ def test_rows_of_any_texts_and_labels(world, count, monkeypatch):
     """Well-formed files that hold anything: every text and every label there can be in JSON."""
     path = world / "broken" / "any.jsonl"
     monkeypatch.setattr(finetune, "fit", stopped)
-    words = [
-        "finetune",
-        "task=file",
-        f"task.train={path}",
-        f"init={world / 'run'}",
-        "steps=1",
-        f"out={world / 'out'}",
-        *QUIET,
-    ]
     label = st.one_of(
         plain_texts,
         st.integers(-3, 3),
@@ -198,16 +197,15 @@ def test_rows_of_any_texts_and_labels(world, count, monkeypatch):
         {"text": plain_texts | some_of(["\ud800", "", "a " * 3000]), "label": label},
         optional={"text_b": plain_texts, "choices": st.lists(plain_texts, max_size=3)},
     )
-    kinds = some_of(["classification", "pair", "similarity", "regression", "choice"])
 
     @drawn(count)
-    @given(st.lists(row, min_size=1, max_size=8), kinds)
+    @given(st.lists(row, min_size=1, max_size=8), KINDS)
     @example([{"text": "", "text_b": "", "label": 10**400}], "regression")
     @example([{"text": "a", "label": "\ud800"}, {"text": "b", "label": "b"}], "classification")
     def check(rows, kind):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         with unharmed(world, world / "out"):
-            accepted_or_refused(*words, f"task.kind={kind}")
+            accepted_or_refused(*tuning(world, path, kind))
 
     check()
 

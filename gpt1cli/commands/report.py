@@ -59,7 +59,7 @@ def write(folder: Path, runs: Sequence[Finished], blocks: Sequence[Block], recor
             block.show()
     sources = Table("Runs", ["folder"], [[str(run.folder)] for run in runs])
     pages.write(folder, "Report", [*blocks, sources])
-    rundir.write_text(folder / "table.csv", separated(records))
+    rundir.write_text(folder / "table.csv", pages.held(separated(records)))
 
 
 def of_the_paper(runs: Sequence[Finished], chosen: Sequence[str] | None) -> tuple[list[Block], list[dict[str, Any]]]:
