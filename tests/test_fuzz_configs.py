@@ -1,7 +1,7 @@
 """Configurations that others stored, or wrote for --config-dir: used, or refused in a few lines, nothing harmed.
 
 Keys are missing, are there besides, have values of other types, nested, huge, or of any letters. What is trained at all
-is trained for two updates at most, and Hydra, whose part does not depend on stored files, composes the same words once.
+is trained for two updates at most.
 """
 
 from __future__ import annotations
@@ -13,19 +13,16 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from hydra.types import RunMode
 from hypothesis import given
 from hypothesis import strategies as st
 from small import CONF
 from strategies import accepted_or_refused, changed, damaged, drawn, examples, some_of, state_of, unharmed, yamls
-from test_fuzz_files import QUIET, harmed_copy, remade, stopped, world  # noqa: F401 (world is a fixture)
+from test_fuzz_files import QUIET, harmed_copy, quick, remade, stopped, world  # noqa: F401 (two are fixtures)
 
-from gpt1cli import composer, models, rehearsal
+from gpt1cli import models, rehearsal
 from gpt1cli.commands import ablation, finetune
-from gpt1cli.composer import Composer
 
-FIT, LOAD = finetune.fit, Composer.load
-LOADED: dict[Any, Any] = {}
+FIT = finetune.fit
 MEMORY = 1e8  # bytes that the machine is said to have, however large it is
 
 
@@ -34,24 +31,13 @@ def shortly(**told: Any) -> Any:
     return FIT(**told) if told["plan"].steps <= 2 else stopped()
 
 
-def remembered(self: Composer, words: list[str], mode: RunMode = RunMode.RUN) -> Any:
-    """What Hydra composes of gpt1's own files, which are the same for the same words; it takes most of a command."""
-    if self.source.extra:
-        return LOAD(self, words, mode)
-    key = self.command, self.source, tuple(words), mode
-    if key not in LOADED:
-        LOADED[key] = LOAD(self, words, mode)
-    return LOADED[key]
-
-
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def short(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """No training that takes long, and no model that is large."""
     monkeypatch.setattr(finetune, "fit", shortly)
     monkeypatch.setattr(rehearsal, "dry_run", lambda *_: stopped())
     monkeypatch.setattr(ablation, "run", lambda *_: stopped())
     monkeypatch.setattr(models, "sizes_of_memory", lambda: (MEMORY, MEMORY))
-    monkeypatch.setattr(Composer, "load", remembered)
-    monkeypatch.setattr(composer, "hydra_main", lambda source, command, words, job: job(None))
 
 
 # --- a run of another's -----------------------------------------------------------------------------------------------
@@ -142,15 +128,15 @@ FOUND = [  # what the examples below have found: use, file, its keys that are ot
 
 
 @pytest.mark.parametrize(("use", "name", "change", "status"), FOUND)
-def test_what_was_found_stays_mended(world, quick, use, name, change, status):  # noqa: F811
+def test_what_was_found_stays_mended(world, short, use, name, change, status):  # noqa: F811
     whole = place_of(world / "run", name).read_bytes()
     data = change if isinstance(change, bytes) else json.dumps(yaml.safe_load(whole) | change).encode()
     assert used(world, use, name, data) == status
 
 
 @pytest.mark.parametrize("use", USES)
-@examples(3, 600)
-def test_a_run_that_another_wrote_is_used_or_refused(world, quick, use, count):  # noqa: F811
+@examples(2, 600)
+def test_a_run_that_another_wrote_is_used_or_refused(world, short, use, count):  # noqa: F811
     wholes = {name: place_of(world / "run", name).read_bytes() for name in USES[use].files}
 
     @drawn(count)
@@ -201,7 +187,7 @@ def given_by(world: Path, what: str, data: bytes) -> int:  # noqa: F811
 
 @pytest.mark.parametrize("what", GIVEN)
 @examples(2, 250)
-def test_a_yaml_that_another_wrote_is_used_or_refused(world, quick, what, count):  # noqa: F811
+def test_a_yaml_that_another_wrote_is_used_or_refused(world, short, what, count):  # noqa: F811
     text = GIVEN[what][1]
     text = (CONF / text).read_text() if text.endswith(".yaml") else text
 
