@@ -16,7 +16,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from small import CONF
-from strategies import accepted_or_refused, changed, damaged, drawn, examples, some_of, state_of, unharmed, yamls
+from strategies import accepted_or_refused, changed, damaged, drawn, examples, ran, some_of, state_of, unharmed, yamls
 from test_fuzz_files import QUIET, harmed_copy, quick, remade, stopped, world  # noqa: F401 (two are fixtures)
 
 from gpt1cli import models, rehearsal
@@ -183,6 +183,16 @@ def given_by(world: Path, what: str, data: bytes) -> int:  # noqa: F811
         words = [*words, f"init={world / 'pretrained'}"]
     with unharmed(world, out):
         return accepted_or_refused(*words, f"out={out}", f"cache={world / 'cache'}", *QUIET)
+
+
+@pytest.mark.parametrize("data", [b"name: \xff", b"name: !!int x", b"name: [", b"a: 1\n a: 2"])
+def test_a_yaml_that_cannot_be_read_is_named(tmp_path, data):
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    path = tmp_path / "conf" / "model" / "mine.yaml"
+    path.write_bytes(data)
+    words = ["--config-dir", str(tmp_path / "conf"), "pretrain", "model=mine", "corpus=demo", f"out={tmp_path / 'out'}"]
+    ended = ran(*words)
+    assert ended.status == 2 and str(path) in ended.err
 
 
 @pytest.mark.parametrize("what", GIVEN)
