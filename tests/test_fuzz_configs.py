@@ -21,6 +21,8 @@ from test_fuzz_files import QUIET, harmed_copy, quick, remade, stopped, world  #
 
 from gpt1cli import models, rehearsal
 from gpt1cli.commands import ablation, finetune
+from gpt1cli.groups import ModelConfig
+from gpt1cli.schema import InputError, build
 
 FIT = finetune.fit
 MEMORY = 1e8  # bytes that the machine is said to have, however large it is
@@ -183,6 +185,16 @@ def given_by(world: Path, what: str, data: bytes) -> int:  # noqa: F811
         words = [*words, f"init={world / 'pretrained'}"]
     with unharmed(world, out):
         return accepted_or_refused(*words, f"out={out}", f"cache={world / 'cache'}", *QUIET)
+
+
+@pytest.mark.parametrize("change", ["n_layer: 2147483648", "d_ff: 1000000000000", "n_positions: 4294967296"])
+def test_a_model_that_memory_has_no_room_for_is_refused(world, short, change):  # noqa: F811
+    lines = (CONF / "model/tiny.yaml").read_text().splitlines()
+    key = change.partition(":")[0]
+    text = "\n".join(change if line.startswith(f"{key}:") else line for line in lines)
+    with pytest.raises(InputError, match=r"model=tiny is too large: [0-9,]+ parameters"):
+        models.fresh(build(ModelConfig, yaml.safe_load(text)), 10)
+    assert given_by(world, "model", text.encode()) == 2
 
 
 @pytest.mark.parametrize("data", [b"name: \xff", b"name: !!int x", b"name: [", b"a: 1\n a: 2"])
