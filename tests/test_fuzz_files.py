@@ -160,7 +160,7 @@ def tuning(world: Path, rows: Path, kind: str) -> list[str]:
 
 
 @pytest.mark.parametrize("form", TABLE)
-@examples(4, 400)
+@examples(2, 400)
 def test_a_task_of_ones_own_rows_is_understood_or_refused(world, quick, form, count, monkeypatch):
     """Up to the first update: the files, their columns and labels, the examples, the items, the model."""
     path = world / "broken" / f"f.{form}"
@@ -198,7 +198,7 @@ def stopped(**_: Any) -> None:
     raise InputError("the training would begin here")
 
 
-@examples(6, 800)
+@examples(3, 800)
 def test_rows_of_any_texts_and_labels(world, quick, count, monkeypatch):
     """Well-formed files that hold anything: every text and every label there can be in JSON."""
     path = world / "broken" / "any.jsonl"
