@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from gpt1cli import __version__, hub
+from gpt1cli import __version__, hub, runtime
 from gpt1cli.loggers import short
 from gpt1cli.runtime import has_fast_bf16
 
@@ -27,7 +27,6 @@ LITTLE_MEMORY = 4e9  # bytes: pretraining base in fp32 holds 16 x 117M of weight
 LITTLE_DISK = 5e9  # bytes: a run of base keeps two checkpoints of 1.4 GB, and writes a third before one of them goes
 ROUNDS = 7  # of measuring arithmetic
 SHAPE = 1024, 768, 3072  # rows of tokens, width, inner width: the product that base spends most of its time on
-CGROUP = Path("/sys/fs/cgroup")
 DAY = 86400.0  # seconds
 
 
@@ -97,7 +96,7 @@ def cores() -> float:
     """Cores that this process may use: those it is bound to, or the share that a container gives it."""
     bound = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
     with contextlib.suppress(OSError, ValueError):
-        quota, period = (CGROUP / "cpu.max").read_text().split()
+        quota, period = (runtime.CGROUP / "cpu.max").read_text().split()
         return min(bound, int(quota) / int(period))  # "max" is no number: no limit
     return bound
 
@@ -117,22 +116,10 @@ def accelerators() -> Iterator[Finding]:
 
 def memory() -> Finding:
     """Main memory, and what of it is free for this process."""
-    total, free = sizes_of_memory()
+    total, free = runtime.sizes_of_memory()
     state = f"{short(total)}B, {short(free)}B of it free"
     remedy = "a smaller model=, runtime.micro_batch=1, or end what else runs" if free < LITTLE_MEMORY else ""
     return Finding("memory", "main", state, remedy)
-
-
-def sizes_of_memory() -> tuple[float, float]:
-    """Bytes in all and bytes free, or what a container leaves of them."""
-    total = free = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    with contextlib.suppress(OSError):
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free = float(lines["MemAvailable"].split()[0]) * 1024  # kB
-    with contextlib.suppress(OSError, ValueError):
-        limit, used = (float((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-        total, free = min(total, limit), min(free, limit - used)
-    return total, free
 
 
 def bf16_gain(device: torch.device) -> float:

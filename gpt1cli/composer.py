@@ -147,7 +147,7 @@ class Composer:
 
     def load(self, words: list[str], mode: RunMode = RunMode.RUN) -> DictConfig:
         """What Hydra composes from overrides in its grammar, unresolved. InputError where it cannot."""
-        with told_by_hydra():
+        with told_by_hydra(self.source.extra):
             words = [*self.source.search, *words]
             cfg = self.loader.load_configuration(self.source.main or self.command, words, mode)
             cfg.hydra.job.config_name = self.command  # run folders are named after the command
@@ -218,14 +218,28 @@ def hydra_main(source: Source, command: str | None, words: list[str], job: Calla
 
 
 @contextlib.contextmanager
-def told_by_hydra() -> Iterator[None]:
-    """What Hydra and OmegaConf raise over a user's words, as a short InputError."""
+def told_by_hydra(extra: str | None = None) -> Iterator[None]:
+    """What Hydra and OmegaConf raise over a user's words, as a short InputError.
+
+    Not all of it names a file: what cannot be read in `extra`, the folder of --config-dir, is named here.
+    """
     try:
         yield
     except (InputError, BrokenPipeError):
         raise
     except Exception as error:  # besides their own exceptions these are assertions, ValueError, yaml's and more
-        raise InputError(short(error)) from error
+        told = short(error)
+        named = [line for path, line in (_unreadable(extra) if extra else ()) if str(path) not in told]
+        raise InputError("\n".join([told, *named])) from error
+
+
+def _unreadable(folder: str) -> Iterator[tuple[Path, str]]:
+    """The yaml files below a folder that cannot be read, and why."""
+    for path in sorted(Path(folder).rglob("*.yaml")):
+        try:
+            OmegaConf.load(path)
+        except Exception as error:  # whatever PyYAML's constructors stumble over
+            yield path, f"{path} is no readable YAML: {shown(' '.join(str(error).split()))}"
 
 
 def short(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gpt1cli import cautions, distributed, signals
+from gpt1cli import cautions, distributed, rundir, signals
 from gpt1cli.batches import Batch, ahead
 from gpt1cli.checkpoint import State
 from gpt1cli.config import TrainConfig
@@ -62,6 +62,8 @@ def fit(
     """
     if state.step > plan.steps:
         raise InputError(f"the run has done {state.step:,} updates already, more than the {plan.steps:,} asked for")
+    if not distributed.rank():
+        rundir.reopen(run)  # here and not earlier: whatever a resumed run is refused for, it stays finished
     device = next(model.parameters()).device
     batches = ahead(batches, plan.steps) if device.type == "cuda" else batches
     pending: list[dict[str, Tensor]] = []  # losses, norms and counts that are still on the device

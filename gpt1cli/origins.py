@@ -88,8 +88,9 @@ def described(folder: Path) -> dict[str, Any]:
     model: Any = found.get("model")  # anything may stand in a stranger's file
     tokenizer: Any = found.get("tokenizer")
     try:
-        found["model"] = dataclasses.asdict(build(ModelConfig, model))  # with what an older gpt1 did not know of yet
-        found["tokenizer"] = dataclasses.asdict(build(TokenizerConfig, tokenizer))
+        # with what an older gpt1 did not know of yet
+        found["model"] = dataclasses.asdict(build(ModelConfig, model, "model"))
+        found["tokenizer"] = dataclasses.asdict(build(TokenizerConfig, tokenizer, "tokenizer"))
     except InputError as error:
         raise InputError(f"{path} describes no model and tokenizer:\n{error}") from error
     for key in ("vocabulary", "special_rows"):
@@ -152,7 +153,7 @@ def task_of(described: Mapping[str, Any], run: str) -> TaskConfig:
     if not isinstance(described.get("task"), dict):
         raise InputError(f"run={shown(run)} is no fine-tuned run: its checkpoint names no task")
     try:
-        return build(TaskConfig, described["task"])
+        return build(TaskConfig, described["task"], "task")
     except InputError as error:
         raise InputError(f"run={shown(run)}: its checkpoint describes no task:\n{error}") from error
 

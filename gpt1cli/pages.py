@@ -69,17 +69,20 @@ class Table:
         from rich.console import Console
         from rich.markup import escape
 
+        def plain(text: str) -> str:
+            return escape(held(text, sys.stdout.encoding or "utf-8"))
+
         fitted = sys.stdout.isatty() or "COLUMNS" in os.environ
         console = Console(width=None if fitted else WIDTH)
         for number, columns in enumerate(self.side_by_side(console.width)):
             drawn = rich.table.Table(title=None if number else self.title, title_justify="left")
             for i in columns:
-                drawn.add_column(escape(self.header[i]), overflow="fold")  # paths differ at their ends
+                drawn.add_column(plain(self.header[i]), overflow="fold")  # paths differ at their ends
             for row in self.rows:
-                drawn.add_row(*(escape(row[i]) for i in columns))
+                drawn.add_row(*(plain(row[i]) for i in columns))
             console.print(drawn)
         for note in self.notes:
-            console.print(escape(f"  {note}"))
+            console.print(plain(f"  {note}"))
 
     def side_by_side(self, width: int) -> list[list[int]]:
         """The columns of each table into which this one is cut, so that no word of at most WORD letters is broken."""
@@ -119,8 +122,13 @@ def write(folder: Path, title: str, blocks: Sequence[Block]) -> None:
             with disk.writing(picture):
                 picture.parent.mkdir(exist_ok=True)
             rundir.write_bytes(picture, block.png)
-    rundir.write_text(folder / "report.md", "\n".join([f"# {_inline(title)}\n", *map(_markdown, blocks)]))
-    rundir.write_text(folder / "report.html", html(title, blocks))
+    rundir.write_text(folder / "report.md", held("\n".join([f"# {_inline(title)}\n", *map(_markdown, blocks)])))
+    rundir.write_text(folder / "report.html", held(html(title, blocks)))
+
+
+def held(text: str, encoding: str = "utf-8") -> str:
+    """The text with escapes for what the encoding cannot hold, as half a character, or odd bytes of a path."""
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def html(title: str, blocks: Sequence[Block]) -> str:

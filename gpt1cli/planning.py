@@ -13,6 +13,7 @@ import torch
 
 from gpt1cli.groups import ModelConfig, TokenizerConfig
 from gpt1cli.kernels import CHUNK_ROWS, QUERIES, VOCABULARY_TILE
+from gpt1cli.models import parameters
 from gpt1cli.runtime import Machine
 
 PUBLISHED = {"words": (40_000, 478), "bytes": (50_000, 257)}  # merges; symbols, <unk> and newline, or <|endoftext|>
@@ -71,24 +72,6 @@ class Work:
 
 
 # --- arithmetic -------------------------------------------------------------------------------------------------------
-
-
-def parameters(config: ModelConfig, vocabulary: int, outputs: int = 0) -> dict[str, int]:
-    """Learned numbers by part: 116,534,784 in all for base with the published vocabulary."""
-    D, F = config.d_model, config.d_ff
-    if config.architecture == "lstm":
-        U = config.lstm_units or 0
-        recurrent = 4 * U * (D + U + 2)  # two matrices, two biases
-        return {"tokens": vocabulary * D, "recurrent": recurrent, "projection": (U + 1) * D, "head": outputs * (D + 1)}
-    block = 4 * D * D + 2 * D * F + 9 * D + F  # matrices; biases 3D, D, F and D; two norms of 2D
-    final = {"final_norm": 2 * D} if config.norm == "pre" else {}
-    return {
-        "tokens": vocabulary * D,
-        "positions": config.n_positions * D,
-        "blocks": config.n_layer * block,
-        **final,
-        "head": outputs * (D + 1),
-    }
 
 
 def vocabulary_of(config: TokenizerConfig) -> int:

@@ -90,7 +90,7 @@ KINDS = {  # kind of runs -> title of its table, the group that names a row, set
 def find_runs(patterns: Iterable[str]) -> list[Finished]:
     """The finished runs in the folders and globs, in order of their folders. InputError where there is none.
 
-    What says of itself less than the tables need, or what no gpt1 of today writes, is left out, and that is told.
+    What is damaged, says less of itself than the tables need, or is written by no gpt1 of today is left out, and told.
     """
     patterns = list(patterns)
     found: set[Path] = set()
@@ -99,13 +99,12 @@ def find_runs(patterns: Iterable[str]) -> list[Finished]:
             found.update(_below(Path(start)))
     runs, left_out = [], []
     for folder in sorted(found):
-        result = rundir.read_json(folder / "result.json")
-        if result.get("command") in [*KINDS] and not result.get("dry_run"):  # which trained nothing
-            run = Finished(folder, rundir.read_config(folder / "config.yaml"), result)
-            if amiss := list(lacking(run)):
-                left_out.append(f"{folder} is left out: {'; '.join(amiss[:3])}{rundir.newer(folder)}")
-            else:
-                runs += by_seeds(run)
+        try:
+            run = _read(folder)
+        except InputError as error:
+            left_out.append(f"{folder} is left out: {error}{rundir.newer(folder)}")
+            continue
+        runs += by_seeds(run) if run else []
     if left_out and not runs:
         raise InputError("\n".join([f"runs={patterns}: no run there that can be reported:", *left_out]))
     for line in left_out:
@@ -116,6 +115,17 @@ def find_runs(patterns: Iterable[str]) -> list[Finished]:
         kinds = ", ".join(kind for kind in KINDS if kind in COMMANDS)
         raise InputError(f"runs={patterns}: {told}no finished run of gpt1 {kinds} there (with a result.json)")
     return runs
+
+
+def _read(folder: Path) -> Finished | None:
+    """The run of a folder; None where no table has a place for it. InputError where it tells less than they need."""
+    result = rundir.read_json(folder / "result.json")
+    if result.get("command") not in [*KINDS] or result.get("dry_run"):  # which trained nothing
+        return None
+    run = Finished(folder, rundir.read_config(folder / "config.yaml"), result)
+    if amiss := list(lacking(run)):
+        raise InputError("; ".join(amiss[:3]))
+    return run
 
 
 def _below(start: Path) -> Iterable[Path]:

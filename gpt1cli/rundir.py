@@ -25,7 +25,7 @@ from typing import Any, TextIO
 import yaml
 
 from gpt1cli import __version__, config, disk
-from gpt1cli.schema import InputError, annotation_of, shown
+from gpt1cli.schema import InputError, annotation_of, check, shown
 
 LOCK = ".lock"
 TORN = r"\.(environment\.json|config\.yaml)-\d+"  # written by a process that was killed before it could rename it
@@ -206,10 +206,18 @@ def append_jsonl(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Drop the lines of later steps, and a last line torn by a kill: they are written again by a resumed run."""
-    if path.exists():
-        kept = [line for line in read_jsonl(path) if line.get("step", 0) <= step]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+    """Drop the lines of later steps, and a last line torn by a kill: they are written again by a resumed run.
+
+    InputError names a line that no run has written: the curves are drawn of them all.
+    """
+    if not path.exists():
+        return
+    lines = read_jsonl(path)
+    for number, line in enumerate(lines, start=1):
+        types: dict[str, Any] = {"step": int, "split": str, **dict.fromkeys(line.keys() - {"step", "split"}, float)}
+        if wrong := [problem for key in types for problem in check(types[key], line.get(key), key)]:
+            raise InputError("\n".join([f"{path}, line {number}: not a line of metrics; mend or remove it:", *wrong]))
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -239,8 +247,13 @@ def reopen(folder: Path) -> None:
 
 def is_finished(folder: Path, steps: int | None) -> bool:
     """Whether the run has ended well, and has done that many updates (None: as many as it set out to do)."""
-    result = folder / "result.json"
-    return result.exists() and (steps is None or read_json(result).get("steps", 0) >= steps)
+    path = folder / "result.json"
+    if not path.exists() or steps is None:
+        return path.exists()
+    done = read_json(path).get("steps", 0)
+    if problems := check(int, done, "steps"):
+        raise InputError("\n".join([f"{path} tells no result:", *problems]))
+    return done >= steps
 
 
 # --- what a run was ---------------------------------------------------------------------------------------------------
@@ -303,10 +316,24 @@ def _numbers(version: str) -> list[int]:
     return [int(part) for part in re.findall(r"[0-9]{1,9}", version)[:3]]
 
 
+# What environment.json says of a session that is read again -> its type.
+RECORDED: dict[str, Any] = {"command": str, "command_line": list[str], "date": str, "versions": dict[str, str]}
+RECORDED |= {"checksums": dict[str, str], "steps": int}
+
+
 def environment(folder: Path) -> dict[str, Any]:
-    """What environment.json says; empty where there is none."""
+    """What environment.json says; empty where there is none. InputError where that is no record of a run."""
     path = folder / "environment.json"
-    return read_json(path) if path.exists() else {}
+    if not path.exists():
+        return {}
+    found = read_json(path)
+    resumed: Any = found.get("resumed", [])  # anything may stand in a stranger's file
+    if not isinstance(resumed, list) or not all(isinstance(session, dict) for session in resumed):
+        raise InputError(f"{path} is no record of a run: resumed={shown(resumed)} is no list of sessions")
+    sessions = [(session, key) for session in (found, *resumed) for key in RECORDED if key in session]
+    if wrong := [problem for session, key in sessions for problem in check(RECORDED[key], session[key], key)]:
+        raise InputError("\n".join([f"{path} is no record of a run:", *wrong[:10]]))
+    return found
 
 
 def _environment() -> dict[str, Any]:

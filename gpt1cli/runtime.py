@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import resource
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -14,6 +17,7 @@ from gpt1cli.groups import RuntimeConfig
 from gpt1cli.kernels import keep_memory
 from gpt1cli.schema import InputError
 
+CGROUP = Path("/sys/fs/cgroup")  # what a container may use
 SLOW_BF16 = "warning: this hardware does not speed up bf16: runtime.precision=fp32 is faster here"
 
 
@@ -88,3 +92,15 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
+
+
+def sizes_of_memory() -> tuple[float, float]:
+    """Bytes in all and bytes free, or what a container leaves of them."""
+    total = free = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with contextlib.suppress(OSError):
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = float(lines["MemAvailable"].split()[0]) * 1024  # kB
+    with contextlib.suppress(OSError, ValueError):
+        limit, used = (float((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        total, free = min(total, limit), min(free, limit - used)
+    return total, free

@@ -68,10 +68,13 @@ def _is_text(value: str) -> bool:
         return False
 
 
-def build(cls: type[T], data: Mapping[str, Any]) -> T:
-    """The dataclass `cls` from nested plain data; InputError lists every mistake, each on its own line."""
+def build(cls: type[T], data: Mapping[str, Any], key: str = "") -> T:
+    """The dataclass `cls` from nested plain data; InputError lists every mistake, each on its own line.
+
+    `key` is where the data stands in what the user wrote, and begins the name of every key.
+    """
     errors: list[str] = []
-    value = _convert(cls, data, "", errors)
+    value = _convert(cls, data, key, errors)
     if errors:
         raise InputError("\n".join(errors))
     return value

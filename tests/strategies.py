@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from trouble import PIECES
@@ -40,8 +41,9 @@ for _, _name, _ in pkgutil.walk_packages(gpt1cli.__path__, "gpt1cli."):
 
 
 def examples(few: int, many: int) -> pytest.MarkDecorator:
-    """The test's `count` of examples: few in every run of the tests, many in that of the slow ones."""
-    return pytest.mark.parametrize("count", [few, pytest.param(many, marks=pytest.mark.slow)])
+    """The test's `count` of examples: few in every run of the tests, many in that of the slow ones, which take long."""
+    slow = [pytest.mark.slow, pytest.mark.timeout(2 * 60 * 60)]
+    return pytest.mark.parametrize("count", [few, pytest.param(many, marks=slow)])
 
 
 def drawn(count: int) -> Callable[[Any], Any]:
@@ -136,8 +138,11 @@ COMPILED = re.compile(r"\.pyc(\.\d+)?$")  # of a module that is imported for the
 
 
 @contextlib.contextmanager
-def unharmed(world: Path, fresh: Path) -> Iterator[None]:
-    """What was in `world` before stays as it is; what is new lies in `fresh`, holds whole results, and is removed."""
+def unharmed(world: Path, fresh: Path, own: Path | None = None) -> Iterator[None]:
+    """What was in `world` before stays as it is; what is new lies in `fresh`, holds whole results, and is removed.
+
+    Below `own`, a run that is gone on with, anything may change.
+    """
     before = state_of(world)
     WATCH.seen = []
     try:
@@ -145,10 +150,11 @@ def unharmed(world: Path, fresh: Path) -> Iterator[None]:
     finally:
         touched, WATCH.seen = WATCH.seen, None
     after = state_of(world)
-    assert {path: after.get(path) for path in before} == before
+    kept = {path for path in before if own is None or not Path(path).is_relative_to(own)}
+    assert {path: after.get(path) for path in kept} == {path: before[path] for path in kept}
     made = [Path(path) for path in after if path not in before]
     for path in made:
-        assert path.is_relative_to(fresh), f"{path} is new"
+        assert path.is_relative_to(fresh) or (own and path.is_relative_to(own)), f"{path} is new"
         assert not re.fullmatch(r"\..+-\d+", path.name), f"{path} is half written"
         if path.name == "result.json":
             assert json.loads(path.read_bytes())["status"] == "finished"
@@ -260,6 +266,50 @@ def damaged(draw: st.DrawFn, whole: bytes, most: int = 4) -> bytes:
         elif how == "insert":
             data[at:at] = draw(st.sampled_from(ODD))
     return bytes(data)
+
+
+# What yaml reads as something else than a text, and what it refuses.
+YAML = ["&a ", "*a", "<<: *a", "!!python/object/apply:os.getcwd []", "!!binary aGk=", "!!set {a}", "!!int x", "!a b"]
+YAML += ["? [1]\n: 2", "- ", "\t", "---\n", "...\n", "%YAML 9.9\n", "2001-01-01", "1:30", "0o7", "0x1f", "1_000", "yes"]
+YAML += ["=", ".inf", ".nan", "1e999", "|\n x", "{a: ", "[", "]", "#", "''", "{}", "[]", "${oc.env:HOME}", "${..}"]
+YAML += ["${seed}", "???", "null", "{1: 2}", "{null: 1}", "{[1]: 2}", "{_target_: os.getcwd}", "defaults: [x]"]
+YAML += ["x: {y: [1, {z: 2}]}"]
+
+
+@st.composite
+def retyped(draw: st.DrawFn, text: str, most: int = 3) -> str:
+    """A yaml of which one to three lines have another value, stand elsewhere, are missing, or are new."""
+    lines = text.splitlines()
+    for _ in range(draw(st.integers(1, most))):
+        at, odd = draw(st.integers(0, len(lines) - 1)), draw(st.sampled_from(YAML))
+        how = draw(st.sampled_from(["value", "value", "key", "indent", "remove", "double", "insert"]))
+        key, colon, value = lines[at].partition(": ")
+        if how == "value":
+            lines[at] = f"{key.rstrip(':')}: {odd}"
+        elif how == "key":
+            lines[at] = f"{odd}{colon}{value}"
+        elif how == "indent":
+            lines[at] = lines[at][2:] if lines[at].startswith("  ") else f"  {lines[at]}"
+        elif how == "remove" and len(lines) > 1:
+            del lines[at]
+        elif how == "double":
+            lines.insert(at, lines[at])
+        else:
+            lines.insert(at, odd)
+    return "\n".join(lines) + "\n"
+
+
+def yamls(text: str) -> st.SearchStrategy[bytes]:
+    """Bytes of a yaml file that is nearly this one: other values (JSON is yaml too), other lines, other bytes."""
+    head = "".join(line for line in text.splitlines(keepends=True)[:1] if line.startswith("# @package"))
+    body, plain = text.removeprefix(head), yaml.safe_load(text)
+    return st.one_of(
+        changed(plain, 1).map(lambda x: (head + json.dumps(x, ensure_ascii=False)).encode("utf-8", "surrogatepass")),
+        changed(plain).map(lambda x: (head + json.dumps(x)).encode()),
+        retyped(body, 1).map(lambda x: (head + x).encode()),
+        retyped(body).map(lambda x: (head + x).encode()),
+        damaged(text.encode()),
+    )
 
 
 def files(*wholes: bytes) -> st.SearchStrategy[bytes]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt1cli import checkup
+from gpt1cli import checkup, runtime
 from gpt1cli.cli import main
 
 
@@ -43,7 +43,7 @@ def test_precision_is_wrong_where_the_other_one_is_clearly_faster(bf16, gain, re
 
 
 def test_what_a_container_leaves_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkup, "CGROUP", tmp_path)
+    monkeypatch.setattr(runtime, "CGROUP", tmp_path)
     bound = len(os.sched_getaffinity(0))
     assert checkup.cores() == bound  # no such files: no container
     (tmp_path / "cpu.max").write_text("max 100000\n")
@@ -54,7 +54,7 @@ def test_what_a_container_leaves_counts(tmp_path, monkeypatch):
     assert checkup.processor().remedy == "runtime.threads=1"
     (tmp_path / "memory.max").write_text("3000000000\n")
     (tmp_path / "memory.current").write_text("1000000000\n")
-    assert checkup.sizes_of_memory() == (3e9, 2e9)
+    assert runtime.sizes_of_memory() == (3e9, 2e9)
     assert "2GB of it free" in checkup.memory().state and "micro_batch" in checkup.memory().remedy
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas
 import pytest
+from hydra.types import RunMode
 from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import (
@@ -28,15 +29,17 @@ from strategies import (
     unharmed,
 )
 
-from gpt1cli import checkpoint, tables, tokenizer
+from gpt1cli import checkpoint, composer, tables, tokenizer
 from gpt1cli.checkpoint import State
 from gpt1cli.cli import main
 from gpt1cli.commands import finetune
+from gpt1cli.composer import Composer
 from gpt1cli.groups import Finetuning, ModelConfig, OptimizerConfig, Pretraining, TokenizerConfig
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.optim import Optimizer
 from gpt1cli.schema import InputError
 
+LOAD, LOADED = Composer.load, dict[Any, Any]()
 QUIET = ("runtime.threads=1", "runtime.progress=none")
 ROWS = [{"text": f"a {'good' * (n % 2)} cat {n}", "label": ['not, "happy"', "happy"][n % 2]} for n in range(8)]
 
@@ -59,6 +62,23 @@ def world(tmp_path_factory) -> Path:
     for name in ("out", "broken"):
         (root / name).mkdir()
     return root
+
+
+def remembered(self: Composer, words: list[str], mode: RunMode = RunMode.RUN) -> Any:
+    """What Hydra composes of gpt1's own files, the same of the same words: most of a command's time."""
+    if self.source.extra:
+        return LOAD(self, words, mode)
+    key = self.command, self.source, tuple(words), mode
+    if key not in LOADED:
+        LOADED[key] = LOAD(self, words, mode)
+    return LOADED[key]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra composes the same words once, and does not run the command itself: test_fuzz_words has all that."""
+    monkeypatch.setattr(Composer, "load", remembered)
+    monkeypatch.setattr(composer, "hydra_main", lambda source, command, words, job: job(None))
 
 
 def pretrained(folder: Path) -> None:
@@ -101,8 +121,8 @@ def test_a_table_is_read_or_refused_with_its_line(world, form, count):
 
 
 @pytest.mark.parametrize("form", TABLE)
-@examples(6, 250)
-def test_predict_answers_every_row_or_refuses_the_file(world, form, count):
+@examples(3, 250)
+def test_predict_answers_every_row_or_refuses_the_file(world, quick, form, count):
     path, target = world / "broken" / f"p.{form}", world / "out" / "answers.jsonl"
     words = ["predict", f"run={world / 'run'}", f"input={path}", f"output={target}", f"out={world / 'out'}", *QUIET]
 
@@ -121,13 +141,30 @@ def test_predict_answers_every_row_or_refuses_the_file(world, form, count):
     check()
 
 
+KINDS = some_of(["classification", "pair", "similarity", "regression", "choice"])
+
+
+def tuning(world: Path, rows: Path, kind: str) -> list[str]:
+    """The words of a fine-tuning on these rows."""
+    init, out = world / "run", world / "out"
+    return [
+        "finetune",
+        "task=file",
+        f"task.train={rows}",
+        f"task.kind={kind}",
+        f"init={init}",
+        "steps=1",
+        f"out={out}",
+        *QUIET,
+    ]
+
+
 @pytest.mark.parametrize("form", TABLE)
-@examples(8, 400)
-def test_a_task_of_ones_own_rows_is_understood_or_refused(world, form, count, monkeypatch):
+@examples(2, 400)
+def test_a_task_of_ones_own_rows_is_understood_or_refused(world, quick, form, count, monkeypatch):
     """Up to the first update: the files, their columns and labels, the examples, the items, the model."""
     path = world / "broken" / f"f.{form}"
     monkeypatch.setattr(finetune, "fit", stopped)
-    kinds = some_of(["classification", "pair", "similarity", "regression", "choice"])
     named = st.lists(
         some_of(
             [
@@ -145,22 +182,13 @@ def test_a_task_of_ones_own_rows_is_understood_or_refused(world, form, count, mo
         ),
         max_size=2,
     )
-    words = [
-        "finetune",
-        "task=file",
-        f"task.train={path}",
-        f"init={world / 'run'}",
-        "steps=1",
-        f"out={world / 'out'}",
-        *QUIET,
-    ]
 
     @drawn(count)
-    @given(files((world / TABLE[form]).read_bytes()), kinds, named)
+    @given(files((world / TABLE[form]).read_bytes()), KINDS, named)
     def check(data, kind, more):
         path.write_bytes(data)
         with unharmed(world, world / "out"):
-            accepted_or_refused(*words, f"task.kind={kind}", *(word.format(path) for word in more))
+            accepted_or_refused(*tuning(world, path, kind), *(word.format(path) for word in more))
 
     check()
 
@@ -170,20 +198,11 @@ def stopped(**_: Any) -> None:
     raise InputError("the training would begin here")
 
 
-@examples(15, 800)
-def test_rows_of_any_texts_and_labels(world, count, monkeypatch):
+@examples(3, 800)
+def test_rows_of_any_texts_and_labels(world, quick, count, monkeypatch):
     """Well-formed files that hold anything: every text and every label there can be in JSON."""
     path = world / "broken" / "any.jsonl"
     monkeypatch.setattr(finetune, "fit", stopped)
-    words = [
-        "finetune",
-        "task=file",
-        f"task.train={path}",
-        f"init={world / 'run'}",
-        "steps=1",
-        f"out={world / 'out'}",
-        *QUIET,
-    ]
     label = st.one_of(
         plain_texts,
         st.integers(-3, 3),
@@ -198,16 +217,15 @@ def test_rows_of_any_texts_and_labels(world, count, monkeypatch):
         {"text": plain_texts | some_of(["\ud800", "", "a " * 3000]), "label": label},
         optional={"text_b": plain_texts, "choices": st.lists(plain_texts, max_size=3)},
     )
-    kinds = some_of(["classification", "pair", "similarity", "regression", "choice"])
 
     @drawn(count)
-    @given(st.lists(row, min_size=1, max_size=8), kinds)
+    @given(st.lists(row, min_size=1, max_size=8), KINDS)
     @example([{"text": "", "text_b": "", "label": 10**400}], "regression")
     @example([{"text": "a", "label": "\ud800"}, {"text": "b", "label": "b"}], "classification")
     def check(rows, kind):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         with unharmed(world, world / "out"):
-            accepted_or_refused(*words, f"task.kind={kind}")
+            accepted_or_refused(*tuning(world, path, kind))
 
     check()
 
@@ -257,8 +275,8 @@ def harmed_copy(world: Path, part: str) -> Any:
 
 
 @pytest.mark.parametrize("use", USES[:4], ids=lambda use: use[0])
-@examples(6, 300)
-def test_a_damaged_checkpoint_is_used_or_refused(world, use, count):
+@examples(3, 300)
+def test_a_damaged_checkpoint_is_used_or_refused(world, quick, use, count):
     step = next(path.name for path in (world / "run" / "checkpoints").iterdir() if path.name.isdigit())
     whole = {name: (world / "run" / "checkpoints" / step / name).read_bytes() for name in NAMES}
 

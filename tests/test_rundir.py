@@ -86,7 +86,7 @@ def test_metrics_are_cut_after_a_step_and_a_torn_last_line_goes(tmp_path):
     path = tmp_path / "metrics.jsonl"
     rundir.cut_metrics(path, 3)  # nothing there: nothing to do
     for step in (0, 1, 2, 3, 4):
-        rundir.append_jsonl(path, {"step": step, "loss": 0.1 + step / 3})
+        rundir.append_jsonl(path, {"step": step, "split": "train", "loss": 0.1 + step / 3})
     with open(path, "a") as file:
         file.write('{"step": 2, "lo')
     assert [line["step"] for line in rundir.read_jsonl(path)] == [0, 1, 2, 3, 4]

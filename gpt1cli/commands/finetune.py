@@ -87,7 +87,6 @@ def run(config: FinetuneConfig, folder: Path) -> None:
         splits = load_splits(config, asked, reporting)
     data = {name: split.digest for name, split in splits.items()}
     rundir.note_checksums(folder, tokenizer=vocabulary.identity, **data)
-    rundir.reopen(folder)
     task = config.task
     model = on_top(body, config).to(machine.device)
     anew = asked.training(splits["train"].examples, body) if isinstance(asked, asking.ByPrompt) else None

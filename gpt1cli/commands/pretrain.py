@@ -60,7 +60,6 @@ def run(config: PretrainConfig, folder: Path) -> None:
     rundir.note_checksums(folder, tokenizer=vocabulary.identity, corpus=source.digest)
     plan = plan_of(config, shards)
     warnings += rundir.note(folder, steps=plan.steps)
-    rundir.reopen(folder)
 
     model.to(machine.device)
     if machine.compile:

@@ -56,7 +56,7 @@ def write(folder: Path, runs: Sequence[Finished], blocks: Sequence[Block], recor
     """The blocks and where the runs lie, in report.md and report.html; table.csv; then the tables in the terminal."""
     sources = Table("Runs", ["folder"], [[str(run.folder)] for run in runs])
     pages.write(folder, "Report", [*blocks, sources])
-    rundir.write_text(folder / "table.csv", separated(records))
+    rundir.write_text(folder / "table.csv", pages.held(separated(records)))
     for block in blocks:
         if isinstance(block, Table):
             block.show()

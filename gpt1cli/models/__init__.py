@@ -4,10 +4,38 @@ from gpt1cli.groups import ModelConfig
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.models.lstm import LSTM
 from gpt1cli.models.transformer import Transformer
+from gpt1cli.runtime import sizes_of_memory
+from gpt1cli.schema import InputError, shown
 
 ARCHITECTURES: dict[str, type[LanguageModel]] = {"transformer": Transformer, "lstm": LSTM}
 
 
 def fresh(config: ModelConfig, vocabulary: int) -> LanguageModel:
-    """A model of the configuration's architecture and shape, with fresh weights."""
-    return ARCHITECTURES[config.architecture](config, vocabulary)
+    """A model of the configuration's architecture and shape, with fresh weights. InputError without room for it."""
+    count, (total, _) = sum(parameters(config, vocabulary).values()), sizes_of_memory()
+    if 4 * count <= total:
+        try:
+            return ARCHITECTURES[config.architecture](config, vocabulary)
+        except RuntimeError as error:
+            if "can't allocate memory" not in str(error):
+                raise
+    told = f"{count:,} parameters, {4 * count / 1e9:,.1f} GB in fp32 alone, and this machine has {total / 1e9:,.1f} GB"
+    raise InputError(f"model={shown(config.name)} is too large: {told}; a smaller model fits")
+
+
+def parameters(config: ModelConfig, vocabulary: int, outputs: int = 0) -> dict[str, int]:
+    """Learned numbers by part: 116,534,784 in all for base with the published vocabulary."""
+    D, F = config.d_model, config.d_ff
+    if config.architecture == "lstm":
+        U = config.lstm_units or 0
+        recurrent = 4 * U * (D + U + 2)  # two matrices, two biases
+        return {"tokens": vocabulary * D, "recurrent": recurrent, "projection": (U + 1) * D, "head": outputs * (D + 1)}
+    block = 4 * D * D + 2 * D * F + 9 * D + F  # matrices; biases 3D, D, F and D; two norms of 2D
+    final = {"final_norm": 2 * D} if config.norm == "pre" else {}
+    return {
+        "tokens": vocabulary * D,
+        "positions": config.n_positions * D,
+        "blocks": config.n_layer * block,
+        **final,
+        "head": outputs * (D + 1),
+    }
