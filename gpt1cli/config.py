@@ -306,8 +306,8 @@ class EvaluateConfig(RunConfig):
             yield "run=RUN or runs=[RUN,...] says what is scored: name one of them"
         if repeated := sorted({run for run in self.runs if self.runs.count(run) > 1}):
             yield f"runs: {', '.join(repeated)} is named twice"
-        if self.split is not None and self.split not in self.task.splits:
-            yield unknown(self.split, self.task.splits, f"split of task={self.task.name}")
+        if self.split is not None and self.split not in self.task.there:
+            yield unknown(self.split, self.task.there, f"split of task={self.task.name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -479,8 +479,8 @@ class FewshotConfig(RunConfig):
             yield f"seeds={self.seeds}: pool={self.pool} are drawn by a generator that takes seeds below 2**32"
         if self.pool and self.split is not None:
             yield f"pool={self.pool}: what gpt1 finetune tests on is answered: leave split={self.split} out"
-        elif looked_into and self.split is not None and self.split not in self.task.splits:
-            yield unknown(self.split, self.task.splits, f"split of task={self.task.name}")
+        elif self.split is not None and self.split not in self.task.there:
+            yield unknown(self.split, self.task.there, f"split of task={self.task.name}")
         if self.split == "train":
             yield "split=train: demonstrations come from it, and would answer themselves"
 

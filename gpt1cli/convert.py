@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -136,10 +135,12 @@ def read_published(path: Path) -> dict[str, Tensor]:
                     norm_bias = torch.tensor(json.loads(kept), dtype=torch.float32)
             tensors = load_file(path)
         else:
+            # NOTE weights_only named here wins over TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD in the environment
             tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, OSError, EOFError, RuntimeError, ValueError, TypeError) as error:
+    except Exception as error:  # torch raises a dozen classes over what is no such file
         raise InputError(f"{path}: no readable file of weights ({type(error).__name__}); fetch it again") from error
-    if not (isinstance(tensors, dict) and all(isinstance(tensor, Tensor) for tensor in tensors.values())):
+    kinds = tensors.items() if isinstance(tensors, dict) else [(None, None)]
+    if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in kinds):
         raise InputError(f"{path}: no file of weights, but of other things; fetch it again")
     weights = from_published(tensors)
     if norm_bias is not None:

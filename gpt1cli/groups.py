@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -272,6 +272,13 @@ class TaskConfig:
     def classes(self) -> bool:
         """Whether the label is a class; else it is a number."""
         return self.loss not in SCORES
+
+    @property
+    def there(self) -> Sequence[str]:
+        """Our names of its splits; of rows of one's own those that are named now, which may be more than a run had."""
+        if self.source != "file":
+            return list(self.splits)
+        return [name for name in ("train", "valid", "test") if name == "valid" or getattr(self, name)]
 
     @property
     def fields(self) -> dict[str, int]:

@@ -113,6 +113,8 @@ def identity(init: str) -> dict[str, dict[str, Any]]:
 def lstm_for(wanted: Mapping[str, Any], init: str, asked: str | None, out: str) -> str | None:
     """The LSTM that takes the place of init: the one asked for, else the newest finished pretraining under `out`.
 
+    The newest by what the runs recorded, in UTC: files have other times once they were copied. (Where the clock was put
+    back between two runs that may be the older one; which it was is told and recorded, and init_lstm= names another.)
     It has the wanted size and tokenizer. None where there is no such run, or `none` was asked for; InputError where
     what was asked for differs.
     """
@@ -124,7 +126,8 @@ def lstm_for(wanted: Mapping[str, Any], init: str, asked: str | None, out: str) 
         return asked
     places = [os.path.join(glob.escape(out), place, "result.json") for place in PRETRAINED]
     finished = [path for place in places for path in glob.glob(place)]
-    for path in sorted(finished, key=os.path.getmtime, reverse=True):
+    age = {path: (rundir.dated(Path(path).parent), os.path.getmtime(path)) for path in finished}
+    for path in sorted(finished, key=lambda path: age[path], reverse=True):
         folder = os.path.dirname(path)
         with contextlib.suppress(InputError):  # what is no whole run is none to start from
             # a study's cells are fine-tuned too

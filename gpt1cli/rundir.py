@@ -302,6 +302,20 @@ def note_checksums(folder: Path, **checksums: str) -> None:
     note(folder, checksums=checksums)
 
 
+def dated(folder: Path) -> str:
+    """When a run was begun, or last gone on with, as it recorded that: in UTC, so that later ones compare as greater.
+
+    Empty where no such record can be read.
+    """
+    with contextlib.suppress(InputError):
+        known = environment(folder)
+        resumed = known.get("resumed")
+        for session in (*reversed(resumed if isinstance(resumed, list) else []), known):
+            if isinstance(session, dict) and isinstance(date := session.get("date"), str):
+                return date
+    return ""
+
+
 def newer(folder: Path) -> str:
     """The remark that a newer gpt1 wrote a run, to follow what is wrong with it; empty where none did."""
     with contextlib.suppress(InputError):

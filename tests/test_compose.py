@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -475,12 +476,17 @@ def test_a_group_that_fits_init_is_taken_as_named(tmp_path):
     assert made("finetune", "task=rte", "init=start", "model=tiny").model.residual_dropout == 0.1
 
 
-def finished_lstm(folder: Path, merges: str = "a b", command: str = "pretrain", **changes: Any) -> Path:
-    """A finished pretraining (or another command's run) of an LSTM of tiny's size."""
+def finished_lstm(
+    folder: Path, merges: str = "a b", command: str = "pretrain", dates: Sequence[str] = (), **changes: Any
+) -> Path:
+    """A finished pretraining (or another command's run) of an LSTM of tiny's size, begun and gone on with then."""
     start = checkpoint(folder / "checkpoints" / "10", architecture="lstm", **changes)
     (start / "merges.txt").write_text(merges)
     (start.parent / "last").symlink_to("10")
     (folder / "result.json").write_text(json.dumps({"command": command}))
+    if dates:
+        first, *rest = ({"date": f"2026-{date}+00:00"} for date in dates)
+        (folder / "environment.json").write_text(json.dumps(first | {"resumed": rest}))
     return folder
 
 
@@ -507,6 +513,19 @@ def test_the_ablation_lstm_starts_from_the_newest_finished_one_of_inits_size_and
     run = made("finetune", "task=rte", "init=start", "ablation=lstm")
     assert (run.init, run.pretrained, run.model.lstm_units) == (str(wanted[1]), True, 320)
     assert made("finetune", "task=rte", "init=start", "ablation=lstm", f"init_lstm={wanted[0]}").init == str(wanted[0])
+
+
+@pytest.mark.parametrize("record", [None, '{"date": 3}', '{"date": "2026-01-01", "resumed": 3}', "[", "{}"])
+def test_the_newest_lstm_is_so_by_its_own_record_whatever_the_times_of_its_files(tmp_path, record):
+    (checkpoint(tmp_path / "start") / "merges.txt").write_text("a b")
+    runs = tmp_path / "outputs" / "pretrain" / "demo"
+    dates = {"9": ["10-24T08:00:00"], "1": ["10-23T23:59:59", "10-25T01:00:00"], "5": ["10-25T00:59:59"], "7": []}
+    for age, (name, begun) in enumerate(dates.items()):
+        result = finished_lstm(runs / name, dates=begun) / "result.json"
+        os.utime(result, (1000 + age, 1000 + age))  # as a copy has them
+    if record is not None:
+        (runs / "7" / "environment.json").write_text(record)
+    assert made("finetune", "task=rte", "init=start", "ablation=lstm").init == str(runs / "1")
 
 
 @pytest.mark.parametrize("words", [["init=start"], ["init=none", "ablation=lstm"], ["init=run", "ablation=lstm"]])

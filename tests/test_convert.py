@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pickle
+import random
 import zipfile
 from pathlib import Path
 
@@ -125,11 +126,41 @@ class Payload:
         return os.mkdir, (str(self.path),)
 
 
-def test_no_code_in_a_file_is_executed(published, tmp_path):
-    torch.save({**published, "h.0.ln_1.bias": Payload(tmp_path / "executed")}, tmp_path / "pytorch_model.bin")
+@pytest.mark.filterwarnings("ignore")  # torch's, over what it is given
+@pytest.mark.parametrize("form", ["zip", "before torch 1.6", "bare pickle", "script"])
+def test_no_code_in_a_file_is_executed(published, tmp_path, monkeypatch, form):
+    path, payload = tmp_path / "pytorch_model.bin", Payload(tmp_path / "executed")
+    if form == "script":
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
+    elif form == "bare pickle":
+        path.write_bytes(pickle.dumps(payload))
+    else:
+        zipped = form == "zip"
+        torch.save({**published, "h.0.ln_1.bias": payload}, path, _use_new_zipfile_serialization=zipped)
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # which opens any pickle where nothing is named
     with pytest.raises(InputError, match=r"pytorch_model\.bin"):
-        read_published(tmp_path / "pytorch_model.bin")
+        read_published(path)
     assert not (tmp_path / "executed").exists()
+    if form != "script":  # the payload is one
+        torch.load(path, weights_only=False) if form != "bare pickle" else pickle.loads(path.read_bytes())
+        assert (tmp_path / "executed").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_with_flipped_bits_is_read_or_named(tmp_path, zipped):
+    path, draw = tmp_path / "pytorch_model.bin", random.Random(0)
+    torch.save({"h.0.ln_1.bias": torch.zeros(4)}, path, _use_new_zipfile_serialization=zipped)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(150):
+        data = bytearray(whole)
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        path.write_bytes(data)
+        try:
+            read_published(path)
+        except InputError as error:
+            refused += str(path) in str(error)
+    assert refused > 40
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
@@ -143,7 +174,7 @@ def test_a_damaged_file_is_named(published, tmp_path, file, content):
         read_published(path)
 
 
-@pytest.mark.parametrize("content", [[torch.zeros(2)], {"h.0.ln_1.bias": 3}, {"state_dict": {}}])
+@pytest.mark.parametrize("content", [[torch.zeros(2)], {"h.0.ln_1.bias": 3}, {"state_dict": {}}, {3: torch.zeros(2)}])
 def test_a_file_of_other_things_than_tensors_is_named(tmp_path, content):
     torch.save(content, tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"pytorch_model\.bin"):

@@ -174,6 +174,56 @@ def test_a_row_that_does_not_fit_is_told(tmp_path, row, more, told):
     assert told in str(refused.value)
 
 
+def files_of_ones_own(tmp_path, **more) -> TaskConfig:
+    """A task with a file for each split, of eight rows: n, text, label."""
+    rows = [{"n": n, "text": f"t {n}", "label": "ab"[n % 2]} for n in range(8)]
+    for split in ("valid", "test"):
+        pandas.DataFrame(rows).to_csv(tmp_path / f"{split}.csv", index=False)
+    parts = {split: str(tmp_path / f"{split}.csv") for split in ("valid", "test")}
+    return file.resolved(task_of(tmp_path, rows, "classification", "train.csv", **parts, **more))
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("8,t 8,c", r"line 10: label=c; what was seen in training is one of a, b; mend the label, empty it"),
+        ("3,t 8,a", r"line 10: n=3 stands in line 5 too; an id is that of one row, and without task\.id= that is its"),
+    ],
+)
+def test_a_strange_label_and_an_id_that_stands_twice_are_told_in_every_file(tmp_path, split, row, told):
+    task = files_of_ones_own(tmp_path, id="n")
+    with open(getattr(task, split), "a") as out:
+        out.write(row + "\n")
+    with pytest.raises(InputError, match=rf"{split}\.csv, {told}"):
+        load(task, split)
+    for other in {"train", "valid", "test"} - {split}:
+        assert len(load(task, other)) == 8
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_a_file_whose_columns_changed_is_told_with_those_there(tmp_path, split):
+    task = files_of_ones_own(tmp_path)
+    path = tmp_path / f"{split}.csv"
+    path.write_text(path.read_text().replace("text,label", "words,mood"))
+    with pytest.raises(InputError) as refused:
+        load(task, split)
+    lost = "text" if split == "test" else "text, label"  # a test file may have no labels
+    assert f"{split}.csv: no column {lost}; there: n, words, mood\nput the file back as it was" in str(refused.value)
+    renamed = file.resolved(dataclasses_with(task, text="words", label="mood"))
+    assert len(load(renamed, split)) == 8  # as the message says
+
+
+def test_one_empty_text_is_a_text_and_nothing_but_empty_ones_are_refused(tmp_path):
+    rows = [{"text": "" if n else "t", "label": "ab"[n % 2]} for n in range(8)]
+    loaded = load(file.resolved(task_of(tmp_path, rows, "classification", "train.csv", holdout=0.2)), "train")
+    assert [example.texts for example in loaded].count(("",)) >= 5
+    rows[0]["text"] = "  "
+    task = file.resolved(task_of(tmp_path, rows, "classification", "train.csv"))
+    with pytest.raises(InputError, match="every row has an empty text in column text; another column"):
+        load(task, "train")
+
+
 def test_rows_without_a_label_are_left_out_and_counted(tmp_path):
     rows = [{"text": f"t {n}", "label": ["a", "b", None, ""][n % 4]} for n in range(8)]
     task = file.resolved(task_of(tmp_path, rows, "classification", valid=None))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import shutil
+import subprocess
 import sys
 
 import pandas
 import pytest
-from small import SMALL
+from small import SMALL, STORY
 
 from gpt1cli import rundir
 from gpt1cli.cli import main
@@ -140,6 +143,108 @@ def test_a_row_that_cannot_be_read_leaves_no_half_written_answers(world, capsys)
     assert main(["predict", *words, *QUIET]) == 2
     assert "broken.csv, line 3: 2 fields" in capsys.readouterr().err
     assert not target.exists() and not list(world.glob(".never*"))
+
+
+# --- what was seen in training, and what was not ----------------------------------------------------------------------
+
+
+def evaluated(root, *words):
+    """The exit status of an evaluation of a file of one's own, in a folder that is new."""
+    return main(["evaluate", f"run={root / 'single'}", "split=test", f"out={root / 'fresh'}", *QUIET, *words])
+
+
+def test_a_label_unseen_in_training_is_no_hindrance_to_predict_and_told_by_evaluate(world, capsys):
+    path = world / "odd.csv"
+    path.write_text("text,label\na cat,happy\na dog,furious\n")
+    assert len(predicted(world, "single", f"input={path}")) == 2
+    assert evaluated(world, f"task.test={path}") == 2
+    told = capsys.readouterr().err
+    assert f"{path}, line 3: label=furious; what was seen in training is one of happy, not happy; mend" in told
+    assert not list((world / "fresh").rglob("config.yaml"))
+    path.write_text("text,label\na cat,happy\na dog,\n")  # as the message says: left out
+    assert evaluated(world, f"task.test={path}") == 0
+    (result,) = (world / "fresh").rglob("result.json")
+    assert json.loads(result.read_text())["examples"] == {"test": 1}
+    shutil.rmtree(world / "fresh")
+
+
+def test_a_split_of_own_files_is_there_where_its_file_is_named(world, capsys):
+    assert evaluated(world) == 2
+    assert "test: no such split of task=file; known: train, valid" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def named(world):
+    """A run on rows with ids of their own."""
+    rows = [{"text": f"a cat {n}", "label": "ab"[n % 2], "n": n} for n in range(10)]
+    return own_task(world, "named", "classification", rows, "task.id=n")
+
+
+def test_ids_that_stand_twice_are_no_hindrance_to_predict_for_its_ids_are_lines(world, named):
+    assert {line["id"] for line in rundir.read_jsonl(named / "predictions" / "valid.jsonl")} <= set("0123456789")
+    pandas.DataFrame([{"text": "a cat", "n": 1}, {"text": "a dog", "n": 1}]).to_csv(world / "twice.csv", index=False)
+    assert [line["id"] for line in predicted(world, "named", f"input={world / 'twice.csv'}")] == ["2", "3"]
+
+
+@pytest.mark.parametrize("texts", [["a cat", ""], ["", ""], [" ", "\t"]])
+def test_empty_texts_are_answered_and_counted(world, texts):
+    pandas.DataFrame([{"text": text, "n": 1} for text in texts]).to_csv(world / "empty.csv", index=False)
+    lines = predicted(world, "single", f"input={world / 'empty.csv'}")
+    assert [sum(line["scores"].values()) for line in lines] == pytest.approx([1, 1], abs=1e-5)
+    newest = max((world / "out" / "predict").rglob("result.json"), key=lambda path: path.parent.name)
+    assert json.loads(newest.read_text())["empty"] == len([text for text in texts if not text.strip()])
+
+
+def test_other_columns_in_the_data_set_of_a_run_end_neither_it_nor_its_evaluation(world, named, capsys):
+    path, weights = world / "named.csv", (named / "checkpoints" / "last" / "model.safetensors").read_bytes()
+    before = path.read_text()
+    path.write_text(before.replace("text,label", "words,mood"))
+    evaluate = ["evaluate", f"run={named}", "split=valid", f"out={world / 'out'}", *QUIET]
+    resume = ["finetune", f"resume={named}", "steps=2"]
+    for words in (evaluate, resume):
+        capsys.readouterr()
+        assert main(words) == 2
+        told = capsys.readouterr().err
+        assert f"{path}: no column text, label; there: words, mood, n\nput the file back as it was" in told
+    assert json.loads((named / "result.json").read_text())["steps"] == 1
+    assert (named / "checkpoints" / "last" / "model.safetensors").read_bytes() == weights
+    assert main([*evaluate, "task.text=words", "task.label=mood"]) == 0
+    path.write_text(before)
+    assert main(resume) == 0
+
+
+BIG = 10_000_000  # characters
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("piece", [STORY, "a"], ids=["words", "one word"])
+def test_a_text_of_ten_megabytes_is_trained_on_answered_and_scored(world, tmp_path, piece):
+    """In a process of its own, for its peak of memory: less than 350 bytes a character, in less than ten minutes."""
+    text = (piece * (BIG // len(piece) + 1))[:BIG].replace("\n", " ")
+    rows = [{"text": text if n == 3 else f"a cat {n}", "label": ["not happy", "happy"][n % 2]} for n in range(8)]
+    path, answers = tmp_path / "big.csv", tmp_path / "answers.jsonl"
+    pandas.DataFrame(rows).to_csv(path, index=False)
+    (tmp_path / "big.txt").write_text(f"{text}\na short line\n")
+    out, here = [f"out={tmp_path / 'out'}", *QUIET], f"{world / 'single'}"
+    train = ["finetune", "task=file", f"task.train={path}", "task.kind=classification", f"init={here}", "steps=2"]
+    for words in (
+        ["predict", f"run={here}", f"input={path}", f"output={answers}", *out],
+        [*train, f"cache={world / 'cache'}", *out],
+        ["score", f"init={here}", f"input={tmp_path / 'big.txt'}", *out],
+    ):
+        process = subprocess.Popen([sys.executable, "-m", "gpt1cli", *words])
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        assert used.ru_maxrss * 1024 < 350 * BIG, words[0]
+        assert used.ru_utime < 600, words[0]
+    assert [line["id"] for line in rundir.read_jsonl(answers)] == [str(n) for n in range(2, 10)]
+    short = [line for line in rundir.read_jsonl(answers) if line["id"] != "5"]
+    frame = pandas.DataFrame([row for n, row in enumerate(rows) if n != 3])
+    frame.to_csv(world / "short.csv", index=False)
+    alone = predicted(world, "single", f"input={world / 'short.csv'}")
+    assert [line["prediction"] for line in alone] == [line["prediction"] for line in short]
 
 
 def test_a_failure_to_write_is_not_told_of_the_file_that_is_read(world, monkeypatch, capsys):

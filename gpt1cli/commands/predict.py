@@ -61,7 +61,7 @@ def run(config: PredictConfig, folder: Path) -> None:
     target = config.output or ("-" if config.text is not None else str(folder / "predictions.jsonl"))
     mode = "none" if target == "-" else config.runtime.progress
 
-    began, count, cut = time.perf_counter(), 0, 0
+    began, count, cut, empty = time.perf_counter(), 0, 0, 0
     with (
         rows_of(config, task) as examples,
         written(target, task) as write,
@@ -71,16 +71,18 @@ def run(config: PredictConfig, folder: Path) -> None:
             items, shortened, _ = asked.arrange(some)
             for line in predicted(task, some, asked.outputs(model, some, items)):
                 write(line)
-            count, cut = count + len(some), cut + shortened
+            count, cut, empty = count + len(some), cut + shortened, empty + sum(map(file.lacks_text, some))
             progress.total = count
             progress.update(count)
         if not count:
             raise InputError(f"input={config.input} has no rows")
         seconds = time.perf_counter() - began
         told = f", {cut:,} of them cut to fit n_positions" if cut else ""
+        told += f", {empty:,} with an empty text" if empty else ""
         progress.say(f"{count:,} rows{told}; {target}")
     about = {"status": "finished", "command": "predict", "name": config.name, "run": config.run}
-    rundir.finish(folder, {**about, "rows": count, "cut": cut, "output": target, "seconds": round(seconds, 3)})
+    counts = {"rows": count, "cut": cut, "empty": empty}
+    rundir.finish(folder, {**about, **counts, "output": target, "seconds": round(seconds, 3)})
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ ONE_CHOICE = re.compile(r"(choice|option|answer|ending|sol)[ _]?([0-9]|[a-h])")
 def resolved(task: TaskConfig) -> TaskConfig:
     """The task with its columns, labels and splits, as its files have them. InputError says what cannot be told."""
     files: dict[str, str] = {name: path for name in ("train", "valid", "test") if (path := getattr(task, name))}
-    splits: dict[str, str] = {name: name for name in ("train", "valid", "test") if name in files or name == "valid"}
+    splits = {name: name for name in task.there}
     if task.columns:  # looked into before; files that came later may call them otherwise
         named = [name for name in (task.text, task.text_b) if name]
         return _checked(dataclasses.replace(task, splits=splits, columns=named or task.columns))
@@ -235,6 +235,9 @@ def load(task: TaskConfig, split: str, hub: str | None, cache: str | Path) -> li
         return None
     with tables.opened(path, header=task.header) as table:
         examples = list(examples_of(task, table, labelled=split != "test"))
+    if split == "train" and examples and all(map(lacks_text, examples)):
+        column = ", ".join(task.columns)
+        raise InputError(f"{path}: every row has an empty text in column {column}; another column is task.text=NAME")
     if task.valid is not None or split == "test":
         return examples
     held = held_out(examples, task.holdout)
@@ -245,7 +248,8 @@ def examples_of(task: TaskConfig, table: tables.Table, labelled: bool) -> Iterat
     """The rows of a table as examples, under their lines or the ids of task.id. Labels may lack unless `labelled`."""
     wanted = [*task.columns, *task.choices, *([task.id] if task.id else []), *([task.label] if labelled else [])]
     if missing := [name for name in wanted if name not in table.columns]:
-        raise InputError(f"{table.where}: no column {', '.join(missing)}; there: {', '.join(table.columns)}")
+        there = f"{table.where}: no column {', '.join(missing)}; there: {', '.join(table.columns)}"
+        raise InputError(f"{there}\nput the file back as it was, or name its columns: task.text=, task.label=, ...")
     lines: dict[str, int] = {}
     for line, row in table.rows:
         where = f"{table.where}, line {line}"
@@ -257,8 +261,14 @@ def examples_of(task: TaskConfig, table: tables.Table, labelled: bool) -> Iterat
             raise InputError(f"{where} has {len(choices)} answers, but the task has {len(task.labels)}")
         name = str(row[task.id]) if task.id else str(line)
         if task.id and lines.setdefault(name, line) != line:
-            raise InputError(f"{where}: {task.id}={shown(name)} stands in line {lines[name]} too: no id of one row")
+            own = "an id is that of one row, and without task.id= that is its line"
+            raise InputError(f"{where}: {task.id}={shown(name)} stands in line {lines[name]} too; {own}")
         yield Example(name, texts, _label(task, row.get(task.label), choices, where), choices)
+
+
+def lacks_text(example: Example) -> bool:
+    """Whether one of its texts is empty, or blank."""
+    return not all(text.strip() for text in example.texts)
 
 
 def _text(row: Mapping[str, Any], column: str, where: str) -> str:
@@ -283,7 +293,8 @@ def _label(task: TaskConfig, value: Any, choices: Sequence[str], where: str) -> 
     if choices.count(name) == 1:
         return choices.index(name)
     right = "a place or the text of one answer" if choices else f"one of {shown(', '.join(task.labels))}"
-    raise InputError(f"{where}: {task.label}={shown(name)}; what was seen in training is {right}")
+    told = f"{where}: {task.label}={shown(name)}; what was seen in training is {right}"
+    raise InputError(f"{told}; mend the label, empty it to leave the row out, or train with such rows")
 
 
 def held_out(examples: Sequence[Example], share: float) -> set[int]:
@@ -318,7 +329,7 @@ def overview(task: TaskConfig, splits: Mapping[str, Sequence[Example]]) -> list[
             lines.append(f"{name}: " + ", ".join(f"{label} {counts[label]:,}" for label in task.labels))
         elif labels:
             lines.append(f"{name}: scores {min(labels):g} to {max(labels):g}, mean {sum(labels) / len(labels):.3g}")
-        if empty := [example.id for example in examples if not all(text.strip() for text in example.texts)]:
+        if empty := [example.id for example in examples if lacks_text(example)]:
             lines.append(f"{name}: {len(empty):,} with an empty text, the first of them {empty[0]}")
     for example in itertools.islice(splits["train"], 3):
         texts = " | ".join(textwrap.shorten(text, 80) for text in (*example.texts, *example.choices))

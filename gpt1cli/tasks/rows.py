@@ -55,7 +55,8 @@ def columns_of(
     rows = dataset(task.repo, subset, name, hub, cache)
     where = f"task={task.name}: {task.repo}{'/' + subset if subset else ''}, split {name}"
     if missing := [name for name in names if name not in rows.features]:
-        raise InputError(f"{where}: no column {', '.join(missing)}; there: {', '.join(rows.features)}")
+        told = f"{where}: no column {', '.join(missing)}; there: {', '.join(rows.features)}"
+        raise InputError(f"{told}\ntask.columns=[...] and task.label= name those of another state of the data set")
     check_columns(rows.features, task, where)
     columns = rows.select_columns(list(dict.fromkeys(names)))[:]
     check_rows(columns, task, where)
