@@ -97,6 +97,9 @@ class Composer:
             yield f"{shown(' '.join(about))}: a launcher runs the jobs of a sweep: add -m"
         elif named and named[-1] not in there:
             extra, known = EXTRAS.get(named[-1]), ", ".join(there)
+            known += "".join(
+                f"; after pip install 'gpt1[{EXTRAS[name]}]' also {name}" for name in EXTRAS if name not in there
+            )
             way = (
                 f"it is not installed: pip install 'gpt1[{extra}]'" if extra else f"no such launcher; there are {known}"
             )

@@ -181,7 +181,7 @@ def _record(line: Line, column: Column, values: Sequence[float], notes: Sequence
         *(["sd: of the population"] if spread is not None else []),
         *([f"paper: {whose}"] if whose else []),
     ]
-    where = ("lmbff", str(line).strip(), column.name, column.split)
+    where = ("lmbff", str(line), column.name, column.split)
     numbers = (len(values), statistics.mean(values), spread, statistics.median(values), paper, None, None, "")
     return dict(zip(FIELDS, (*where, *numbers, "; ".join(notes)), strict=True))
 
@@ -190,7 +190,7 @@ def picture_of(lines: Sequence[Line]) -> Picture:
     """Each seed as a small point, their mean as a large one, for every row and column."""
     columns = columns_of(lines)
     ours = {
-        str(line).strip(): {c.name: [*seeds.values()] for c in columns if (seeds := _seeds(c, line))} for line in lines
+        str(line): {c.name: [*seeds.values()] for c in columns if (seeds := _seeds(c, line))} for line in lines
     }
     caption = f"{published()['few']['title']}: each seed as a small point, their mean as a large one"
     return plots.dots("lmbff", caption, [column.name for column in columns], ours, {})

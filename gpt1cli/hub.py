@@ -7,6 +7,7 @@ downloads of a data set stay in Hugging Face's own cache, HF_HOME). No code that
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import threading
@@ -90,14 +91,17 @@ def init_needs(init: str) -> list[Need]:
     if init not in REPOS:
         origins.find(init)
         return []
-    return tokenizer_needs(tokenizer_config(init)) + weights_needs(init)
+    vocabulary = tokenizer_needs(tokenizer_config(init))  # which comes with whatever model takes this one's place
+    return [dataclasses.replace(need, ways_out=()) for need in vocabulary] + weights_needs(init)
 
 
 def weights_needs(init: str) -> list[Need]:
     """The published weights, where a run starts from them."""
     if init not in REPOS:
         return []
-    way = "init=RUN: a model of your own, from gpt1 pretrain corpus=text corpus.path=...; or init=none: fresh weights"
+    way = (
+        "init=RUN: a model of your own, from gpt1 pretrain corpus=text corpus.path=... (to train: or init=none, fresh)"
+    )
     return [Need(f"weights of init={init}", REPOS[init], None, names, (way,)) for names in ("config.json", WEIGHTS)]
 
 

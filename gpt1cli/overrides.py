@@ -33,6 +33,11 @@ LITERAL |= {f"task.prompt.{key}" for key in ("template", "separator", "descripti
 
 # Where ~ is the home folder; stored, the first ones hold from any folder:
 FOUND = ("cache", "hub", "config_dir", "init", "init_lstm", "run", "input", "corpus.path", "task.path", *FILES)
+SYNONYMS = {  # what other projects call it -> the key here
+    "n_embd": "d_model", "hidden_size": "d_model", "n_inner": "d_ff", "intermediate_size": "d_ff",
+    "num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "n_ctx": "n_positions", "block_size": "context",
+    "learning_rate": "lr", "max_steps": "steps", "num_train_epochs": "epochs", "train_batch_size": "batch_size",
+}  # fmt: skip
 PATHS = (*FOUND, "out", "output", "resume", "config", "runs", "submission")
 NO_PATHS = (("init", "none"), ("init", "openai"), ("init", "gpt2"), ("init_lstm", "none"), ("input", "-"))
 
@@ -285,6 +290,9 @@ def _no_such(key: str, cls: type, groups: Iterable[str]) -> str:
     known = [*_keys(cls, ""), *(group for group in groups if group not in schema.fields_of(cls))]
     if cls in (config.SweepsConfig, config.SearchConfig):  # what its cells know may be named too
         known = list(dict.fromkeys([*known, *_keys(config.FinetuneConfig, "")]))
+    place, _, name = key.rpartition(".")
+    if (ours := SYNONYMS.get(name)) and (meant := f"{place}.{ours}".lstrip(".")) in known:
+        return f"{shown(key)}: no such key; did you mean {meant}?"
     message = schema.unknown(key, known)
     return message if "did you mean" in message else schema.unknown(key, [name for name in known if "." not in name])
 

@@ -241,7 +241,8 @@ class SweepJob:
         hydra = HydraConfig.get()
         overrides = [word for word in hydra.overrides.task if word not in self.stored]
         folder = Path(hydra.runtime.output_dir)
-        label = f"job {hydra.job.num} ({' '.join(overrides)})"
+        told = " ".join(word for word in overrides if not word.startswith("cells="))  # which all jobs have alike
+        label = f"job {hydra.job.num} ({told})"
         if (self.sweep / STOPPED).exists():
             return
         print(f"gpt1: {label} -> {folder}", flush=True)

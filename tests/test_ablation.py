@@ -325,6 +325,8 @@ def test_a_sweep_over_ablations_ends_in_one_table_and_goes_on(world, capsys):
     words = [word for word in study(world, None, "ablation=no_pretrain,lstm") if not word.startswith("variants")]
     folder = world / "multirun"
     assert main(["-m", *words, f"hydra.sweep.dir={folder}"]) == 0
+    told = capsys.readouterr().out
+    assert f"all jobs together: {folder / 'report.md'}" in told and "cells=" not in told
     cells = sorted(path.parent for path in folder.glob("*/cells/*/result.json"))
     assert [cell.name for cell in cells] == ["demo_sentiment-no_pretrain-seed0", "demo_sentiment-lstm-seed0"]
     joint = (folder / "report.md").read_text()

@@ -146,6 +146,8 @@ def test_a_comma_in_init_sweeps_under_m_only():
     [
         ("ablaton=full", "ablaton: no such key; did you mean ablation?"),
         ("n_layer=3", "n_layer: no such key; did you mean model.n_layer?"),
+        ("model.n_embd=64", "model.n_embd: no such key; did you mean model.d_model?"),
+        ("learning_rate=1", "learning_rate: no such key; did you mean lr?"),
         ("modle.n_layer=3", "modle.n_layer: no such key; did you mean model.n_layer?"),
         ("corpus=demo", "corpus: no such key"),
         ("model.n_layer.x=3", "model.n_layer.x: no such key"),

@@ -146,9 +146,9 @@ def test_of_a_grid_the_run_that_validation_chooses_counts_and_keeps_its_weights(
         assert [path for path in trials if (path / "checkpoints").exists()] == [chosen]
     table = list(csv.DictReader((done / "table.csv").open()))
     value = {row["row"]: float(row["mean"]) for row in table if row["table"] == "lmbff"}
-    assert value["+ demonstrations (automatic)"] == pytest.approx(100 * result(chosen)["test"]["accuracy"])
+    assert value["prompt (automatic) + demonstrations"] == pytest.approx(100 * result(chosen)["test"]["accuracy"])
     assert set(value) == {
-        "prompt, zero-shot", "in context, no training", "standard fine-tuning", "+ demonstrations (automatic)",
+        "prompt, zero-shot", "in context, no training", "standard fine-tuning", "prompt (automatic) + demonstrations",
     }  # fmt: skip
     page = (done / "report.md").read_text()
     assert "## LM-BFF: a few labelled examples" in page and "What prompts and demonstrations bring" in page

@@ -158,7 +158,7 @@ def test_what_cannot_be_told_is_asked_for(tmp_path, rows, kind, more, told):
 @pytest.mark.parametrize(
     ("row", "more", "told"),
     [
-        ({"text": "x", "label": "c"}, {}, "line 9: label=c; what was seen in training is one of a, b"),
+        ({"text": "x", "label": "c"}, {}, "line 9: label=c; the task has a, b, by task.labels= or its"),
         ({"text": None, "label": "a"}, {}, "line 9: no text in column text"),
         ({"text": 5, "label": "a"}, {}, "line 9: a number or a list, and no text in column text"),
         ({"text": "x", "label": "a", "n": 3}, {"id": "n"}, "line 9: n=3 stands in line 4 too"),
@@ -187,7 +187,7 @@ def files_of_ones_own(tmp_path, **more) -> TaskConfig:
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        ("8,t 8,c", r"line 10: label=c; what was seen in training is one of a, b; mend the label, empty it"),
+        ("8,t 8,c", r"line 10: label=c; the task has a, b, by task.labels= or its training file; mend the label"),
         ("3,t 8,a", r"line 10: n=3 stands in line 5 too; an id is that of one row, and without task\.id= that is its"),
     ],
 )
@@ -235,7 +235,10 @@ def test_what_is_shown_before_training(tmp_path):
     task = file.resolved(task_of(tmp_path, [*REVIEWS, {"Review": " ", "stars": "bad"}], "classification"))
     told = "\n".join(file.overview(task, {name: load(task, name) for name in ("train", "valid")}))
     assert "columns: texts Review; label stars" in told and "valid: bad 1, good 2" in told
-    assert "1 with an empty text" in told and "  bad <- text 0" in told
+    assert "1 with an empty text" in told and "  bad <- text 0" in told and "in case alone" not in told
+    task = file.resolved(task_of(tmp_path, [*REVIEWS, {"Review": "x", "stars": "Bad"}], "classification"))
+    told = file.overview(task, {name: load(task, name) for name in ("train", "valid")})
+    assert "different labels, though their letters differ in case alone: Bad and bad" in told
 
 
 def test_later_files_may_call_their_columns_otherwise(tmp_path):

@@ -159,7 +159,7 @@ def test_a_label_unseen_in_training_is_no_hindrance_to_predict_and_told_by_evalu
     assert len(predicted(world, "single", f"input={path}")) == 2
     assert evaluated(world, f"task.test={path}") == 2
     told = capsys.readouterr().err
-    assert f"{path}, line 3: label=furious; what was seen in training is one of happy, not happy; mend" in told
+    assert f"{path}, line 3: label=furious; the task has happy, not happy, by task.labels=" in told
     assert not list((world / "fresh").rglob("config.yaml"))
     path.write_text("text,label\na cat,happy\na dog,\n")  # as the message says: left out
     assert evaluated(world, f"task.test={path}") == 0

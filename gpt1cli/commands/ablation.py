@@ -145,3 +145,4 @@ def summarise_all(folder: Path) -> None:
     if studied and all(one.get("dry_run") for one in studied):
         return
     summarise(folder, {name: why for one in studied for name, why in one.get("failed", {}).items()})
+    print(f"gpt1: all jobs together: {folder / 'report.md'}, report.html, table.csv", flush=True)

@@ -230,9 +230,9 @@ def overview(
             [f"{rank}", said(config, one), f"{i + 1}", f"{one.score:.3f}", f"{one.likelihood:.3f}", f"{valid:.3f}"]
         )
     measure = "accuracy" if config.task.classes else "pearson"
-    header = ["rank", config.what, "before training", f"train {measure}", "log-likelihood", f"valid {headline}"]
+    header = ["rank", config.what, "rank before training", f"train {measure}", "log-likelihood", f"valid {headline}"]
     drawn = f"{config.shots} examples of each class to search on, and as many others to validate on, seed {config.seed}"
-    before = "before training: the rank there, which names the run in tuned/; train and log-likelihood are of then"
+    before = "the rank before training names the run in tuned/; train and log-likelihood are of then"
     return Table(f"What {config.task.name} may be asked with", header, rows, [drawn, before])
 
 

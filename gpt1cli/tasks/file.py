@@ -292,9 +292,9 @@ def _label(task: TaskConfig, value: Any, choices: Sequence[str], where: str) -> 
         return task.labels.index(name)
     if choices.count(name) == 1:
         return choices.index(name)
-    right = "a place or the text of one answer" if choices else f"one of {shown(', '.join(task.labels))}"
-    told = f"{where}: {task.label}={shown(name)}; what was seen in training is {right}"
-    raise InputError(f"{told}; mend the label, empty it to leave the row out, or train with such rows")
+    right = "places or texts of answers" if choices else shown(", ".join(task.labels))
+    told = f"{where}: {task.label}={shown(name)}; the task has {right}, by task.labels= or its training file"
+    raise InputError(f"{told}; mend the label, empty it to leave the row out, or name it and train with such rows")
 
 
 def held_out(examples: Sequence[Example], share: float) -> set[int]:
@@ -327,6 +327,9 @@ def overview(task: TaskConfig, splits: Mapping[str, Sequence[Example]]) -> list[
         if task.classes and labels:
             counts = Counter(task.labels[int(label)] for label in labels)
             lines.append(f"{name}: " + ", ".join(f"{label} {counts[label]:,}" for label in task.labels))
+            alike = [f"{a} and {b}" for a, b in itertools.combinations(task.labels, 2) if a.lower() == b.lower()]
+            if name == "train" and alike:
+                lines.append(f"different labels, though their letters differ in case alone: {', '.join(alike)}")
         elif labels:
             lines.append(f"{name}: scores {min(labels):g} to {max(labels):g}, mean {sum(labels) / len(labels):.3g}")
         if empty := [example.id for example in examples if lacks_text(example)]:
