@@ -41,9 +41,13 @@ for _, _name, _ in pkgutil.walk_packages(gpt1cli.__path__, "gpt1cli."):
 
 
 def examples(few: int, many: int) -> pytest.MarkDecorator:
-    """The test's `count` of examples: few in every run of the tests, many in that of the slow ones, which take long."""
-    slow = [pytest.mark.slow, pytest.mark.timeout(2 * 60 * 60)]
-    return pytest.mark.parametrize("count", [few, pytest.param(many, marks=slow)])
+    """The test's `count` of examples: few in every run of the tests, many in that of the slow ones, which take minutes.
+
+    GPT1_FUZZ=10 draws ten times as many in the latter.
+    """
+    times = int(os.environ.get("GPT1_FUZZ", "1"))
+    slow = [pytest.mark.slow, pytest.mark.timeout(30 * 60 * times)]
+    return pytest.mark.parametrize("count", [few, pytest.param(many * times, marks=slow)])
 
 
 def drawn(count: int) -> Callable[[Any], Any]:

@@ -137,7 +137,7 @@ def test_what_was_found_stays_mended(world, short, use, name, change, status):  
 
 
 @pytest.mark.parametrize("use", USES)
-@examples(2, 600)
+@examples(2, 60)
 def test_a_run_that_another_wrote_is_used_or_refused(world, short, use, count):  # noqa: F811
     wholes = {name: place_of(world / "run", name).read_bytes() for name in USES[use].files}
 
@@ -208,7 +208,7 @@ def test_a_yaml_that_cannot_be_read_is_named(tmp_path, data):
 
 
 @pytest.mark.parametrize("what", GIVEN)
-@examples(2, 250)
+@examples(2, 30)
 def test_a_yaml_that_another_wrote_is_used_or_refused(world, short, what, count):  # noqa: F811
     text = GIVEN[what][1]
     text = (CONF / text).read_text() if text.endswith(".yaml") else text

@@ -103,7 +103,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize("form", TABLE)
-@examples(40, 1500)
+@examples(40, 400)
 def test_a_table_is_read_or_refused_with_its_line(world, form, count):
     path = world / "broken" / f"t.{form}"
 
@@ -121,7 +121,7 @@ def test_a_table_is_read_or_refused_with_its_line(world, form, count):
 
 
 @pytest.mark.parametrize("form", TABLE)
-@examples(3, 250)
+@examples(3, 60)
 def test_predict_answers_every_row_or_refuses_the_file(world, quick, form, count):
     path, target = world / "broken" / f"p.{form}", world / "out" / "answers.jsonl"
     words = ["predict", f"run={world / 'run'}", f"input={path}", f"output={target}", f"out={world / 'out'}", *QUIET]
@@ -160,7 +160,7 @@ def tuning(world: Path, rows: Path, kind: str) -> list[str]:
 
 
 @pytest.mark.parametrize("form", TABLE)
-@examples(2, 400)
+@examples(2, 100)
 def test_a_task_of_ones_own_rows_is_understood_or_refused(world, quick, form, count, monkeypatch):
     """Up to the first update: the files, their columns and labels, the examples, the items, the model."""
     path = world / "broken" / f"f.{form}"
@@ -198,7 +198,7 @@ def stopped(**_: Any) -> None:
     raise InputError("the training would begin here")
 
 
-@examples(3, 800)
+@examples(3, 200)
 def test_rows_of_any_texts_and_labels(world, quick, count, monkeypatch):
     """Well-formed files that hold anything: every text and every label there can be in JSON."""
     path = world / "broken" / "any.jsonl"
@@ -275,7 +275,7 @@ def harmed_copy(world: Path, part: str) -> Any:
 
 
 @pytest.mark.parametrize("use", USES[:4], ids=lambda use: use[0])
-@examples(3, 300)
+@examples(3, 60)
 def test_a_damaged_checkpoint_is_used_or_refused(world, quick, use, count):
     step = next(path.name for path in (world / "run" / "checkpoints").iterdir() if path.name.isdigit())
     whole = {name: (world / "run" / "checkpoints" / step / name).read_bytes() for name in NAMES}

@@ -18,7 +18,7 @@ from gpt1cli.tokenizer import UNKNOWN, Tokenizer
 TRAINED = tokenizer.train({"the": 9, "cat": 5, "sat": 4, "then": 3, "é": 2, "'s": 2, "...": 2}, merges=12)
 
 
-@examples(6, 4000)
+@examples(6, 1000)
 def test_the_fast_way_and_the_plain_rules_give_the_same_ids(count):
     @drawn(count)
     @given(st.lists(texts, min_size=1, max_size=3))
@@ -32,7 +32,7 @@ def test_the_fast_way_and_the_plain_rules_give_the_same_ids(count):
     check()
 
 
-@examples(60, 3000)
+@examples(60, 1000)
 def test_ids_become_text_which_becomes_the_same_ids_where_nothing_was_unknown(count):
     @drawn(count)
     @given(st.lists(st.integers(0, len(TRAINED) + 2), max_size=20), texts)
@@ -46,7 +46,7 @@ def test_ids_become_text_which_becomes_the_same_ids_where_nothing_was_unknown(co
     check()
 
 
-@examples(20, 1000)
+@examples(20, 300)
 def test_words_are_counted_as_they_are_cut(count):
     @drawn(count)
     @given(texts)
@@ -57,7 +57,7 @@ def test_words_are_counted_as_they_are_cut(count):
     check()
 
 
-@examples(30, 1500)
+@examples(30, 500)
 def test_a_tokenizers_files_are_read_or_refused(tmp_path, count):
     TRAINED.save(tmp_path / "whole")
     vocabulary, merges = ((tmp_path / "whole" / name).read_bytes() for name in ("vocab.json", "merges.txt"))
@@ -83,7 +83,7 @@ def test_a_tokenizers_files_are_read_or_refused(tmp_path, count):
     check()
 
 
-@examples(20, 500)
+@examples(20, 150)
 def test_a_vocabulary_is_trained_on_any_words(count):
     @drawn(count)
     @given(
@@ -102,7 +102,7 @@ def test_a_vocabulary_is_trained_on_any_words(count):
 
 
 @pytest.mark.parametrize("value", [None])
-@examples(10, 200)
+@examples(10, 60)
 def test_what_is_no_table_of_entries_is_refused(value, count):
     @drawn(count)
     @given(

@@ -129,7 +129,7 @@ def launches(word: str) -> bool:
     return "launcher" in word or "_target_" in word or "sweeper" in word or "callbacks" in word
 
 
-@examples(100, 6000)
+@examples(100, 1000)
 def test_any_words_are_answered_or_refused(world, count):
     out = Path.cwd() / "out"
     out_words = [f"hydra.sweep.dir={out}/sweep", f"hydra.run.dir={out}/run"]
