@@ -40,6 +40,7 @@ NAMES_CODE = ("_target_", "()", "class")  # keys of Hydra's settings, and of the
 OUR_CODE = ("hydra._internal.core_plugins.", "hydra_plugins.", "hydra.experimental.callbacks.")
 LOGGED = ("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler", "colorlog.ColoredFormatter")
 VARIABLES = "hydra.job.env_set"
+REMEMBERED = 256  # compositions of a command
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Composer:
             path.prepend(provider="command-line", path=f"file://{self.source.extra}", anchor=last)
         self.loader = ConfigLoaderImpl(config_search_path=path)
         self.known: dict[str, list[str]] = {}  # group -> its options, once they were asked for
+        self.loaded: dict[tuple[RunMode, *tuple[str, ...]], DictConfig] = {}  # the latest compositions, read-only
 
     def options(self, group: str) -> list[str]:
         """The options of a group, also those in a folder of the user's."""
@@ -149,7 +151,17 @@ class Composer:
         return annotation is not None and bool(schema.check(annotation, None, key))
 
     def load(self, words: list[str], mode: RunMode = RunMode.RUN) -> DictConfig:
-        """What Hydra composes from overrides in its grammar, unresolved. InputError where it cannot."""
+        """What Hydra composes from overrides in its grammar, unresolved, to be left as it is. InputError where it cannot.
+
+        A study composes each of its cells when it is checked and when it is run: what was composed is remembered.
+        """
+        if (mode, *words) not in self.loaded:
+            if len(self.loaded) == REMEMBERED:
+                del self.loaded[next(iter(self.loaded))]
+            self.loaded[mode, *words] = self._load(words, mode)
+        return self.loaded[mode, *words]
+
+    def _load(self, words: list[str], mode: RunMode) -> DictConfig:
         with told_by_hydra(self.source.extra):
             words = [*self.source.search, *words]
             cfg = self.loader.load_configuration(self.source.main or self.command, words, mode)

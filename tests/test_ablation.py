@@ -25,6 +25,8 @@ from gpt1cli.composer import Composer
 from gpt1cli.config import SweepsConfig
 from gpt1cli.schema import InputError
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:

@@ -22,6 +22,8 @@ import gpt1cli
 from gpt1cli import rundir
 from gpt1cli.cli import main
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:

@@ -24,6 +24,8 @@ from gpt1cli.objectives import fine_tuning
 from gpt1cli.schema import InputError, build
 from gpt1cli.tasks.layouts import Example
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SMALL = (
     "model=tiny", "model.n_layer=1", "model.d_model=16", "model.n_head=2", "model.d_ff=32", "init=none",
     "batch_size=8", "runtime.threads=1", "runtime.progress=none", "runtime.precision=fp32",

@@ -31,7 +31,7 @@ CONFIG, WEIGHTS = "checkpoints/best/config.json", "checkpoints/best/model.safete
 CHECKSUMS = "checkpoints/best/checksums.json"
 
 
-pytestmark = pytest.mark.usefixtures("exact_arithmetic")
+pytestmark = pytest.mark.usefixtures("exact_arithmetic", "undrawn")
 
 
 @pytest.fixture(scope="module")

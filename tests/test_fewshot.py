@@ -27,6 +27,8 @@ from gpt1cli.schema import InputError, build
 from gpt1cli.tasks import few
 from gpt1cli.tasks.layouts import Example
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 QUIET = ("runtime.threads=1", "runtime.progress=none", "runtime.precision=fp32")
 TASK = build(TaskConfig, read("task/demo_sentiment.yaml")["task"])
 POOL = [Example(str(i), (f"text {i}",), int(i % 5 == 0)) for i in range(20)]  # four of class 1

@@ -26,6 +26,8 @@ from gpt1cli.cli import main
 from gpt1cli.composer import EXTRAS, Composer, Source
 from gpt1cli.schema import InputError
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
 LOCAL = ("hydra/launcher=submitit_local",)
 RAY = ("hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2", "+hydra.launcher.ray.init.include_dashboard=false")

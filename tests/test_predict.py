@@ -18,6 +18,8 @@ from gpt1cli import rundir
 from gpt1cli.cli import main
 from gpt1cli.commands import predict
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 QUIET = ("runtime.threads=1", "runtime.progress=none")
 SHAPE = [word for word in SMALL if not word.startswith("batch_size")]
 

@@ -19,6 +19,8 @@ from gpt1cli.prompting import lay
 from gpt1cli.runtime import Machine
 from gpt1cli.tasks.layouts import Example
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:

@@ -17,6 +17,8 @@ from test_fuzz_files import QUIET, remade, world  # noqa: F401 (world is a fixtu
 from gpt1cli import checkpoint, rundir, tokenizer
 from gpt1cli.schema import InputError, flat
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def run(world, tmp_path) -> Path:  # noqa: F811

@@ -33,6 +33,8 @@ from gpt1cli.groups import LoggerConfig
 from gpt1cli.schema import InputError
 from gpt1cli.trackers import Tracker
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 NAMES = ["tensorboard", "wandb", "mlflow", "trackio"]
 AT_HOME = {"TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "MLFLOW_TRACKING_URI", "WANDB_API_KEY", "WANDB_MODE"}
 Curves = dict[str, list[tuple[int, float]]]

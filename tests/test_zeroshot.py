@@ -15,6 +15,8 @@ import gpt1cli
 from gpt1cli import demo_world, rundir
 from gpt1cli.cli import main
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 QUIET = ("runtime.threads=1", "runtime.progress=none", "runtime.precision=fp32")
 LIMITS = ("limit.train=30", "limit.valid=12", "limit.test=10")
 
