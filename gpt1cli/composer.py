@@ -151,7 +151,7 @@ class Composer:
         return annotation is not None and bool(schema.check(annotation, None, key))
 
     def load(self, words: list[str], mode: RunMode = RunMode.RUN) -> DictConfig:
-        """What Hydra composes from overrides in its grammar, unresolved, to be left as it is. InputError where it cannot.
+        """What Hydra composes from overrides in its grammar, unresolved, not to be changed. InputError where it cannot.
 
         A study composes each of its cells when it is checked and when it is run: what was composed is remembered.
         """
