@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -21,7 +19,6 @@ from safetensors.torch import load_file
 from small import SMALL, STORY
 
 from gpt1cli import rundir, running, sweep
-from gpt1cli.argv import sort
 from gpt1cli.cli import main
 from gpt1cli.composer import EXTRAS, Composer, Source
 from gpt1cli.schema import InputError
@@ -133,20 +130,6 @@ def test_a_launcher_without_a_sweep_is_refused_and_slurm_where_there_is_none(cap
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["-m", "finetune", "task=rte", "init=none", f"out={tmp_path}", "hydra/launcher=submitit_slurm"]) == 2
     assert "there is no sbatch here" in capsys.readouterr().err and not list(tmp_path.iterdir())
-
-
-def test_every_command_of_the_readme_about_clusters_is_sound():
-    page = (Path(__file__).parents[1] / "README.md").read_text()
-    section = page.partition("## From laptop to cluster\n")[2].partition("\n## ")[0].replace("\\\n", " ")
-    lines = re.findall(r"^ {4}.*?((?:-m )?(?:gpt1cli|gpt1) .*)$", section, re.MULTILINE)
-    assert len(lines) > 6
-    for line in lines:
-        words = shlex.split(line.partition(" || ")[0].partition("   #")[0])[1:]
-        words = words[1:] if words[0] == "gpt1cli" else words  # python -m gpt1cli
-        typed = sort(words)
-        if "hydra/launcher=ray" in words and "ray" not in Composer("finetune").options("hydra/launcher"):
-            continue  # heavy, and not in the dev extra
-        assert Composer(typed.command).check(typed.overrides, sweep="--multirun" in typed.flags)
 
 
 # --- what crosses over ------------------------------------------------------------------------------------------------
