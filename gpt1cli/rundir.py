@@ -76,11 +76,15 @@ def unused(folder: Path) -> Path:
 def refuse_links(folder: Path) -> None:
     """InputError for links in a run folder that lead out of it: what is written and removed there would be elsewhere.
 
-    Such a folder may be a stranger's, who would have `checkpoints` lead to one's own files.
+    Such a folder may be a stranger's, who would have `checkpoints` lead to one's own files. wandb links from the logs
+    below its own folder to those in its cache, and writes into each of these folders once.
     """
     root, found = os.path.realpath(folder), []
     for place, folders, files in os.walk(folder):
         for path in (os.path.join(place, name) for name in (*folders, *files)):
+            inside = Path(os.path.relpath(path, folder)).parts
+            if inside[0] == "wandb" and inside[2:3] == ("logs",):
+                continue
             if os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(root):
                 found.append(f"  {os.path.relpath(path, folder)} -> {os.readlink(path)}")
     if found:

@@ -216,6 +216,17 @@ LINKS = [
 ]
 
 
+def test_the_logs_that_wandb_links_to_its_own_do_not_stop_a_run(tmp_path):
+    logs = tmp_path / "run" / "wandb" / "offline-run-1" / "logs"
+    logs.mkdir(parents=True)
+    (tmp_path / "core.log").write_text("wandb's\n")
+    (logs / "debug-core.log").symlink_to(tmp_path / "core.log")
+    rundir.refuse_links(tmp_path / "run")
+    (tmp_path / "run" / "wandb" / "offline-run-2").symlink_to(tmp_path)
+    with pytest.raises(InputError, match="wandb/offline-run-2 -> "):
+        rundir.refuse_links(tmp_path / "run")
+
+
 @pytest.mark.parametrize("name", LINKS)
 def test_a_run_with_links_that_lead_out_is_not_gone_on_with(run, tmp_path, name):
     """Else what is written and removed there would be one's own files."""
