@@ -15,6 +15,7 @@ Every draw comes from `random.Random(text).random()`, whose numbers Python promi
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -521,6 +522,12 @@ def examples(task: str, split: str) -> list[Example]:
     errors += [f"split {split!r}: not one of {', '.join(SIZES)}"] if split not in SIZES else []
     if errors:
         raise ValueError("; ".join(errors))
+    return [{**example} for example in _splits(task)[split]]
+
+
+@functools.cache
+def _splits(task: str) -> dict[str, list[Example]]:
+    """All of a task's examples: what one split may hold depends on the others."""
     make, labels = TASKS[task]
     taken: set[tuple[str, ...]] = set()  # no text occurs twice, be it in one split or in two
     splits: dict[str, list[Example]] = {name: [] for name in SIZES}
@@ -533,4 +540,4 @@ def examples(task: str, split: str) -> list[Example]:
             if text not in taken:
                 taken.add(text)
                 rows.append({"id": f"{name}-{len(rows)}", **example, "label": label})
-    return splits[split]
+    return splits

@@ -375,6 +375,7 @@ def mine(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_study_of_ones_own_takes_tasks_of_ones_own(world, mine, capsys):
     own = [word for word in study(world, None, f"hub={mine / 'hub'}") if not word.startswith(("tasks", "variants"))]
     folder = world / "animals"
@@ -411,6 +412,7 @@ def test_on_error_stop_stops_the_other_jobs_of_a_sweep_too(world, monkeypatch, c
     assert "out of luck" in capsys.readouterr().err and (folder / "report.md").exists()
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_with_the_lstm_that_it_has_begun_with(world, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(world / "out" / "pretrain", out / "pretrain")

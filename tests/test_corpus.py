@@ -194,7 +194,7 @@ def killed(library: Path, vocabulary, cache: Path, at: int) -> bool:
     return process.exitcode != 0
 
 
-@pytest.mark.parametrize("stride", [13, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [37, pytest.param(3, marks=pytest.mark.slow)])
 def test_killed_anywhere_it_goes_on_to_the_same_bytes(library, tmp_path, vocabulary, stride):
     whole = prepared(library, vocabulary, tmp_path / "whole")
     shards = "train-documents.npy train.bin valid-documents.npy valid.bin"

@@ -124,9 +124,9 @@ def is_told(told: str, number: int, *parts: str) -> None:
     ("what", "number"),
     [
         ("state.json", errno.EDQUOT),
-        ("state.json", errno.EIO),
+        pytest.param("state.json", errno.EIO, marks=pytest.mark.slow),
         ("last line", errno.ENOSPC),
-        ("last line", errno.EIO),
+        pytest.param("last line", errno.EIO, marks=pytest.mark.slow),
         ("result.json", errno.EDQUOT),
         ("report.html", errno.ENOSPC),
     ],

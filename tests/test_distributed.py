@@ -55,7 +55,7 @@ def one(tmp_path_factory) -> Path:
     return ran(tmp_path_factory.mktemp("one") / "run", *PRETRAIN, *STEPS, *EXACT)
 
 
-@pytest.mark.parametrize("shard", ["false", "true"])
+@pytest.mark.parametrize("shard", ["false", pytest.param("true", marks=pytest.mark.slow)])
 def test_two_processes_learn_what_one_does_and_one_goes_on_from_their_checkpoint(one, tmp_path, shard):
     two = [*PRETRAIN, *STEPS, *EXACT, "runtime.devices=2", f"runtime.shard={shard}"]
     found = ran(tmp_path / "two", *two)

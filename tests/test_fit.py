@@ -177,7 +177,7 @@ def test_seconds_are_those_of_the_updates(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("killed_at", [1, 2, 3, 5])
+@pytest.mark.parametrize("killed_at", [1, pytest.param(2, marks=pytest.mark.slow), 3, 5])
 def test_a_killed_run_resumed_reaches_the_same_weights(tmp_path, precision, killed_at):
     whole, state = train(tmp_path / "whole", precision)
     saves = []
