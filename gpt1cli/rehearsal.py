@@ -32,6 +32,7 @@ from gpt1cli.schema import InputError
 M = TypeVar("M", bound=nn.Module)
 
 UPDATES = 3  # one of warm-up, two that are timed
+PASSES = 4  # of an update: GPT-2's of 512 sequences would take half an hour on two cores
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -53,9 +54,13 @@ def dry_run(
     work_table(f"gpt1 {command} {config.name}", what).show()
     memory_table(here, there).show()
     rundir.write_json(folder / "plan.json", {**what, "here": here, "described": there})  # what is known so far
-    with Progress(folder, UPDATES, config.runtime.progress, description="pass") as progress:
-        progress.say(f"timing {UPDATES} updates, the first of which warms up")
-        here |= measured(work, rehearse(model, objective, _followed(updates, progress), optimizer))
+    whole = [list(batches) for batches in updates]
+    done = [passes[:PASSES] for passes in whole]
+    share = sum(map(len, done)) / sum(map(len, whole))
+    with Progress(folder, sum(map(len, done)), config.runtime.progress, description="pass") as progress:
+        part = f"{share:.1%} of " if share < 1 else ""
+        progress.say(f"timing {part}{len(done)} updates, the first of which warms up")
+        here |= measured(work, rehearse(model, objective, _followed(done, progress), optimizer), share)
     time_table(here, there).show()
     rundir.write_json(folder / "plan.json", {**what, "here": here, "described": there})
     told = {"status": "finished", "command": command, "dry_run": True, "name": config.name, "seed": config.seed}
@@ -64,19 +69,14 @@ def dry_run(
 
 
 def _followed(updates: Iterable[Iterable[Batch]], progress: Progress) -> Iterator[Iterable[Batch]]:
-    """The updates, of which every pass is told when it is done: one alone may take minutes."""
-    done = 0
-    for number, batches in enumerate(updates, start=1):
-        passes = list(batches)
-        progress.total = done + len(passes) * (UPDATES - number + 1)
-        yield _told(passes, done, progress)
-        done += len(passes)
+    """The updates, of which every pass is told when it is done."""
 
+    def told(passes: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in passes:
+            yield batch
+            progress.update(progress.step + 1)
 
-def _told(passes: Iterable[Batch], done: int, progress: Progress) -> Iterator[Batch]:
-    for number, batch in enumerate(passes, start=done + 1):
-        yield batch
-        progress.update(number)
+    yield from map(told, updates)
 
 
 @dataclass(frozen=True)
@@ -154,12 +154,12 @@ def machine_here(work: Work, machine: Machine) -> dict[str, Any]:
     }
 
 
-def measured(work: Work, seen: Rehearsal) -> dict[str, Any]:
-    """What a rehearsal says of this machine: speed, and the hours of training alone, without validation."""
+def measured(work: Work, seen: Rehearsal, share: float = 1.0) -> dict[str, Any]:
+    """What a rehearsal of a share of each update says of this machine: speed, and the hours of training alone."""
     tokens_per_second = seen.tokens / seen.seconds
     whole = work.tokens / tokens_per_second / 3600
     return {
-        "seconds_per_update": seen.seconds / seen.updates,
+        "seconds_per_update": seen.seconds / seen.updates / share,
         "tokens_per_second": tokens_per_second,
         "tflops": tokens_per_second * work.flops_per_token / 1e12,
         "hours": whole,

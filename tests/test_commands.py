@@ -218,6 +218,16 @@ def test_a_dry_run_of_pretraining_plans_and_trains_nothing(world, capsys):
     assert (there["micro_batch"], there["fits"], there["largest_micro_batch"]) == (2, True, 2)
 
 
+def test_a_dry_run_does_four_passes_of_a_long_update(world, capsys):
+    words = ("epochs=2", "dry_run=true", "batch_size=8", "runtime.micro_batch=1", "runtime.progress=plain")
+    assert main(pretrain(world, "long", *words)) == 0
+    told = capsys.readouterr().out
+    assert "timing 50.0% of 3 updates" in told and "pass 12/12" in told
+    plan = json.loads((world / "long" / "plan.json").read_text())
+    here = plan["here"]
+    assert here["hours"] == pytest.approx(here["seconds_per_update"] * plan["updates"] / 3600)
+
+
 def test_a_plan_for_a_number_of_tokens_reads_no_text(world, monkeypatch):
     monkeypatch.setattr("gpt1cli.documents.find", lambda *_: pytest.fail("the corpus was looked for"))
     (world / "nothing").mkdir()

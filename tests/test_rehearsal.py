@@ -53,6 +53,8 @@ def test_a_rehearsal_times_all_updates_but_the_first_and_learns_nothing(monkeypa
     told = measured(work(tokens=36_000), seen)
     assert told["tokens_per_second"] == 40 and told["hours"] == 0.25 and told["seconds_per_update"] == 1.5
     assert told["tflops"] == pytest.approx(40 * 752_760_000 / 1e12, rel=1e-3)
+    half = measured(work(tokens=36_000), seen, share=0.5)  # of each update one half was done
+    assert half["hours"] == 0.25 and half["seconds_per_update"] == 3.0
 
 
 @pytest.mark.parametrize(
