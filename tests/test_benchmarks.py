@@ -155,6 +155,7 @@ def test_the_jobs_of_the_tokenizer_read_the_whole_text(tmp_path):
     assert 0 < tokenizing.plain(**source)() < whole / 8
 
 
+@pytest.mark.slow
 def test_bench_writes_a_table_and_its_figures(tmp_path, capsys):
     words = ["what=[startup]", "rounds=1", "peer=none", "runtime.progress=none", f"hydra.run.dir={tmp_path / 'run'}"]
     assert main(["bench", *words]) == 0
