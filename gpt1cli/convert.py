@@ -137,6 +137,8 @@ def read_published(path: Path) -> dict[str, Tensor]:
         else:
             # NOTE weights_only named here wins over TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD in the environment
             tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:  # the file may be sound
+        raise
     except Exception as error:  # torch raises a dozen classes over what is no such file
         raise InputError(f"{path}: no readable file of weights ({type(error).__name__}); fetch it again") from error
     kinds = tensors.items() if isinstance(tensors, dict) else [(None, None)]

@@ -155,7 +155,7 @@ def machine_here(work: Work, machine: Machine) -> dict[str, Any]:
 
 
 def measured(work: Work, seen: Rehearsal, share: float = 1.0) -> dict[str, Any]:
-    """What a rehearsal of a share of each update says of this machine: speed, and the hours of training alone."""
+    """What a rehearsal of a share of each update says of this machine: speed, hours without validation."""
     tokens_per_second = seen.tokens / seen.seconds
     whole = work.tokens / tokens_per_second / 3600
     return {

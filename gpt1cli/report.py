@@ -120,7 +120,7 @@ def find_runs(patterns: Iterable[str]) -> list[Finished]:
 def _read(folder: Path) -> Finished | None:
     """The run of a folder; None where no table has a place for it. InputError where it tells less than they need."""
     result = rundir.read_json(folder / "result.json")
-    if result.get("command") not in [*KINDS] or result.get("dry_run"):  # which trained nothing
+    if result.get("command") not in [*KINDS] or result.get("dry_run"):  # a list: what a stranger wrote may have no hash
         return None
     run = Finished(folder, rundir.read_config(folder / "config.yaml"), result)
     if amiss := list(lacking(run)):

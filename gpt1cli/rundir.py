@@ -83,7 +83,7 @@ def refuse_links(folder: Path) -> None:
     for place, folders, files in os.walk(folder):
         for path in (os.path.join(place, name) for name in (*folders, *files)):
             inside = Path(os.path.relpath(path, folder)).parts
-            if inside[0] == "wandb" and inside[2:3] == ("logs",):
+            if inside[0] == "wandb" and inside[2:-1] == ("logs",) and os.path.isfile(path):
                 continue
             if os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(root):
                 found.append(f"  {os.path.relpath(path, folder)} -> {os.readlink(path)}")
