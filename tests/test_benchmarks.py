@@ -11,12 +11,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from gpt1cli.benchmarks import BENCHMARKS
-from gpt1cli.benchmarks.contest import Contender, Contest, Measured, Setting, hold, ratio
+from gpt1cli.bench import BENCHMARKS
+from gpt1cli.bench.contest import Contender, Contest, Measured, Setting, hold, ratio
 from gpt1cli.cli import main
 from gpt1cli.commands.bench import contests_of, facts_of, rows_of, table_of
 
-COMMAND = "gpt1cli.benchmarks.starting:command"
+COMMAND = "gpt1cli.bench.starting:command"
 
 
 def says(word: str, path: object) -> Contender:
@@ -36,7 +36,7 @@ def test_a_contender_that_fails_is_named_with_its_last_words():
     contest = Contest("none", "starts", [Contender("broken", COMMAND, {"words": ["false"]})])
     with pytest.raises(RuntimeError, match=r"^broken failed: subprocess\.CalledProcessError: .*false"):
         hold(contest, rounds=1, threads=None)
-    contest = Contest("none", "starts", [Contender("unknown", "gpt1cli.benchmarks.starting:no_such")])
+    contest = Contest("none", "starts", [Contender("unknown", "gpt1cli.bench.starting:no_such")])
     with pytest.raises(RuntimeError, match="unknown failed: AttributeError"):
         hold(contest, rounds=1, threads=None)
     contest = Contest("none", "starts", [Contender("killed", COMMAND, {"words": ["sh", "-c", "kill -9 $PPID"]})])
@@ -102,20 +102,20 @@ def test_every_contender_is_a_function_that_takes_its_options_and_every_floor_is
     ],
 )
 def test_every_job_of_growing_work_can_be_done(make, options, units):
-    from gpt1cli.benchmarks import scaling
+    from gpt1cli.bench import scaling
 
     assert getattr(scaling, make)(device="cpu", **options)() == units
 
 
 def test_attention_s_share_of_the_operations_by_hand():
     """Tiny: 2 blocks of 12 x 128^2 weights and a table of 1,000 x 128; 2,048 tokens are attended to."""
-    from gpt1cli.benchmarks.scaling import share
+    from gpt1cli.bench.scaling import share
 
     weights, attention = 6 * (2 * 12 * 128**2 + 1_000 * 128), 12 * 2 * 128 * 2048
     assert share(2048) == f" (attention {attention / (weights + attention):.0%} of the operations)"
 
 
-TRAINING, SPEAKING = "gpt1cli.benchmarks.training:", "gpt1cli.benchmarks.speaking:"
+TRAINING, SPEAKING = "gpt1cli.bench.training:", "gpt1cli.bench.speaking:"
 CHOICE = {"questions": 1, "shared": 9, "answers": 2, "length": 3}
 SMALL = [
     (TRAINING + "our_pretraining", {"batch": 2, "context": 8, "dropout": 0.1}, 16),
@@ -143,7 +143,7 @@ def test_every_job_can_be_done(make, options, units):
 
 
 def test_the_jobs_of_the_tokenizer_read_the_whole_text(tmp_path):
-    from gpt1cli.benchmarks import tokenizing
+    from gpt1cli.bench import tokenizing
 
     (tmp_path / "text.txt").write_text("\n\n".join(["The sea was calm, and so was she. " * 20] * 40))
     source = {"text": str(tmp_path / "text.txt"), "vocabulary": None}

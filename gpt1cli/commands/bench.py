@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from gpt1cli import hub, rundir, runtime
-from gpt1cli.benchmarks import BENCHMARKS
-from gpt1cli.benchmarks.contest import Contest, Measured, Setting, hold, ratio
+from gpt1cli.bench import BENCHMARKS
+from gpt1cli.bench.contest import Contest, Measured, Setting, hold, ratio
 from gpt1cli.config import BenchConfig
 from gpt1cli.hub import Need
 from gpt1cli.loggers import Progress, short

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gpt1cli import options
 from gpt1cli.batches import TOKEN_BUDGET, Batch, Item, by_length, items_batch, windows_batch
-from gpt1cli.benchmarks.contest import Contender, Contest, Job, Setting
+from gpt1cli.bench.contest import Contender, Contest, Job, Setting
 from gpt1cli.fit import gradients
 from gpt1cli.groups import ModelConfig, OptimizerConfig
 from gpt1cli.models.heads import Classifier

@@ -14,7 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from gpt1cli import demo_world, tokenizer
-from gpt1cli.benchmarks.contest import Contender, Contest, Job, Setting
+from gpt1cli.bench.contest import Contender, Contest, Job, Setting
 from gpt1cli.text import words
 from gpt1cli.tokenizer import Tokenizer
 

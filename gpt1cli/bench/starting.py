@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from gpt1cli.benchmarks.contest import Contender, Contest, Job, Setting
+from gpt1cli.bench.contest import Contender, Contest, Job, Setting
 
 HERE = __name__
 HYDRA_APP = """
