@@ -6,16 +6,16 @@ import sys
 def main() -> int:
     """Run gpt1 on the words of the process; the exit status."""
     if sys.argv[1:] in ([], ["--help"], ["-h"]):
-        from gpt1cli import overview
+        from gpt1cli.cli import help
 
         try:
-            print(overview.page(), end="", flush=True)
+            print(help.front_page(), end="", flush=True)
             return 0
         except OSError:
             pass  # whatever is wrong with stdout, cli says what is to be said
-    from gpt1cli import cli
+    from gpt1cli.cli import main as cli_main
 
-    return cli.main()
+    return cli_main.main()
 
 
 if __name__ == "__main__":

@@ -19,13 +19,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gpt1cli import options, rundir, running
-from gpt1cli.compose import compose
-from gpt1cli.composer import Composer, Source
+from gpt1cli import options, rundir
+from gpt1cli.cli import execute
+from gpt1cli.cli.hydra_loader import Composer, Source
+from gpt1cli.cli.overrides import quote
+from gpt1cli.cli.resolve import compose
 from gpt1cli.config import RunConfig, SearchConfig, SweepsConfig, TrainConfig
 from gpt1cli.groups import LoggerConfig
 from gpt1cli.loggers import clock, write_log
-from gpt1cli.overrides import quote
 from gpt1cli.schema import InputError, annotation_of, flat, shown
 
 HOW = ("runtime.", "logger.")  # how a cell is executed and followed: its parent's own, handed to each
@@ -61,7 +62,7 @@ def composed(name: str, command: str, given: Sequence[str], parent: Parent, afte
         # one at a time, as a later word may stand against an earlier one; what a search's own cells get, it gathers
         together = [words] if command == "search" else [[word] for word in words]
         checked = [word for some in together for word in composer.check([*some], whole=False)]
-        return Cell(name, command, words, running.resolved(compose(composer, checked).config), tuple(after))
+        return Cell(name, command, words, execute.resolved(compose(composer, checked).config), tuple(after))
     except InputError as error:
         raise InputError(f"cell {name}: {error}") from None
 
@@ -142,7 +143,7 @@ def run_all(
         except InputError as error:
             warn(home.parent, f"gpt1: cell {cell.name}: {error}")
             failed[cell.name] = str(error)
-        except running.Failed as error:  # it has said why
+        except execute.Failed as error:  # it has said why
             write_log(home.parent, error.told)
             failed[cell.name] = f"see {place / 'error.txt'}"
         ran += 1
@@ -162,7 +163,7 @@ def run_one(cell: Cell, place: Path, parent: Parent) -> None:
         config = compose(composer_of(cell.command, parent), [f"resume={quote(str(place))}", *free]).config
     folders = ["--config-dir", parent.config_dir] if parent.config_dir else []
     with rundir.lock(place) if resumed else rundir.claim(place):
-        running.execute(module_of(cell), cell.command, config, place, resumed, [*folders, cell.command, *cell.words])
+        execute.execute(module_of(cell), cell.command, config, place, resumed, [*folders, cell.command, *cell.words])
 
 
 def module_of(cell: Cell) -> ModuleType:
@@ -205,5 +206,5 @@ def say(folder: Path, text: str) -> None:
 
 def warn(folder: Path, text: str) -> None:
     """The same on stderr."""
-    running.say(text)
+    execute.say(text)
     write_log(folder, text)

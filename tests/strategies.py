@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from trouble import PIECES
 
 import gpt1cli
-from gpt1cli.cli import main
+from gpt1cli.cli.main import main
 
 # Hypothesis draws constants that stand in the modules of ours that are loaded: all are, before the first one is drawn.
 for _, _name, _ in pkgutil.walk_packages(gpt1cli.__path__, "gpt1cli."):

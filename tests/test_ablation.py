@@ -18,10 +18,10 @@ from mirror import data_set
 from small import SMALL, STORY
 
 from gpt1cli import curves, rundir, studies
-from gpt1cli.cli import main
+from gpt1cli.cli.hydra_loader import Composer
+from gpt1cli.cli.main import main
+from gpt1cli.cli.resolve import compose
 from gpt1cli.commands import finetune
-from gpt1cli.compose import compose
-from gpt1cli.composer import Composer
 from gpt1cli.config import SweepsConfig
 from gpt1cli.schema import InputError
 
@@ -480,7 +480,7 @@ def test_nothing_leaks_from_cell_to_cell(world, tmp_path):
     """Peak memory after 50 cells is that after 10, within 10%."""
     code = (
         "import resource, sys\n"
-        "from gpt1cli.cli import main\n"
+        "from gpt1cli.cli.main import main\n"
         "from gpt1cli import cells\n"
         "run, peaks = cells.run_one, []\n"
         "def counted(*arguments):\n"

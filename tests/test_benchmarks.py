@@ -13,7 +13,7 @@ import torch
 
 from gpt1cli.bench import BENCHMARKS
 from gpt1cli.bench.contest import Contender, Contest, Measured, Setting, hold, ratio
-from gpt1cli.cli import main
+from gpt1cli.cli.main import main
 from gpt1cli.commands.bench import contests_of, facts_of, rows_of, table_of
 
 COMMAND = "gpt1cli.bench.starting:command"

@@ -9,7 +9,7 @@ from runs import task_config
 from small import SMALL
 
 from gpt1cli import cautions, probing, runtime
-from gpt1cli.cli import main
+from gpt1cli.cli.main import main
 from gpt1cli.commands import fewshot
 from gpt1cli.groups import TaskConfig
 from gpt1cli.schema import build

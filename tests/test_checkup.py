@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gpt1cli import checkup, runtime
-from gpt1cli.cli import main
+from gpt1cli.cli.main import main
 
 
 def test_versions_are_those_of_the_packages_and_a_wrong_one_has_a_remedy(monkeypatch):

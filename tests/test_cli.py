@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from gpt1cli import __version__, cli, config, options, overview, rundir, schema
-from gpt1cli.argv import sort
+from gpt1cli import __version__, config, options, rundir, schema
+from gpt1cli.cli import help, main
+from gpt1cli.cli.argv import sort
+from gpt1cli.cli.help import EXAMPLES
 from gpt1cli.commands import COMMANDS
-from gpt1cli.overview import EXAMPLES
 from gpt1cli.schema import InputError
 
 REPORT = ["report", "runs=[somewhere]"]  # the command that composes fastest
@@ -36,7 +37,7 @@ def commands(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, f"gpt1cli.commands.{name}", module)
     for variable in ("GPT1_HUB", "GPT1_CACHE", "HYDRA_FULL_ERROR"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(Path(cli.__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(main.__file__).parents[2]))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return fakes
@@ -92,7 +93,7 @@ def test_a_flags_value_is_no_command():
     ],
 )
 def test_a_wrong_command_line_is_exit_2_with_a_short_message(capsys, words, told):
-    assert cli.main(words) == 2
+    assert main.main(words) == 2
     message = capsys.readouterr().err
     assert message.startswith("gpt1: ") and told in message and len(message.splitlines()) < 4
     assert files() == []
@@ -112,14 +113,14 @@ def test_the_first_page_comes_before_anything_is_loaded():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     page, _, loaded = done.stdout.rstrip("\n").rpartition("\n")
-    assert loaded == "gpt1cli.commands gpt1cli.overview"
-    assert f"{page}\n" == overview.page() and max(map(len, page.splitlines())) <= 100
+    assert loaded == "gpt1cli.commands gpt1cli.cli.help"
+    assert f"{page}\n" == help.front_page() and max(map(len, page.splitlines())) <= 100
 
 
 def test_help_and_version_are_quick_and_import_nothing_heavy():
     code = (
         "import sys, io, contextlib\n"
-        "from gpt1cli.cli import main\n"
+        "from gpt1cli.cli.main import main\n"
         "with contextlib.redirect_stdout(io.StringIO()):\n"
         "    for words in ([], ['--help'], ['-h'], ['finetune', '--help'], ['--version']): assert main(words) == 0\n"
         "print([name for name in ('torch', 'hydra', 'omegaconf', 'numpy', 'datasets') if name in sys.modules])"
@@ -129,12 +130,12 @@ def test_help_and_version_are_quick_and_import_nothing_heavy():
 
 
 def test_the_pages_name_every_command_group_option_and_key(capsys):
-    assert cli.main([]) == cli.main(["--help"]) == 0
+    assert main.main([]) == main.main(["--help"]) == 0
     first = capsys.readouterr().out
-    assert first == overview.page() * 2 and COMMANDS.keys() == config.COMMANDS.keys()
+    assert first == help.front_page() * 2 and COMMANDS.keys() == config.COMMANDS.keys()
     assert all(f"\n  {command} " in first for command in config.COMMANDS)
     for command, cls in config.COMMANDS.items():
-        assert cli.main([command, "lr=nonsense", "-h"]) == 0
+        assert main.main([command, "lr=nonsense", "-h"]) == 0
         page = capsys.readouterr().out
         assert max(map(len, page.splitlines())) <= 100
         assert page.count(f"  gpt1 {command} ") == 3  # the examples
@@ -145,13 +146,13 @@ def test_the_pages_name_every_command_group_option_and_key(capsys):
             assert all(f"  {group}.{key}" in page for key in schema.fields_of(config.GROUPS[group]))
         for key in cls.__dataclass_fields__.keys() - groups.keys() - {"limit", "plan", "few", "grid"}:
             assert f"\n  {key}=" in page
-    assert cli.main(["--version"]) == 0
+    assert main.main(["--version"]) == 0
     assert capsys.readouterr().out == f"gpt1 {__version__}\n"
 
 
 @pytest.mark.parametrize(("command", "words"), [(c, w) for c, examples in EXAMPLES.items() for w, _ in examples])
 def test_every_example_of_the_help_is_a_sound_command_line(command, words):
-    from gpt1cli.composer import Composer
+    from gpt1cli.cli.hydra_loader import Composer
 
     line = sort([command, *shlex.split(words)])
     assert Composer(command).check(line.overrides, sweep="--multirun" in line.flags)
@@ -168,15 +169,15 @@ def test_a_reader_that_goes_away_is_no_fault():
 
 
 def test_cfg_info_and_hydra_help_are_hydras(capsys):
-    assert cli.main(["--cfg", "job", "pretrain", "-p", "model", "model=tiny"]) == 0
+    assert main.main(["--cfg", "job", "pretrain", "-p", "model", "model=tiny"]) == 0
     assert capsys.readouterr().out.startswith("# @package model\nname: tiny\n")
-    assert cli.main(["finetune", "--cfg", "job", "--resolve", "-p", "out", "out=a, ${b}"]) == 0
+    assert main.main(["finetune", "--cfg", "job", "--resolve", "-p", "out", "out=a, ${b}"]) == 0
     assert capsys.readouterr().out == "a, ${b}\n"
-    assert cli.main(["finetune", "--cfg", "job", "-p", "nothing"]) == 2
-    assert cli.main(["finetune", "--cfg", "job", "lr=nan"]) == 2
-    assert cli.main(["pretrain", "--info", "defaults-tree"]) == 0
+    assert main.main(["finetune", "--cfg", "job", "-p", "nothing"]) == 2
+    assert main.main(["finetune", "--cfg", "job", "lr=nan"]) == 2
+    assert main.main(["pretrain", "--info", "defaults-tree"]) == 0
     assert "corpus: bookcorpusopen" in capsys.readouterr().out
-    assert cli.main(["--hydra-help"]) == 0
+    assert main.main(["--hydra-help"]) == 0
     assert "hydra.cc" in capsys.readouterr().out
     assert files() == []
 
@@ -187,7 +188,7 @@ def test_cfg_info_and_hydra_help_are_hydras(capsys):
 def test_a_run_gets_its_configuration_and_a_folder_of_its_own(commands):
     words = ["pretrain", "model=tiny", "corpus=demo", "steps=5", "out=my, 'runs'"]
     directory, arguments = os.getcwd(), sys.argv
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     [(built, folder)] = commands.seen
     assert isinstance(built, config.PretrainConfig) and (built.steps, built.epochs) == (5, None)
     assert folder.parent == Path.cwd() / "my, 'runs'" / "pretrain" / "demo"
@@ -199,7 +200,7 @@ def test_a_run_gets_its_configuration_and_a_folder_of_its_own(commands):
 
 @pytest.mark.parametrize("words", [["lr=nan"], ["model.n_head=5"], ["init=nowhere"], ["hydra/launcher=nope"]])
 def test_a_refused_run_leaves_nothing_behind(capsys, commands, words):
-    assert cli.main(["pretrain", *words]) == 2
+    assert main.main(["pretrain", *words]) == 2
     assert "Traceback" not in capsys.readouterr().err
     assert files() == [] and commands.seen == []
 
@@ -209,7 +210,7 @@ def test_what_is_not_at_hand_is_found_before_a_folder_is_made(capsys, commands):
         raise InputError(f"not reachable: {needs} in {hub}")
 
     commands.needs, commands.require = lambda built: [built.task.repo], require
-    assert cli.main(["finetune", "task=rte", "init=none", "hub=mirror"]) == 2
+    assert main.main(["finetune", "task=rte", "init=none", "hub=mirror"]) == 2
     assert capsys.readouterr().err == f"gpt1: not reachable: ['nyu-mll/glue'] in {Path.cwd() / 'mirror'}\n"
     assert files() == []
 
@@ -220,7 +221,7 @@ def test_input_found_at_fault_later_is_exit_2_and_an_empty_folder_goes(capsys, c
         raise InputError("runs=[somewhere]: nothing there")
 
     commands.run = run
-    assert cli.main(REPORT) == 2
+    assert main.main(REPORT) == 2
     assert capsys.readouterr().err == "gpt1: runs=[somewhere]: nothing there\n"
     assert [path for path in files() if Path(path).is_file()] == []
 
@@ -231,7 +232,7 @@ def test_a_fault_of_ours_is_exit_1_one_line_and_a_traceback_on_disk(capsys, comm
         raise ZeroDivisionError("by\nzero")
 
     commands.run = run
-    assert cli.main(REPORT) == 1
+    assert main.main(REPORT) == 1
     error = commands.seen[0] / "error.txt"
     assert capsys.readouterr().err == f"gpt1: ZeroDivisionError: by zero; traceback in {error}\n"
     assert "in run" in error.read_text()
@@ -240,7 +241,7 @@ def test_a_fault_of_ours_is_exit_1_one_line_and_a_traceback_on_disk(capsys, comm
 def test_a_fault_before_there_is_a_folder_goes_to_a_temporary_file(capsys, commands, monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     commands.needs = lambda built: built.no_such_field
-    assert cli.main(REPORT) == 1
+    assert main.main(REPORT) == 1
     [told] = capsys.readouterr().err.splitlines()
     assert told.startswith("gpt1: AttributeError: ") and Path(told.rpartition(" ")[2]).read_text().startswith(
         "Traceback"
@@ -254,7 +255,7 @@ def test_sigterm_ends_a_run_with_143_and_the_handler_goes_again(capsys, commands
         time.sleep(5)
 
     before, commands.run = signal.getsignal(signal.SIGTERM), run
-    assert cli.main(REPORT) == 143
+    assert main.main(REPORT) == 143
     assert "Traceback" not in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -264,8 +265,8 @@ def test_an_exit_keeps_its_status(monkeypatch, raised, status):
     def dispatch(words):
         raise raised
 
-    monkeypatch.setattr(cli, "_dispatch", dispatch)
-    assert cli.main([]) == status
+    monkeypatch.setattr(main, "_dispatch", dispatch)
+    assert main.main([]) == status
 
 
 @pytest.mark.parametrize(
@@ -281,17 +282,17 @@ def test_an_exit_keeps_its_status(monkeypatch, raised, status):
 )
 def test_an_explicit_folder_that_holds_a_run_is_refused_naming_what_helps(capsys, commands, words, told):
     words = [*words, "hydra.run.dir=mine"]
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     before = {path: Path(path).read_bytes() for path in files() if Path(path).is_file()}
-    assert cli.main(words) == 2
+    assert main.main(words) == 2
     folder = Path.cwd() / "mine"
     assert capsys.readouterr().err == f"gpt1: {folder} already holds a run: {told.format(folder)}\n"
     assert {path: Path(path).read_bytes() for path in before} == before
 
 
 def test_a_resumed_run_works_in_its_own_folder_and_keeps_its_record(commands):
-    assert cli.main(["pretrain", "model=tiny", "corpus=demo", "steps=5"]) == 0
-    assert cli.main(["pretrain", f"resume={commands.seen[0][1]}", "steps=9"]) == 0
+    assert main.main(["pretrain", "model=tiny", "corpus=demo", "steps=5"]) == 0
+    assert main.main(["pretrain", f"resume={commands.seen[0][1]}", "steps=9"]) == 0
     (first, folder), (again, same) = commands.seen
     assert folder == same and (again.steps, again.lr, again.resume) == (9, first.lr, str(folder))
     stored = rundir.read_config(folder / "config.yaml")
@@ -301,8 +302,8 @@ def test_a_resumed_run_works_in_its_own_folder_and_keeps_its_record(commands):
 
 
 def test_a_file_is_repeated_though_its_task_is_no_option_here(commands):
-    assert cli.main(["finetune", "task=demo_sentiment", "task.name=mine", "limit.train=5"]) == 0
-    assert cli.main(["finetune", f"config={commands.seen[0][1]}/config.yaml", "limit.train=6"]) == 0
+    assert main.main(["finetune", "task=demo_sentiment", "task.name=mine", "limit.train=5"]) == 0
+    assert main.main(["finetune", f"config={commands.seen[0][1]}/config.yaml", "limit.train=6"]) == 0
     repeated = commands.seen[1][0]
     assert (repeated.task.name, repeated.limit.train, repeated.name) == ("mine", 6, "mine")
 
@@ -317,8 +318,8 @@ def test_a_sweep_runs_every_job_in_its_own_folder_and_one_failure_stops_no_other
             raise ValueError("boom")
 
     commands.run = run
-    assert cli.main(["-m", *REPORT, "seed=0,1", "name=a,b"]) == 2  # a literal name with a comma in it
-    assert cli.main(["-m", *REPORT, "seed=0,1"]) == 1
+    assert main.main(["-m", *REPORT, "seed=0,1", "name=a,b"]) == 2  # a literal name with a comma in it
+    assert main.main(["-m", *REPORT, "seed=0,1"]) == 1
     assert [built.seed for built, _ in commands.seen] == [0, 1]
     first, second = (folder for _, folder in commands.seen)
     assert first.parent == second.parent and first.parent.parent == Path.cwd() / "outputs" / "multirun" / "report"
@@ -328,15 +329,15 @@ def test_a_sweep_runs_every_job_in_its_own_folder_and_one_failure_stops_no_other
 
 
 def test_a_job_at_fault_is_named_and_an_init_is_swept(capsys, commands):
-    assert cli.main(["-m", "pretrain", "model=tiny", "corpus=demo", "init=none,no where"]) == 2
+    assert main.main(["-m", "pretrain", "model=tiny", "corpus=demo", "init=none,no where"]) == 2
     assert [built.init for built, _ in commands.seen] == ["none"]
     told = capsys.readouterr().err
     assert "gpt1: job 1 (" in told and "init=no where: no such folder" in told and "Traceback" not in told
 
 
 def test_a_sweep_of_a_stored_configuration_keeps_what_it_holds(commands):
-    assert cli.main(["finetune", "task=demo_sentiment", "task.label=gold", "seed=3"]) == 0
-    assert cli.main(["-m", "finetune", f"config={commands.seen[0][1]}/config.yaml", "lr=1e-3"]) == 0
+    assert main.main(["finetune", "task=demo_sentiment", "task.label=gold", "seed=3"]) == 0
+    assert main.main(["-m", "finetune", f"config={commands.seen[0][1]}/config.yaml", "lr=1e-3"]) == 0
     swept = commands.seen[1][0]
     assert (swept.lr, swept.seed, swept.task.label) == (1e-3, 3, "gold")
 
@@ -344,7 +345,7 @@ def test_a_sweep_of_a_stored_configuration_keeps_what_it_holds(commands):
 def test_a_sweep_folder_that_is_in_use_is_refused(capsys, commands):
     Path("mine").mkdir()
     Path("mine/multirun.yaml").touch()
-    assert cli.main(["-m", *REPORT, "seed=0", "hydra.sweep.dir=mine"]) == 2
+    assert main.main(["-m", *REPORT, "seed=0", "hydra.sweep.dir=mine"]) == 2
     assert "is not empty (multirun.yaml)" in capsys.readouterr().err and commands.seen == []
 
 
@@ -371,7 +372,7 @@ def test_completion_offers_commands_groups_options_keys_and_files(capsys, monkey
     Path("run1").mkdir()
     Path("rules.txt").touch()
     monkeypatch.setenv("COMP_LINE", typed)
-    assert cli.main(["-sc", "query=bash"]) == 0
+    assert main.main(["-sc", "query=bash"]) == 0
     assert set(capsys.readouterr().out.split()) == offered
 
 

@@ -20,7 +20,7 @@ from small import SMALL, STORY
 
 import gpt1cli
 from gpt1cli import rundir
-from gpt1cli.cli import main
+from gpt1cli.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -17,9 +17,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from gpt1cli import config, options, overrides, rundir
-from gpt1cli.compose import Composed, compose
-from gpt1cli.composer import Composer, Source
+from gpt1cli import config, options, rundir
+from gpt1cli.cli import overrides
+from gpt1cli.cli.hydra_loader import Composer, Source
+from gpt1cli.cli.resolve import Composed, compose
 from gpt1cli.schema import InputError
 
 
@@ -242,7 +243,7 @@ def test_keys_of_a_mapping_may_be_new_and_plus_may_stand_before_what_is_there():
 
 
 def test_a_users_own_folder_brings_options_and_presets(tmp_path):
-    from gpt1cli.composer import Source
+    from gpt1cli.cli.hydra_loader import Source
 
     (tmp_path / "mine" / "task").mkdir(parents=True)
     (tmp_path / "mine" / "preset").mkdir()

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from gpt1cli import config, options, schema
-from gpt1cli.compose import compose
-from gpt1cli.composer import Composer
+from gpt1cli.cli.hydra_loader import Composer
+from gpt1cli.cli.resolve import compose
 from gpt1cli.schema import InputError, Key
 
 

@@ -22,7 +22,7 @@ from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 import gpt1cli
 from gpt1cli import tokenizer
 from gpt1cli.checkpoint import fill
-from gpt1cli.cli import main
+from gpt1cli.cli.main import main
 from gpt1cli.convert import from_published, read_published, to_published
 from gpt1cli.groups import ModelConfig
 from gpt1cli.models.transformer import Transformer

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from small import SMALL, STORY
 
 from gpt1cli import checkpoint, disk, distributed, rundir
-from gpt1cli.cli import main
+from gpt1cli.cli.main import main
 
 REASON = {errno.ENOSPC: "disk is full", errno.EDQUOT: "quota is used up", errno.EIO: "disk reports an error"}
 

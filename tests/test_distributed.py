@@ -19,7 +19,7 @@ from small import item
 from gpt1cli import distributed, rundir
 from gpt1cli.batches import items_batch, portion, windows_batch
 from gpt1cli.checkpoint import read_tensors
-from gpt1cli.cli import main
+from gpt1cli.cli.main import main
 from gpt1cli.objectives import Loss
 from gpt1cli.schema import InputError
 

@@ -16,7 +16,7 @@ from transformers import OpenAIGPTDoubleHeadsModel, OpenAIGPTForSequenceClassifi
 
 import gpt1cli
 from gpt1cli import checkpoint, origins, rundir
-from gpt1cli.cli import main
+from gpt1cli.cli.main import main
 from gpt1cli.convert import from_published
 from gpt1cli.models.heads import Classifier
 

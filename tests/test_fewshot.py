@@ -16,10 +16,10 @@ from test_prompting import Bigrams, Letters, chain
 
 import gpt1cli
 from gpt1cli import demo_world, incontext, rundir, tasks
-from gpt1cli.cli import main
+from gpt1cli.cli.hydra_loader import Composer
+from gpt1cli.cli.main import main
+from gpt1cli.cli.resolve import compose
 from gpt1cli.commands import fewshot as command
-from gpt1cli.compose import compose
-from gpt1cli.composer import Composer
 from gpt1cli.evaluation import Split
 from gpt1cli.groups import TaskConfig
 from gpt1cli.prompting import Prompt

@@ -17,7 +17,7 @@ from small import SMALL, STORY
 from test_ablation import planned
 
 from gpt1cli import cells, comparison, fewstudy, fewtable, rundir
-from gpt1cli.cli import main
+from gpt1cli.cli.main import main
 from gpt1cli.commands import ablation, finetune
 from gpt1cli.paper import FIELDS
 from gpt1cli.report import Finished, find_runs

@@ -29,11 +29,12 @@ from strategies import (
     unharmed,
 )
 
-from gpt1cli import checkpoint, composer, tables, tokenizer
+from gpt1cli import checkpoint, tables, tokenizer
 from gpt1cli.checkpoint import State
-from gpt1cli.cli import main
+from gpt1cli.cli import hydra_loader
+from gpt1cli.cli.hydra_loader import Composer
+from gpt1cli.cli.main import main
 from gpt1cli.commands import finetune
-from gpt1cli.composer import Composer
 from gpt1cli.groups import Finetuning, ModelConfig, OptimizerConfig, Pretraining, TokenizerConfig
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.optim import Optimizer
@@ -78,7 +79,7 @@ def remembered(self: Composer, words: list[str], mode: RunMode = RunMode.RUN) ->
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hydra composes the same words once, and does not run the command itself: test_fuzz_words has all that."""
     monkeypatch.setattr(Composer, "load", remembered)
-    monkeypatch.setattr(composer, "hydra_main", lambda source, command, words, job: job(None))
+    monkeypatch.setattr(hydra_loader, "hydra_main", lambda source, command, words, job: job(None))
 
 
 def pretrained(folder: Path) -> None:

@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import accepted_or_refused, drawn, examples, joined, leaves, some_of, texts, unharmed
 
-from gpt1cli import argv, config, options, schema
+from gpt1cli import config, options, schema
+from gpt1cli.cli import argv
 
 COMMANDS = [*config.COMMANDS, *argv.ALIASES]
 

@@ -12,7 +12,7 @@ from runs import task_config, write_run
 from small import read
 
 from gpt1cli import glue, tasks
-from gpt1cli.cli import main
+from gpt1cli.cli.main import main
 from gpt1cli.groups import TaskConfig
 from gpt1cli.schema import InputError, build
 

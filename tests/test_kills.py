@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from small import SMALL, STORY
 
 from gpt1cli import loggers, rundir
-from gpt1cli.cli import main
+from gpt1cli.cli.main import main
 
 FORK = multiprocessing.get_context("fork")
 STEPS = ("fsync", "rename", "unlink", "rmdir", "mkdir", "symlink")  # what the state of the files on disk depends on
@@ -99,7 +99,7 @@ def instead(name, function):
         return function(*arguments, **settings)
     return step
 at, number, *words = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
-from gpt1cli.cli import main
+from gpt1cli.cli.main import main
 for name in "fsync rename unlink rmdir mkdir symlink".split():
     setattr(os, name, instead(name, getattr(os, name)))
 status = main(words)

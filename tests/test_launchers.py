@@ -18,9 +18,10 @@ import torch
 from safetensors.torch import load_file
 from small import SMALL, STORY
 
-from gpt1cli import rundir, running, sweep
-from gpt1cli.cli import main
-from gpt1cli.composer import EXTRAS, Composer, Source
+from gpt1cli import rundir
+from gpt1cli.cli import execute, sweep
+from gpt1cli.cli.hydra_loader import EXTRAS, Composer, Source
+from gpt1cli.cli.main import main
 from gpt1cli.schema import InputError
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -35,7 +36,7 @@ RESTART = "SLURM_RESTART_COUNT"
 def undisturbed(monkeypatch):
     for variable in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", "GPT1_HUB", "GPT1_CACHE"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(sweep.__file__).parents[1]), *sys.path]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(sweep.__file__).parents[2]), *sys.path]))
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +137,7 @@ def test_a_launcher_without_a_sweep_is_refused_and_slurm_where_there_is_none(cap
 
 
 def test_a_failure_keeps_what_it_told_on_its_way_from_another_process():
-    again = pickle.loads(pickle.dumps(running.Failed(2, "why")))
+    again = pickle.loads(pickle.dumps(execute.Failed(2, "why")))
     assert (again.status, again.told) == (2, "why")
 
 
@@ -225,7 +226,7 @@ def whole(world) -> Path:
 @pytest.fixture
 def cut(world, whole, tmp_path, monkeypatch) -> Path:
     """The same run, ended by SIGTERM in its third update."""
-    progress = running.importlib.import_module("gpt1cli.fit").Progress
+    progress = execute.importlib.import_module("gpt1cli.fit").Progress
     update = progress.update
 
     def interrupted(self, step, **values):

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from runs import write_run
 from small import read
 
-from gpt1cli.cli import main
+from gpt1cli.cli.main import main
 from gpt1cli.pages import Table
 from gpt1cli.plots import by_factors
 from gpt1cli.runpage import differences, write_run_report

@@ -9,7 +9,7 @@ import pytest
 from runs import found, write_run
 from small import read
 
-from gpt1cli.cli import main
+from gpt1cli.cli.main import main
 from gpt1cli.paper import Row, layouts, likenesses, overall_of, rows_of, table_of
 
 VALIDATION = "on the validation split, where the paper has the test split"

@@ -14,7 +14,7 @@ from small import SMALL
 from transformers import AutoModelForCausalLM
 
 from gpt1cli import asking, checkpoint, origins, rundir, tasks
-from gpt1cli.cli import main
+from gpt1cli.cli.main import main
 from gpt1cli.prompting import lay
 from gpt1cli.runtime import Machine
 from gpt1cli.tasks.layouts import Example

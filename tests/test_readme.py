@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt1cli.argv import sort
-from gpt1cli.composer import Composer
+from gpt1cli.cli.argv import sort
+from gpt1cli.cli.hydra_loader import Composer
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ import pytest
 from small import SMALL, STORY
 
 from gpt1cli import cues, report, rundir
-from gpt1cli.cli import main
+from gpt1cli.cli.main import main
 from gpt1cli.commands import finetune
 from gpt1cli.commands import search as command
 

@@ -25,9 +25,9 @@ from wandb_server import served
 
 from gpt1cli import distributed, rundir, studies, trackers
 from gpt1cli.cells import differences
-from gpt1cli.cli import main
-from gpt1cli.compose import compose
-from gpt1cli.composer import Composer
+from gpt1cli.cli.hydra_loader import Composer
+from gpt1cli.cli.main import main
+from gpt1cli.cli.resolve import compose
 from gpt1cli.config import TrainConfig
 from gpt1cli.groups import LoggerConfig
 from gpt1cli.schema import InputError

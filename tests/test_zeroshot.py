@@ -13,7 +13,7 @@ from sklearn.metrics import matthews_corrcoef, roc_auc_score
 
 import gpt1cli
 from gpt1cli import demo_world, rundir
-from gpt1cli.cli import main
+from gpt1cli.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

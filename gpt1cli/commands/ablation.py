@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from gpt1cli import fewstudy, pages, paper, rundir, running, studies
+from gpt1cli import fewstudy, pages, paper, rundir, studies
 from gpt1cli.cells import Cell, keep_best, keep_chosen, module_of, run_all, say, warn
+from gpt1cli.cli import execute
 from gpt1cli.commands import report
 from gpt1cli.config import FewshotConfig, FinetuneConfig, SearchConfig, SweepsConfig, TrainConfig, ZeroshotConfig
 from gpt1cli.hub import Need, task_needs
@@ -46,7 +47,7 @@ def run(config: SweepsConfig, folder: Path) -> None:
     try:
         _study(config, folder)
     except (KeyboardInterrupt, SystemExit):
-        running.say(f"gpt1: the study goes on with gpt1 sweeps resume={folder}")
+        execute.say(f"gpt1: the study goes on with gpt1 sweeps resume={folder}")
         raise
 
 
@@ -66,7 +67,7 @@ def _study(config: SweepsConfig, folder: Path) -> None:
     if failed and config.on_error == "stop":
         told = f"gpt1: stopped; resume={folder} goes on"
         warn(folder, told)
-        raise running.Failed(1, told)
+        raise execute.Failed(1, told)
     about = {"status": "finished", "command": "ablation", "name": config.name, "cells": expected}
     rundir.finish(folder, {**about, "failed": failed, "seconds": round(time.perf_counter() - began, 3)})
     well = expected - len(failed)
@@ -74,7 +75,7 @@ def _study(config: SweepsConfig, folder: Path) -> None:
     if failed:
         told = f"gpt1: {len(failed)} of {expected} cells failed; resume={folder} tries them again"
         warn(folder, told)
-        raise running.Failed(1, told)
+        raise execute.Failed(1, told)
 
 
 def tidier(config: SweepsConfig, folder: Path, cells: Sequence[Cell]) -> Callable[[Cell], None]:
@@ -103,7 +104,7 @@ def rehearse(config: SweepsConfig, folder: Path) -> None:
         place = studies.home(folder) / cell.name
         dry, words = dataclasses.replace(cell.config, dry_run=True), [cell.command, *cell.words, "dry_run=true"]
         with rundir.claim(place), contextlib.redirect_stdout(io.StringIO()):  # its tables
-            running.execute(module_of(cell), cell.command, dry, place, False, words)
+            execute.execute(module_of(cell), cell.command, dry, place, False, words)
         plan = rundir.read_json(place / "plan.json")
         each, size = plan["here"]["hours"], kept_bytes(cell, config, plan["parameters"]["all"]) * kept
         rows.append([cell.name, f"{count}", f"{each:.3g}", f"{each * count:.3g}", f"{size / 1e9:.3f}"])

@@ -10,14 +10,15 @@ from typing import Any
 
 import yaml
 
-from gpt1cli import checkpoint, cues, rundir, running, runtime, searching, tasks, trackers
+from gpt1cli import checkpoint, cues, rundir, runtime, searching, tasks, trackers
 from gpt1cli.cells import Cell, composed, keep_best, keep_chosen, module_of, on_dev, run_all, say
+from gpt1cli.cli import execute
+from gpt1cli.cli.overrides import quote
 from gpt1cli.config import FinetuneConfig, SearchConfig
 from gpt1cli.evaluation import Split, load_examples
 from gpt1cli.groups import PromptConfig
 from gpt1cli.hub import Need, init_needs, task_needs
 from gpt1cli.loggers import Progress
-from gpt1cli.overrides import quote
 from gpt1cli.pages import Table
 from gpt1cli.runpage import write_run_report
 from gpt1cli.schema import InputError, build
@@ -46,7 +47,7 @@ def run(config: SearchConfig, folder: Path) -> None:
     try:
         _search(config, folder)
     except (KeyboardInterrupt, SystemExit):
-        running.say(f"gpt1: the search goes on with gpt1 search resume={folder}")
+        execute.say(f"gpt1: the search goes on with gpt1 search resume={folder}")
         raise
 
 
@@ -105,7 +106,7 @@ def _search(config: SearchConfig, folder: Path) -> None:
 def _stop_for(failed: Mapping[str, str], folder: Path) -> None:
     """End the search where a run of it has failed."""
     if failed:
-        raise running.Failed(1, f"gpt1: {'; '.join(failed.values())}; resume={folder} goes on")
+        raise execute.Failed(1, f"gpt1: {'; '.join(failed.values())}; resume={folder} goes on")
 
 
 def candidates_of(config: SearchConfig, folder: Path) -> list[Candidate]:

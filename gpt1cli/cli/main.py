@@ -14,12 +14,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt1cli import __version__, config, disk, help, options, overview, rundir, running, signals
-from gpt1cli.argv import ALIASES, FLAGS, CommandLine, sort
+from gpt1cli import __version__, config, disk, options, rundir, signals
+from gpt1cli.cli import execute, help
+from gpt1cli.cli.argv import ALIASES, FLAGS, CommandLine, sort
+from gpt1cli.cli.help import front_page
 from gpt1cli.schema import InputError, shown
 
 if TYPE_CHECKING:
-    from gpt1cli.composer import Composer, Source
+    from gpt1cli.cli.hydra_loader import Composer, Source
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,22 +33,22 @@ def main(argv: list[str] | None = None) -> int:
             sys.stdout.flush()
         return 0
     except InputError as error:
-        running.say(f"gpt1: {error}")
+        execute.say(f"gpt1: {error}")
         return 2
-    except running.Failed as failed:
+    except execute.Failed as failed:
         return failed.status
     except KeyboardInterrupt:
-        running.say("gpt1: interrupted")
+        execute.say("gpt1: interrupted")
         return 130
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and running.stdout_is_gone():  # gpt1 --help | head -1
+        if isinstance(error, BrokenPipeError) and execute.stdout_is_gone():  # gpt1 --help | head -1
             return 0
         if unwritten := disk.found(error):
-            running.say(f"gpt1: {disk.told(unwritten)}")
+            execute.say(f"gpt1: {disk.told(unwritten)}")
             return 2
-        running.say(running.fault(error, None))
+        execute.say(execute.fault(error, None))
         return 1
 
 
@@ -58,7 +60,7 @@ def _dispatch(words: list[str]) -> None:
     if "--version" in line.flags:
         print(f"gpt1 {__version__}")
     elif "--help" in line.flags or not words:
-        print(help.page(line.command) if line.command else overview.page(), end="")
+        print(help.page(line.command) if line.command else front_page(), end="")
     elif "--hydra-help" in line.flags:
         _ask_hydra(line, [])
     elif line.command is None:
@@ -68,7 +70,7 @@ def _dispatch(words: list[str]) -> None:
 
 
 def _source(line: CommandLine) -> Source:
-    from gpt1cli.composer import Source
+    from gpt1cli.cli.hydra_loader import Source
 
     folders = {flag: line.flags[flag] for flag in ("--config-path", "--config-dir") if flag in line.flags}
     for flag, folder in folders.items():
@@ -82,7 +84,7 @@ def _source(line: CommandLine) -> Source:
 
 def _ask_hydra(line: CommandLine, overrides: list[str]) -> None:
     """Let Hydra print what --cfg, --info or --hydra-help ask for."""
-    from gpt1cli.composer import hydra_main, told_by_hydra
+    from gpt1cli.cli.hydra_loader import hydra_main, told_by_hydra
 
     flags = {flag: line.flags[flag] for flag in FLAGS if flag in line.flags and not flag.startswith("--config")}
     words = [word for flag, value in flags.items() for word in (flag, value) if word]
@@ -91,7 +93,7 @@ def _ask_hydra(line: CommandLine, overrides: list[str]) -> None:
             hydra_main(_source(line), line.command, [*words, *overrides], lambda _: None)
     except SystemExit as stop:
         if stop.code:  # it has said why
-            raise running.Failed(2) from None
+            raise execute.Failed(2) from None
 
 
 def _complete(words: list[str]) -> None:
@@ -116,8 +118,9 @@ def _complete(words: list[str]) -> None:
 
 
 def _run(line: CommandLine, command: str, words: list[str]) -> None:
-    from gpt1cli import sweep as sweeping
-    from gpt1cli.composer import Composer
+    from gpt1cli.cli import sweep as cli_sweep
+    from gpt1cli.cli.hydra_loader import Composer
+    from gpt1cli.cli.sweep import again, source_of
 
     if command == "doctor" and "--config-dir" in line.flags:
         raise InputError("gpt1 doctor looks through gpt1's own tasks and corpora: leave --config-dir out")
@@ -125,14 +128,14 @@ def _run(line: CommandLine, command: str, words: list[str]) -> None:
         raise InputError(f"a study has cells of several commands: leave {', '.join(sorted(elsewhere))} out")
     sweep = "--multirun" in line.flags or "hydra.mode=MULTIRUN" in line.overrides
     asked = "--cfg" in line.flags or "--info" in line.flags
-    begun = sweeping.begun(line, command)
-    composer = Composer(command, sweeping.source_of(begun) if begun else _source(line))
+    begun = cli_sweep.begun(line, command)
+    composer = Composer(command, source_of(begun) if begun else _source(line))
     given = list(line.overrides)
     if command in ("ablation", "search"):
         if named := [word for word in given if word.startswith("config_dir=")]:
             raise InputError(f"{named[-1]}: say --config-dir {named[-1].partition('=')[2]}")
         given += [f"config_dir={composer.source.extra}"] if composer.source.extra else []
-    if several := running.by_torchrun():
+    if several := execute.by_torchrun():
         if sweep or not issubclass(config.COMMANDS[command], config.TrainConfig):
             raise InputError("torchrun starts one training on many devices: no sweep, and no other command")
         if any(word.partition("=")[0].lstrip("+") == "runtime.devices" for word in given):
@@ -141,35 +144,35 @@ def _run(line: CommandLine, command: str, words: list[str]) -> None:
     if begun:
         if sweep or asked or several:
             raise InputError(f"resume={begun} goes on with a sweep: leave everything else out")
-        sweeping.run(composer, sweeping.again(composer, begun, line.overrides), words, begun)
+        cli_sweep.run(composer, again(composer, begun, line.overrides), words, begun)
         return
     overrides = composer.check(given, sweep, whole=not asked)
     if asked:
         _ask_hydra(line, overrides)
     elif sweep:
-        sweeping.run(composer, overrides, words)
+        cli_sweep.run(composer, overrides, words)
     else:
         _single(composer, overrides, words)
 
 
 def _single(composer: Composer, overrides: list[str], words: list[str]) -> None:
-    from gpt1cli.compose import compose, implied
-    from gpt1cli.composer import hydra_main
-    from gpt1cli.overrides import quote
-    from gpt1cli.restart import taken_up
+    from gpt1cli.cli.hydra_loader import hydra_main
+    from gpt1cli.cli.overrides import quote
+    from gpt1cli.cli.resolve import compose, implied
+    from gpt1cli.cli.sweep import taken_up
 
     composed = taken_up(composer, overrides, compose(composer, overrides))
     if composed is None:
         return
-    module, run = running.checked(composer.command, composed.config)
-    if running.by_torchrun() and os.environ.get("RANK") != "0":
-        running.start(module, run, composed.folder)  # the folder is rank 0's
+    module, run = execute.checked(composer.command, composed.config)
+    if execute.by_torchrun() and os.environ.get("RANK") != "0":
+        execute.start(module, run, composed.folder)  # the folder is rank 0's
         return
     failures: list[Exception] = []
 
     def job(_: object) -> None:
         try:
-            running.execute(module, composer.command, run, composed.folder, composed.resumed, words)
+            execute.execute(module, composer.command, run, composed.folder, composed.resumed, words)
         except Exception as error:  # kept from Hydra, which would print it
             failures.append(error)
 
@@ -177,7 +180,7 @@ def _single(composer: Composer, overrides: list[str], words: list[str]) -> None:
     if composed.resumed:
         pinned.append(f"hydra.output_subdir=.hydra/resumed-{time.strftime('%Y%m%d-%H%M%S')}")
     with (
-        running.on_disk(run, composed.folder),
+        execute.on_disk(run, composed.folder),
         rundir.lock(composed.folder) if composed.resumed else rundir.claim(composed.folder),
     ):
         hydra_main(composer.source, composer.command, [*implied(composer, overrides), *overrides, *pinned], job)

@@ -20,7 +20,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -28,17 +28,20 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from gpt1cli import disk, options, restart, rundir, running, schema, signals
-from gpt1cli.argv import CommandLine
-from gpt1cli.compose import compose, implied
-from gpt1cli.composer import LAUNCHER, Composer, Source, hydra_main, launching
-from gpt1cli.overrides import quote
-from gpt1cli.schema import InputError, shown
+from gpt1cli import disk, options, rundir, schema, signals
+from gpt1cli.cli import execute
+from gpt1cli.cli.argv import CommandLine
+from gpt1cli.cli.hydra_loader import LAUNCHER, Composer, Source, hydra_main, launching
+from gpt1cli.cli.overrides import quote
+from gpt1cli.cli.resolve import FREE, Composed, compose, implied
+from gpt1cli.schema import InputError, flat, shown
 
 SWEEP = "sweep.json"  # in a sweep's folder: what it is a sweep of
 FAILED = "failed"  # there, for each job that failed: its exit status and what it told
 STOPPED = "stopped"  # there: no further job is to begin
 BESIDE = ("joblib", "submitit_local", "ray")  # launchers whose processes end with this one
+COUNTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+APART = (*FREE, "hub")  # may differ: where things lie, and how they are executed and followed
 
 
 # --- a sweep that has begun -------------------------------------------------------------------------------------------
@@ -98,15 +101,15 @@ def run(composer: Composer, overrides: list[str], words: list[str], begun: Path 
     if launcher == "submitit_slurm" and not shutil.which("sbatch"):
         raise InputError("hydra/launcher=submitit_slurm: there is no sbatch here: start it where Slurm takes jobs")
     described = _described(composer, overrides)
-    if not begun and (why := restart.restarted()) and (folder / SWEEP).is_file():
-        restart.refuse_others(folder, why, rundir.read_json(folder / SWEEP), described)
-        restart.tell(f"{why}: going on with {folder}")
+    if not begun and (why := restarted()) and (folder / SWEEP).is_file():
+        refuse_others(folder, why, rundir.read_json(folder / SWEEP), described)
+        tell(f"{why}: going on with {folder}")
         begun = folder
     folder = begun or folder
     jobs = composer.jobs(overrides)
     if composer.command == "ablation":  # every cell of every job, before the first one runs
         for words_of_job in jobs:
-            running.checked(composer.command, compose(composer, words_of_job).config)
+            execute.checked(composer.command, compose(composer, words_of_job).config)
     job = SweepJob(composer.command, composer.source, tuple(stored), tuple(words), folder)
     pinned = [f"hydra.sweep.dir={quote(str(folder))}"]
     with rundir.lock(folder) if begun else rundir.claim(folder):
@@ -117,26 +120,26 @@ def run(composer: Composer, overrides: list[str], words: list[str], begun: Path 
         try:
             with _beside(launcher, folder, len(jobs)):
                 hydra_main(composer.source, composer.command, ["--multirun", *stored, *overrides, *pinned], job)
-        except (InputError, running.Failed):
+        except (InputError, execute.Failed):
             raise
         except (KeyboardInterrupt, SystemExit):
             if launcher not in ("basic", *BESIDE):
-                running.say(f"gpt1: the jobs go on without this process; resume={folder} when they are done")
+                execute.say(f"gpt1: the jobs go on without this process; resume={folder} when they are done")
             raise
         except Exception as error:  # the launcher's own: a process of it was killed, the cluster refuses a job
             if unwritten := disk.found(error):
                 raise InputError(disk.told(unwritten, again=f"resume={folder}")) from error
-            running.say(running.fault(error, folder))
-            running.say(f"gpt1: hydra/launcher={launcher} gave up; resume={folder} goes on when none of its jobs runs")
-            raise running.Failed(1) from error
+            execute.say(execute.fault(error, folder))
+            execute.say(f"gpt1: hydra/launcher={launcher} gave up; resume={folder} goes on when none of its jobs runs")
+            raise execute.Failed(1) from error
         finally:
             if composer.command == "ablation":  # the table of all jobs together, whichever launcher ran them
                 importlib.import_module("gpt1cli.commands.ablation").summarise_all(folder)
     if failed := [rundir.read_json(path) for path in sorted((folder / FAILED).glob("*.json"))]:
-        running.say(f"gpt1: {len(failed)} of the jobs failed; gpt1 {composer.command} resume={folder} tries them again")
+        execute.say(f"gpt1: {len(failed)} of the jobs failed; gpt1 {composer.command} resume={folder} tries them again")
         for one in failed if launcher not in ("basic", "joblib") else ():  # the others have told it here already
-            running.say(f"gpt1: {one['told']}")
-        raise running.Failed(int(failed[0]["status"]))
+            execute.say(f"gpt1: {one['told']}")
+        raise execute.Failed(int(failed[0]["status"]))
 
 
 @contextlib.contextmanager
@@ -161,9 +164,9 @@ def _beside(launcher: str, folder: Path, jobs: int) -> Iterator[None]:
         for signum, handler in before.items():
             signal.signal(signum, handler)
         (folder / STOPPED).touch()
-        running.say("gpt1: ending the jobs, each with its checkpoint; once more ends them at once")
+        execute.say("gpt1: ending the jobs, each with its checkpoint; once more ends them at once")
         _end_jobs(folder)
-        running.say(f"gpt1: resume={folder} goes on")
+        execute.say(f"gpt1: resume={folder} goes on")
         if callable(handler := before[number]):
             handler(number, frame)
 
@@ -256,16 +259,16 @@ class SweepJob:
             if rundir.is_run(folder) and not resumed:  # interrupted, and nothing to go on from
                 rundir.clear(folder)
             composed = compose(composer, [f"resume={quote(str(folder))}"] if resumed else overrides)
-            module, run = running.checked(self.command, composed.config)
+            module, run = execute.checked(self.command, composed.config)
             stops = getattr(run, "on_error", None) == "stop"
-            with running.on_disk(run, folder), rundir.lock(folder) if resumed else rundir.claim(folder):
+            with execute.on_disk(run, folder), rundir.lock(folder) if resumed else rundir.claim(folder):
                 if not (self.sweep / STOPPED).exists():
-                    running.execute(module, self.command, run, folder, resumed, self.words)
+                    execute.execute(module, self.command, run, folder, resumed, self.words)
             return
         except InputError as error:
             status, told = 2, str(error)
-            running.say(f"gpt1: {label}: {error}")
-        except running.Failed as failed:
+            execute.say(f"gpt1: {label}: {error}")
+        except execute.Failed as failed:
             status, told = failed.status, failed.told.removeprefix("gpt1: ") or "failed"
         except SystemExit as stop:
             ended = stop.code in {128 + number for number in signals.BY_HAND} and not here
@@ -279,3 +282,46 @@ class SweepJob:
             (self.sweep / STOPPED).touch()
             if here:
                 raise SystemExit(status)
+
+
+def restarted() -> str | None:
+    """`SLURM_RESTART_COUNT=2` where a scheduler has started this command again."""
+    return next((f"{name}={count}" for name in COUNTS if (count := os.environ.get(name, "0")) not in ("", "0")), None)
+
+
+def taken_up(composer: Composer, words: list[str], composed: Composed) -> Composed | None:
+    """What was composed, of a run that was started again so that it goes on; None where it is finished.
+
+    InputError where the folder holds another run: the keys that differ.
+    """
+    folder, why = composed.folder, restarted()
+    if composed.resumed or why is None or not rundir.is_run(folder):
+        return composed
+    stored = {"command": rundir.environment(folder).get("command"), **rundir.read_config(folder / "config.yaml")}
+    now = {"command": composer.command, **dataclasses.asdict(execute.resolved(composed.config))}
+    refuse_others(folder, why, dict(flat(stored)), dict(flat(now)))
+    if rundir.is_finished(folder, None) and composer.command != "ablation":  # which looks after its own cells
+        tell(f"{why}: {folder} is finished")
+        return None
+    if schema.annotation_of(composer.cls, "resume") is None:
+        tell(f"{why}: beginning anew in {folder}")
+        rundir.clear(folder)
+        return composed
+    tell(f"{why}: going on with {folder}")
+    free = [word for word in words if word.lstrip("+").startswith(("runtime", "logger"))]
+    return compose(composer, [f"resume={quote(str(folder))}", *free])
+
+
+def refuse_others(folder: Path, why: str, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """InputError lists in what the folder's run or sweep is not what this command line asks for."""
+    keys = [key for key in dict.fromkeys((*now, *stored)) if key.partition(".")[0] not in APART]
+    if other := [key for key in keys if stored.get(key) != now.get(key)]:
+        lines = [f"  {key}={shown(now.get(key))}: the folder has {shown(stored.get(key))}" for key in other]
+        told = f"{folder} was begun with another configuration, and {why} goes on with the same one alone:"
+        raise InputError("\n".join([told, *lines, "name another folder, or what it was begun with"]))
+
+
+def tell(line: str) -> None:
+    """Tell it once, however many processes torchrun has started."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"gpt1: {line}", flush=True)

@@ -17,10 +17,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from gpt1cli import config, origins, overrides, rundir, schema
-from gpt1cli.composer import Composer, absolute, hydra_known, told_by_hydra
+from gpt1cli import config, origins, rundir, schema
+from gpt1cli.cli import overrides
+from gpt1cli.cli.hydra_loader import Composer, absolute, hydra_known, told_by_hydra
+from gpt1cli.cli.overrides import FOUND, NO_PATHS, PATHS
 from gpt1cli.groups import AblationConfig, FewConfig, ModelConfig
-from gpt1cli.overrides import FOUND, NO_PATHS, PATHS
 from gpt1cli.schema import InputError, bare, flat, shown
 
 BROUGHT = {"model", "tokenizer", "init", "epochs"}  # by a task of the demo, for the commands that have these keys

@@ -27,7 +27,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt1cli import config, options, overrides, schema
+from gpt1cli import config, options, schema
+from gpt1cli.cli import overrides
 from gpt1cli.schema import InputError, shown
 
 HYDRA = "1.3"  # whose rules of composition we follow
