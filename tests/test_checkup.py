@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt1cli import checkup, runtime
+from gpt1cli import runtime
 from gpt1cli.cli.main import main
+from gpt1cli.commands import doctor
 
 
 def test_versions_are_those_of_the_packages_and_a_wrong_one_has_a_remedy(monkeypatch):
     required = ["rich>=1", "numpy>=999", "no-such-package>=1", "pytest>=1; extra == 'dev'", "rich>=1; extra == 'one'"]
     required.append("no-such-package>=1; extra == 'two'")
     monkeypatch.setattr(importlib.metadata, "requires", lambda _: required)
-    found = {(one.kind, one.name): one for one in checkup.versions()}
+    found = {(one.kind, one.name): one for one in doctor.versions()}
     assert found["version", "rich"].state == importlib.metadata.version("rich") and not found["version", "rich"].remedy
     assert found["version", "numpy"].remedy == "pip install 'numpy>=999'"
     assert found["version", "no-such-package"].state == "missing"
@@ -39,41 +40,41 @@ def test_versions_are_those_of_the_packages_and_a_wrong_one_has_a_remedy(monkeyp
     ],
 )
 def test_precision_is_wrong_where_the_other_one_is_clearly_faster(bf16, gain, remedy):
-    assert checkup.precision(bf16, gain).remedy == remedy
+    assert doctor.precision(bf16, gain).remedy == remedy
 
 
 def test_what_a_container_leaves_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(runtime, "CGROUP", tmp_path)
     bound = len(os.sched_getaffinity(0))
-    assert checkup.cores() == bound  # no such files: no container
+    assert doctor.cores() == bound  # no such files: no container
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert checkup.cores() == bound
+    assert doctor.cores() == bound
     (tmp_path / "cpu.max").write_text("50000 100000\n")
-    assert checkup.cores() == 0.5
+    assert doctor.cores() == 0.5
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert checkup.processor().remedy == "runtime.threads=1"
+    assert doctor.processor().remedy == "runtime.threads=1"
     (tmp_path / "memory.max").write_text("3000000000\n")
     (tmp_path / "memory.current").write_text("1000000000\n")
     assert runtime.sizes_of_memory() == (3e9, 2e9)
-    assert "2GB of it free" in checkup.memory().state and "micro_batch" in checkup.memory().remedy
+    assert "2GB of it free" in doctor.memory().state and "micro_batch" in doctor.memory().remedy
 
 
 def test_a_gpu_that_torch_does_not_see_is_a_problem(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
-    (found,) = checkup.accelerators()
+    (found,) = doctor.accelerators()
     assert torch.__version__ in found.state and "a build of torch" in found.remedy
 
 
 def test_room_and_rights_are_looked_at_where_the_folder_will_be(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9e9, 1e9, 8e9))
-    assert checkup.place("out", str(tmp_path / "not/yet/there")).remedy == ""
+    assert doctor.place("out", str(tmp_path / "not/yet/there")).remedy == ""
     assert not any(tmp_path.iterdir())
     (tmp_path / "file").write_text("")
-    assert checkup.place("out", str(tmp_path / "file/below")).remedy == "out=DIR, a folder you may write to"
+    assert doctor.place("out", str(tmp_path / "file/below")).remedy == "out=DIR, a folder you may write to"
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9e9, 8e9, 1e9))
-    assert checkup.place("cache", str(tmp_path)).remedy == "cache=DIR on another disk"
+    assert doctor.place("cache", str(tmp_path)).remedy == "cache=DIR on another disk"
 
 
 def test_what_may_go_of_a_cache(tmp_path):
@@ -88,13 +89,13 @@ def test_what_may_go_of_a_cache(tmp_path):
     made("corpora/.other-0123456789abcdef01234567", 0.5)  # may be at work
     made("corpora/books-0123456789abcdef01234567", 9)
     half = made("datasets/org___set/default/0.0.0/key.incomplete", 3)
-    assert checkup.torn(tmp_path) == sorted([old, half])
+    assert doctor.torn(tmp_path) == sorted([old, half])
 
     before = made("datasets/org___set-0123456789abcdef", 5)
     made("datasets/org___set-fedcba9876543210", 1)
     made("datasets/org___other-0123456789abcdef", 7)
-    assert checkup.outdated(tmp_path) == [before]
-    found = {one.name: one for one in checkup.disk(str(tmp_path), str(tmp_path))}
+    assert doctor.outdated(tmp_path) == [before]
+    found = {one.name: one for one in doctor.disk(str(tmp_path), str(tmp_path))}
     assert found["corpora"].state == "1, 3kB"  # with what is still being made
     assert found["earlier states of hub=DIR"].remedy == f"may go: rm -r {before}"
     assert str(old) in found["left by killed processes"].remedy
@@ -102,10 +103,10 @@ def test_what_may_go_of_a_cache(tmp_path):
 
 def test_a_folder_in_the_place_of_the_hub(tmp_path):
     (tmp_path / "org" / "set").mkdir(parents=True)
-    assert checkup.reach(str(tmp_path), None).state == "1 repositories: org/set"
+    assert doctor.reach(str(tmp_path), None).state == "1 repositories: org/set"
     (tmp_path / "empty").mkdir()
-    assert "DIR/org/name" in checkup.reach(str(tmp_path / "empty"), None).remedy
-    assert checkup.reach(None, "no answer").state == "no answer" and not checkup.reach(None, None).remedy
+    assert "DIR/org/name" in doctor.reach(str(tmp_path / "empty"), None).remedy
+    assert doctor.reach(None, "no answer").state == "no answer" and not doctor.reach(None, None).remedy
 
 
 def test_the_doctor_looks_at_what_is_asked_for(tmp_path, capsys):
