@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from gpt1cli.models.language_model import LanguageModel
     from gpt1cli.tokenizer import Tokenizer
 
-__version__ = "0.1.0"
 
 
 def load(init: str | os.PathLike[str], hub: str | os.PathLike[str] | None = None) -> tuple[LanguageModel, Tokenizer]:

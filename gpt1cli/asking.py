@@ -16,14 +16,14 @@ import numpy as np
 
 from gpt1cli import demonstrations, prompting
 from gpt1cli.batches import Asked, Item
+from gpt1cli.config.schema import build
+from gpt1cli.config.task import TaskConfig
 from gpt1cli.demonstrations import Pool
 from gpt1cli.evaluation import Arranged, items_of
-from gpt1cli.groups import TaskConfig
 from gpt1cli.models.heads import Tuned
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.prompting import Prompt, Query
 from gpt1cli.runtime import Machine
-from gpt1cli.schema import build
 from gpt1cli.scoring import head_outputs
 from gpt1cli.tasks import few
 from gpt1cli.tasks.layouts import Example, Ids

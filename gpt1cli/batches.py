@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gpt1cli import distributed
-from gpt1cli.schema import InputError
+from gpt1cli.config.schema import InputError
 
 if TYPE_CHECKING:
     from gpt1cli.models.transformer import Past

@@ -19,15 +19,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gpt1cli import options, rundir
+from gpt1cli import rundir
 from gpt1cli.cli import execute
 from gpt1cli.cli.hydra_loader import Composer, Source
 from gpt1cli.cli.overrides import quote
 from gpt1cli.cli.resolve import compose
-from gpt1cli.config import RunConfig, SearchConfig, SweepsConfig, TrainConfig
-from gpt1cli.groups import LoggerConfig
+from gpt1cli.config import options
+from gpt1cli.config.commands import RunConfig, SearchConfig, SweepsConfig, TrainConfig
+from gpt1cli.config.schema import InputError, annotation_of, flat, shown
+from gpt1cli.config.training import LoggerConfig
 from gpt1cli.loggers import clock, write_log
-from gpt1cli.schema import InputError, annotation_of, flat, shown
 
 HOW = ("runtime.", "logger.")  # how a cell is executed and followed: its parent's own, handed to each
 Parent = SweepsConfig | SearchConfig

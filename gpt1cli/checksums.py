@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gpt1cli import rundir
-from gpt1cli.schema import InputError
+from gpt1cli.config.schema import InputError
 
 FILE = "checksums.json"
 PIECE = 2**22  # bytes read at a time

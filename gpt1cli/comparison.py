@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from gpt1cli import rundir
+from gpt1cli.config.schema import InputError
 from gpt1cli.pages import Table
 from gpt1cli.paper import Row
 from gpt1cli.report import Finished, by_seed, varying
-from gpt1cli.schema import InputError
 
 RESAMPLES = 10_000
 AT_ONCE = 4_000_000  # counts held in memory

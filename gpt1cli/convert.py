@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gpt1cli import published
-from gpt1cli.schema import InputError
+from gpt1cli.config.schema import InputError
 
 NAMES = {  # ours -> theirs, inside a block, in the order of OpenAI's arrays; the second value: stored transposed
     "query_key_value": ("attn.c_attn", True),

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from gpt1cli import templates
-from gpt1cli.groups import TaskConfig
+from gpt1cli.config.schema import InputError
+from gpt1cli.config.task import TaskConfig
+from gpt1cli.config.template import SLOT, parse
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.prompting import Prompt, lay
-from gpt1cli.schema import InputError
 from gpt1cli.scoring import device_of, read
 from gpt1cli.searching import with_template
 from gpt1cli.tasks.few import class_of
@@ -68,9 +68,9 @@ def openings(task: TaskConfig) -> list[str]:
     """What a cue goes on from: all texts of an example, and the task's own prompt to its last text, if it differs."""
     names = {number: name for name, number in task.fields.items()}  # of several names for a text the task's own
     found = [" ".join(f"{{{names[number]}}}" for number in sorted(names))]
-    parts = templates.parse(task.prompt.template or "")
-    last = max((i for i, part in enumerate(parts) if part.named and part.text != templates.SLOT), default=-1)
-    if all(part.text != templates.SLOT or not part.named for part in parts[: last + 1]):
+    parts = parse(task.prompt.template or "")
+    last = max((i for i, part in enumerate(parts) if part.named and part.text != SLOT), default=-1)
+    if all(part.text != SLOT or not part.named for part in parts[: last + 1]):
         found.append("".join(_spelled(*part) for part in parts[: last + 1]))
     return [opening for opening in dict.fromkeys(found) if opening]
 
@@ -97,7 +97,7 @@ def by_model(
     visible = np.array([bool(text.strip()) and text.strip() != UNKNOWN for text in texts])  # [V]
     found: dict[str, None] = {}
     for opening in openings(task):
-        prompt = Prompt.of(with_template(task, f"{opening} {{{templates.SLOT}}}"), vocabulary)
+        prompt = Prompt.of(with_template(task, f"{opening} {{{SLOT}}}"), vocabulary)
         room = model.config.n_positions - length
         if room < 2:
             raise InputError(f"length={length}: n_positions={model.config.n_positions} leave no room for it")
@@ -106,7 +106,7 @@ def by_model(
         following = _following(model, contexts, len(vocabulary), token_budget)
         steps = beam_search(following, lambda _: visible, width, length)
         for one in itertools.chain.from_iterable(steps):
-            template = f"{opening} {_spelled(vocabulary.decode(one.ids).strip(), False)} {{{templates.SLOT}}}"
+            template = f"{opening} {_spelled(vocabulary.decode(one.ids).strip(), False)} {{{SLOT}}}"
             if template not in found and _same(task, template, vocabulary, one.ids):
                 found[template] = None
     return list(found)
@@ -195,7 +195,7 @@ def by_t5(
             around = one.ids[:cut], one.ids[cut + 1 : -1]
             filled = [_spelled(tokenizer.decode(part).strip(), False) for part in around]
             texts = [" ".join(f"{{{names[number]}}}" for number in numbers) for numbers in (before, behind)]
-            parts = [texts[0], filled[0], f"{{{templates.SLOT}}}", filled[1], texts[1]]
+            parts = [texts[0], filled[0], f"{{{SLOT}}}", filled[1], texts[1]]
             filled_in[" ".join(part for part in parts if part)] = None
         found += list(filled_in)[: -(-width // len(several))]
     return found

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt1cli.config.schema import InputError, shown
 from gpt1cli.pages import Block, Table
 from gpt1cli.plots import Picture, by_factors, draw
 from gpt1cli.report import Finished
-from gpt1cli.schema import InputError, shown
 
 STYLES = {"transformer": "o-", "lstm": "o--"}  # as in the paper: solid and dashed
 

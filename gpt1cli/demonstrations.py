@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt1cli.groups import TaskConfig
+from gpt1cli.config.schema import InputError
+from gpt1cli.config.task import TaskConfig
 from gpt1cli.models.language_model import LanguageModel
-from gpt1cli.schema import InputError
 from gpt1cli.scoring import device_of, mean_states
 from gpt1cli.tasks import few
 from gpt1cli.tasks.layouts import Example

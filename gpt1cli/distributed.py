@@ -32,8 +32,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gpt1cli import disk, signals
-from gpt1cli.config import TrainConfig
-from gpt1cli.schema import InputError
+from gpt1cli.config.commands import TrainConfig
+from gpt1cli.config.schema import InputError
 
 T = TypeVar("T")
 Run = Callable[[Any, Path], None]  # a command's run(config, folder)

@@ -15,8 +15,8 @@ from glob import glob
 from pathlib import Path
 
 from gpt1cli import demo_world, hub
-from gpt1cli.groups import CorpusConfig
-from gpt1cli.schema import InputError
+from gpt1cli.config.data import CorpusConfig
+from gpt1cli.config.schema import InputError
 
 PART = 2**18  # characters handed to one worker at a time
 

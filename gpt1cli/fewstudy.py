@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from gpt1cli import rundir, studies
 from gpt1cli.cells import Cell, composed
-from gpt1cli.config import FewshotConfig, FinetuneConfig, SearchConfig, SweepsConfig
-from gpt1cli.groups import PromptConfig
-from gpt1cli.schema import InputError, annotation_of, build, unknown
+from gpt1cli.config.commands import FewshotConfig, FinetuneConfig, SearchConfig, SweepsConfig
+from gpt1cli.config.prompt import PromptConfig
+from gpt1cli.config.schema import InputError, annotation_of, build, unknown
 from gpt1cli.studies import Kind, Stage, home, prerequisites
 from gpt1cli.tasks import few
 

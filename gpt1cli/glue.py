@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpt1cli import disk, rundir
-from gpt1cli.groups import TaskConfig
-from gpt1cli.schema import InputError
+from gpt1cli.config.schema import InputError
+from gpt1cli.config.task import TaskConfig
 
 
 class File(NamedTuple):

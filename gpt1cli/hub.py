@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt1cli import origins
-from gpt1cli.groups import CorpusConfig, TaskConfig, TokenizerConfig
+from gpt1cli.config.data import CorpusConfig, TokenizerConfig
+from gpt1cli.config.schema import InputError
+from gpt1cli.config.task import TaskConfig
 from gpt1cli.published import REPOS, tokenizer_config
-from gpt1cli.schema import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder

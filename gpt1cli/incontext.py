@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from gpt1cli import probing
+from gpt1cli.config.schema import InputError
+from gpt1cli.config.task import TaskConfig
 from gpt1cli.evaluation import Split, predicted
 from gpt1cli.evaluation import predictions as answers_of
-from gpt1cli.groups import TaskConfig
 from gpt1cli.metrics import score
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.prompting import Answers, Prompt, answers
-from gpt1cli.schema import InputError
 from gpt1cli.tasks.few import class_names, class_of
 from gpt1cli.tasks.layouts import Example
 

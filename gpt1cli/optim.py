@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from gpt1cli import distributed
-from gpt1cli.groups import OptimizerConfig
+from gpt1cli.config.training import OptimizerConfig
 
 # --- schedules: step -> factor of the highest learning rate -----------------------------------------------------------
 

@@ -10,9 +10,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import options, published, rundir
-from gpt1cli.groups import ModelConfig, TaskConfig, TokenizerConfig
-from gpt1cli.schema import InputError, build, shown
+from gpt1cli import published, rundir
+from gpt1cli.config import options
+from gpt1cli.config.data import TokenizerConfig
+from gpt1cli.config.model import ModelConfig
+from gpt1cli.config.schema import InputError, build, shown
+from gpt1cli.config.task import TaskConfig
 
 FORMAT = 1  # of our checkpoints
 PRETRAINED = ("pretrain/*/*", "multirun/pretrain/*/*", "ablation/*/*/cells/*", "multirun/ablation/*/*/cells/*")

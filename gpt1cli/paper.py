@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from gpt1cli import options, plots
+from gpt1cli import plots
+from gpt1cli.config import options
 from gpt1cli.pages import Table
 from gpt1cli.plots import Picture
 from gpt1cli.report import Finished, by_seed, variants

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from gpt1cli.groups import ModelConfig, TokenizerConfig
+from gpt1cli.config.data import TokenizerConfig
+from gpt1cli.config.model import ModelConfig
 from gpt1cli.kernels import CHUNK_ROWS, QUERIES, VOCABULARY_TILE
 from gpt1cli.models import parameters
 from gpt1cli.runtime import Machine

@@ -31,10 +31,10 @@ import numpy as np
 
 from gpt1cli import cautions, metrics
 from gpt1cli.batches import Item
-from gpt1cli.config import ZeroshotConfig
+from gpt1cli.config.commands import ZeroshotConfig
+from gpt1cli.config.schema import InputError
+from gpt1cli.config.task import TaskConfig
 from gpt1cli.evaluation import Split, encoded, load_examples
-from gpt1cli.groups import TaskConfig
-from gpt1cli.schema import InputError
 from gpt1cli.tasks.layouts import Ids
 from gpt1cli.tokenizer import Tokenizer
 

@@ -29,12 +29,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpt1cli import templates
 from gpt1cli.batches import Item
-from gpt1cli.groups import TaskConfig
+from gpt1cli.config.schema import InputError, shown
+from gpt1cli.config.task import TaskConfig
+from gpt1cli.config.template import SLOT, parse
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.probing import likelihoods
-from gpt1cli.schema import InputError, shown
 from gpt1cli.scoring import ending_log_probabilities, read
 from gpt1cli.tasks.few import class_of
 from gpt1cli.tasks.layouts import Example, Ids, shortened
@@ -89,12 +89,12 @@ class Prompt:
         separator, blanks = _parted(prompt.separator)
         sides: list[list[Ids | Text]] = [[], []]
         side, slot_blanks = sides[0], ""
-        for text, named in templates.parse(prompt.template):
+        for text, named in parse(prompt.template):
             if not named:
                 text, following = _parted(blanks + text)
                 side.append(literal(vocabulary, text))
                 blanks = following
-            elif text == templates.SLOT:
+            elif text == SLOT:
                 slot_blanks, blanks, side = blanks, "", sides[1]
             else:
                 side.append(Text(task.fields[text], blanks))

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt1cli.groups import Finetuning, ModelConfig, Pretraining, TokenizerConfig
-from gpt1cli.schema import InputError, build, shown
+from gpt1cli.config.data import TokenizerConfig
+from gpt1cli.config.model import Finetuning, ModelConfig, Pretraining
+from gpt1cli.config.schema import InputError, build, shown
 
 OPENAI = "openai-community/openai-gpt"
 REPOS = {"openai": OPENAI, "gpt2": "openai-community/gpt2"}  # what init= calls them; as options of tokenizer=, too

@@ -19,7 +19,8 @@ from torch import nn
 
 from gpt1cli import rundir
 from gpt1cli.batches import Batch
-from gpt1cli.config import TrainConfig
+from gpt1cli.config.commands import TrainConfig
+from gpt1cli.config.schema import InputError
 from gpt1cli.fit import OutOfMemory, gradients
 from gpt1cli.loggers import Progress, short
 from gpt1cli.objectives import Loss
@@ -27,7 +28,6 @@ from gpt1cli.optim import Optimizer
 from gpt1cli.pages import Table
 from gpt1cli.planning import Work, hours
 from gpt1cli.runtime import Machine, peak_memory_bytes
-from gpt1cli.schema import InputError
 
 M = TypeVar("M", bound=nn.Module)
 

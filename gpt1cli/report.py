@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpt1cli import rundir
-from gpt1cli.config import COMMANDS
+from gpt1cli.config.commands import COMMANDS
+from gpt1cli.config.schema import InputError, check, flat, shown
 from gpt1cli.pages import Table
-from gpt1cli.schema import InputError, check, flat, shown
 
 # Keys that tell one run from another of the same kind without making it another experiment.
 NO_VARIANT = {

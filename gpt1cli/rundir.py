@@ -24,8 +24,10 @@ from typing import Any, TextIO
 
 import yaml
 
-from gpt1cli import __version__, config, disk
-from gpt1cli.schema import InputError, annotation_of, check, shown
+from gpt1cli import disk
+from gpt1cli.config import commands
+from gpt1cli.config.schema import InputError, annotation_of, check, shown
+from gpt1cli.config.version import __version__
 
 LOCK = ".lock"
 TORN = r"\.(environment\.json|config\.yaml)-\d+"  # written by a process that was killed before it could rename it
@@ -61,7 +63,7 @@ def _beside(folder: Path) -> str:
     command = None
     with contextlib.suppress(InputError):
         command = environment(folder).get("command")
-    known = config.COMMANDS.get(command) if isinstance(command, str) else None
+    known = commands.COMMANDS.get(command) if isinstance(command, str) else None
     if known is None or annotation_of(known, "resume") is not None:
         return f"go on with it by resume={folder}, or name another folder"
     return f"gpt1 {command} has nothing to go on from: name another folder, or remove this one first"

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import options, pages, plots, rundir
-from gpt1cli.config import COMMANDS
+from gpt1cli import pages, plots, rundir
+from gpt1cli.config import options
+from gpt1cli.config.commands import COMMANDS
+from gpt1cli.config.schema import annotation_of, flat, shown
 from gpt1cli.pages import Block, Command, Table
 from gpt1cli.plots import Picture
-from gpt1cli.schema import annotation_of, flat, shown
 
 WHERE = ("name", "out", "cache", "hub")  # settings that say where, and not what
 

@@ -13,9 +13,9 @@ import torch
 
 from gpt1cli import distributed
 from gpt1cli.batches import TOKEN_BUDGET
-from gpt1cli.groups import RuntimeConfig
+from gpt1cli.config.schema import InputError
+from gpt1cli.config.training import RuntimeConfig
 from gpt1cli.kernels import keep_memory
-from gpt1cli.schema import InputError
 
 CGROUP = Path("/sys/fs/cgroup")  # what a container may use
 SLOW_BF16 = "warning: this hardware does not speed up bf16: runtime.precision=fp32 is faster here"

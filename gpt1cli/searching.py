@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpt1cli.config.prompt import PromptConfig
+from gpt1cli.config.schema import InputError
+from gpt1cli.config.task import TaskConfig
 from gpt1cli.evaluation import predictions
-from gpt1cli.groups import PromptConfig, TaskConfig
 from gpt1cli.metrics import pearson
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.prompting import Prompt, answers, lay
-from gpt1cli.schema import InputError
 from gpt1cli.scoring import next_log_probabilities
 from gpt1cli.tasks.few import class_of
 from gpt1cli.tasks.layouts import Example

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from gpt1cli import rundir
 from gpt1cli.cells import Cell, composed
-from gpt1cli.config import FinetuneConfig, SweepsConfig
-from gpt1cli.groups import ModelConfig
-from gpt1cli.schema import InputError
+from gpt1cli.config.commands import FinetuneConfig, SweepsConfig
+from gpt1cli.config.model import ModelConfig
+from gpt1cli.config.schema import InputError
 
 STARTS = {"transformer": "init", "lstm": "init_lstm"}  # architecture -> what names a run of it
 ARCHITECTURES = tuple(STARTS)

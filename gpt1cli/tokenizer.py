@@ -32,8 +32,8 @@ import numpy as np
 
 from gpt1cli import bytelevel, disk
 from gpt1cli import text as rules
+from gpt1cli.config.schema import InputError
 from gpt1cli.lookup import Lookup
-from gpt1cli.schema import InputError
 
 UNKNOWN = "<unk>"
 END_OF_WORD = "</w>"

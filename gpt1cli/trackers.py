@@ -22,9 +22,9 @@ from shlex import quote
 from typing import Any
 
 from gpt1cli import distributed, rundir
-from gpt1cli.config import FewshotConfig, TrainConfig, ZeroshotConfig
-from gpt1cli.groups import LoggerConfig
-from gpt1cli.schema import InputError, flat, shown
+from gpt1cli.config.commands import FewshotConfig, TrainConfig, ZeroshotConfig
+from gpt1cli.config.schema import InputError, flat, shown
+from gpt1cli.config.training import LoggerConfig
 
 Line = Mapping[str, Any]
 Log = Callable[[Line], None]

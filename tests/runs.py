@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 from small import read
 
-from gpt1cli.groups import TaskConfig
+from gpt1cli.config.schema import build
+from gpt1cli.config.task import TaskConfig
 from gpt1cli.report import Finished, find_runs
-from gpt1cli.schema import build
 
 
 def task_config(task: str) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.main import main
 from gpt1cli.cli.resolve import compose
 from gpt1cli.commands import finetune
-from gpt1cli.config import SweepsConfig
-from gpt1cli.schema import InputError
+from gpt1cli.config.commands import SweepsConfig
+from gpt1cli.config.schema import InputError
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

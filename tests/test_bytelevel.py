@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from transformers import GPT2Tokenizer
 
 from gpt1cli import bytelevel, corpus, demo_world, documents, tokenizer, workers
-from gpt1cli.groups import CorpusConfig, TokenizerConfig
+from gpt1cli.config.data import CorpusConfig, TokenizerConfig
+from gpt1cli.config.schema import InputError
 from gpt1cli.loggers import Progress
-from gpt1cli.schema import InputError
 from gpt1cli.tokenizer import ByteTokenizer, Tokenizer, load, train_bytes
 
 UGLY = [

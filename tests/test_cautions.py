@@ -11,8 +11,8 @@ from small import SMALL
 from gpt1cli import cautions, probing, runtime
 from gpt1cli.cli.main import main
 from gpt1cli.commands import fewshot
-from gpt1cli.groups import TaskConfig
-from gpt1cli.schema import build
+from gpt1cli.config.schema import build
+from gpt1cli.config.task import TaskConfig
 
 
 @pytest.mark.parametrize(

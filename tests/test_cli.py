@@ -15,12 +15,15 @@ from typing import Any
 
 import pytest
 
-from gpt1cli import __version__, config, options, rundir, schema
+from gpt1cli import rundir
 from gpt1cli.cli import help, main
 from gpt1cli.cli.argv import sort
 from gpt1cli.cli.help import EXAMPLES
-from gpt1cli.commands import COMMANDS
-from gpt1cli.schema import InputError
+from gpt1cli.config import commands as config_commands
+from gpt1cli.config import options, schema
+from gpt1cli.config.commands import DESCRIPTIONS
+from gpt1cli.config.schema import InputError
+from gpt1cli.config.version import __version__
 
 REPORT = ["report", "runs=[somewhere]"]  # the command that composes fastest
 
@@ -33,7 +36,7 @@ def commands(tmp_path, monkeypatch):
     fakes.run = lambda built, folder: seen.append((built, folder))
     module = SimpleNamespace(needs=lambda built: fakes.needs(built), run=lambda built, folder: fakes.run(built, folder))
     monkeypatch.setitem(sys.modules, "gpt1cli.hub", SimpleNamespace(require=lambda *asked: fakes.require(*asked)))
-    for name in config.COMMANDS:
+    for name in config_commands.COMMANDS:
         monkeypatch.setitem(sys.modules, f"gpt1cli.commands.{name}", module)
     for variable in ("GPT1_HUB", "GPT1_CACHE", "HYDRA_FULL_ERROR"):
         monkeypatch.delenv(variable, raising=False)
@@ -132,9 +135,9 @@ def test_help_and_version_are_quick_and_import_nothing_heavy():
 def test_the_pages_name_every_command_group_option_and_key(capsys):
     assert main.main([]) == main.main(["--help"]) == 0
     first = capsys.readouterr().out
-    assert first == help.front_page() * 2 and COMMANDS.keys() == config.COMMANDS.keys()
-    assert all(f"\n  {command} " in first for command in config.COMMANDS)
-    for command, cls in config.COMMANDS.items():
+    assert first == help.front_page() * 2 and DESCRIPTIONS.keys() == config_commands.COMMANDS.keys()
+    assert all(f"\n  {command} " in first for command in config_commands.COMMANDS)
+    for command, cls in config_commands.COMMANDS.items():
         assert main.main([command, "lr=nonsense", "-h"]) == 0
         page = capsys.readouterr().out
         assert max(map(len, page.splitlines())) <= 100
@@ -143,7 +146,7 @@ def test_the_pages_name_every_command_group_option_and_key(capsys):
         for group in groups:
             assert f"{group}=OPTION" in page
             assert all(f"\n  {option} " in page for option in options.names(group))
-            assert all(f"  {group}.{key}" in page for key in schema.fields_of(config.GROUPS[group]))
+            assert all(f"  {group}.{key}" in page for key in schema.fields_of(config_commands.GROUPS[group]))
         for key in cls.__dataclass_fields__.keys() - groups.keys() - {"limit", "plan", "few", "grid"}:
             assert f"\n  {key}=" in page
     assert main.main(["--version"]) == 0
@@ -190,7 +193,7 @@ def test_a_run_gets_its_configuration_and_a_folder_of_its_own(commands):
     directory, arguments = os.getcwd(), sys.argv
     assert main.main(words) == 0
     [(built, folder)] = commands.seen
-    assert isinstance(built, config.PretrainConfig) and (built.steps, built.epochs) == (5, None)
+    assert isinstance(built, config_commands.PretrainConfig) and (built.steps, built.epochs) == (5, None)
     assert folder.parent == Path.cwd() / "my, 'runs'" / "pretrain" / "demo"
     assert rundir.read_config(folder / "config.yaml")["out"] == "my, 'runs'"
     assert rundir.environment(folder)["command_line"] == words

@@ -17,11 +17,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from gpt1cli import config, options, rundir
+from gpt1cli import rundir
 from gpt1cli.cli import overrides
 from gpt1cli.cli.hydra_loader import Composer, Source
 from gpt1cli.cli.resolve import Composed, compose
-from gpt1cli.schema import InputError
+from gpt1cli.config import commands, options
+from gpt1cli.config.schema import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +32,7 @@ def somewhere(tmp_path, monkeypatch):
     monkeypatch.delenv("GPT1_CACHE", raising=False)
 
 
-COMPOSERS = {command: Composer(command) for command in config.COMMANDS}
+COMPOSERS = {command: Composer(command) for command in commands.COMMANDS}
 
 
 def composed(command: str, *words: str) -> Composed:
@@ -97,14 +98,14 @@ def arrived(word: str, cls: type, sweep: bool = False) -> Any:
 @pytest.mark.parametrize("value", UGLY)
 def test_a_literal_value_arrives_unchanged(value):
     for key in ("out", "corpus.path", "init", "name"):
-        assert arrived(f"{key}={value}", config.PretrainConfig) == value
+        assert arrived(f"{key}={value}", commands.PretrainConfig) == value
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(alphabet=st.sampled_from("'\"\\${}[](),:= \tax~+.é\n"), max_size=12))
 @example("\\'\\\\'\\")
 def test_any_literal_value_arrives_unchanged(value):
-    assert arrived(f"out={value}", config.PretrainConfig) == value
+    assert arrived(f"out={value}", commands.PretrainConfig) == value
 
 
 def test_ugly_values_go_through_the_whole_composition():
@@ -115,8 +116,8 @@ def test_ugly_values_go_through_the_whole_composition():
 
 
 def test_null_stays_null_where_it_is_allowed():
-    assert arrived("hub=null", config.PretrainConfig) is None
-    assert arrived("out=null", config.PretrainConfig) == "null"
+    assert arrived("hub=null", commands.PretrainConfig) is None
+    assert arrived("out=null", commands.PretrainConfig) == "null"
 
 
 @pytest.mark.parametrize(
@@ -131,12 +132,12 @@ def test_null_stays_null_where_it_is_allowed():
     ],
 )
 def test_a_list_of_literals(value, runs):
-    assert arrived(f"runs={value}", config.ReportConfig) == runs
+    assert arrived(f"runs={value}", commands.ReportConfig) == runs
 
 
 def test_a_comma_in_init_sweeps_under_m_only():
-    assert overrides.translate("init=a b,c", config.PretrainConfig, sweep=True) == "init='a b','c'"
-    assert arrived("init=a b,c", config.PretrainConfig) == "a b,c"
+    assert overrides.translate("init=a b,c", commands.PretrainConfig, sweep=True) == "init='a b','c'"
+    assert arrived("init=a b,c", commands.PretrainConfig) == "a b,c"
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from gpt1cli import config, options, schema
 from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.resolve import compose
-from gpt1cli.schema import InputError, Key
+from gpt1cli.config import commands, options, schema
+from gpt1cli.config.schema import InputError, Key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def test_a_long_value_is_cut_in_a_message():
     assert len(message) < 300
 
 
-COMPOSERS = {command: Composer(command) for command in config.COMMANDS}
+COMPOSERS = {command: Composer(command) for command in commands.COMMANDS}
 SPLITS = {name: options.values("task", name)["splits"] for name in options.names("task")}
 OWN = [name for name in SPLITS if options.values("task", name)["source"] == "file"]
 PROBES = [name for name, splits in SPLITS.items() if not {"train", "valid"} <= set(splits) and name not in OWN]
@@ -99,7 +99,7 @@ NEEDED = {  # what has no default
 def cases() -> list[tuple[str, dict[str, str]]]:
     """Compositions of every command in which every option of each of its groups occurs."""
     found = []
-    for command in sorted(config.COMMANDS.keys() - {"export"}):  # has no groups of its own, and reads the run at once
+    for command in sorted(commands.COMMANDS.keys() - {"export"}):  # has no groups of its own, and reads the run at once
         known = {group: list(options.names(group)) for group in options.defaults(command)[0]}
         if command in ("finetune", "search"):
             known["task"] = [name for name in known["task"] if name not in PROBES]
@@ -114,7 +114,7 @@ def test_every_option_in_conf_composes_and_builds(command, chosen):
         chosen = {group: option for group, option in chosen.items() if group != "ablation"}
     words = [f"{group}={option}" for group, option in chosen.items()]
     words += ["corpus.path=books/"] if chosen.get("corpus") == "text" else []
-    words += ["init=none"] if {"init", "model"} <= schema.fields_of(config.COMMANDS[command]).keys() else []
+    words += ["init=none"] if {"init", "model"} <= schema.fields_of(commands.COMMANDS[command]).keys() else []
     words += NEEDED.get(command, [])
     words += ["task.train=rows.csv", "task.kind=pair"] if chosen.get("task") in OWN else []
     asked = command in ("fewshot", "search") and chosen.get("task") == "file"
@@ -132,10 +132,10 @@ def test_a_task_that_only_probes_is_not_fine_tuned_on(task):
 
 
 def test_every_key_has_a_meaning_and_every_group_a_dataclass():
-    for command, cls in config.COMMANDS.items():
+    for command, cls in commands.COMMANDS.items():
         for name, annotation in schema.fields_of(cls).items():
             grouped = dataclasses.is_dataclass(schema.bare(annotation))
             assert grouped or schema.key_of(annotation).meaning, f"{command}: {name}"
-        assert set(options.defaults(command)[0]) <= set(config.GROUPS)
+        assert set(options.defaults(command)[0]) <= set(commands.GROUPS)
         for group in options.defaults(command)[0]:
             assert all(options.names(group).values()), f"an option of {group} does not say what it is"

@@ -20,9 +20,9 @@ import pyarrow.parquet
 import pytest
 
 from gpt1cli import corpus, documents, tokenizer, workers
-from gpt1cli.groups import CorpusConfig, TokenizerConfig
+from gpt1cli.config.data import CorpusConfig, TokenizerConfig
+from gpt1cli.config.schema import InputError
 from gpt1cli.loggers import Progress
-from gpt1cli.schema import InputError
 
 QUIET = functools.partial(Progress, None, mode="none")
 

@@ -14,11 +14,13 @@ import torch
 
 from gpt1cli import checkpoint, checksums, corpus, documents, origins, tokenizer
 from gpt1cli.checkpoint import State
-from gpt1cli.groups import CorpusConfig, Finetuning, ModelConfig, OptimizerConfig, Pretraining, TokenizerConfig
+from gpt1cli.config.data import CorpusConfig, TokenizerConfig
+from gpt1cli.config.model import Finetuning, ModelConfig, Pretraining
+from gpt1cli.config.schema import InputError
+from gpt1cli.config.training import OptimizerConfig
 from gpt1cli.loggers import Progress
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.optim import Optimizer
-from gpt1cli.schema import InputError
 
 SMALL = ModelConfig("small", 1, 16, 2, 32, 16, 0.0, 0.0, 0.0, 1e-5, 0.02, Pretraining(4, 16, 1e-3, 2), Finetuning(1e-3))
 TOKENIZER = TokenizerConfig("bpe", "corpus", None, 9)

@@ -18,10 +18,10 @@ from small import read
 from gpt1cli import rundir
 from gpt1cli.batches import TOKEN_BUDGET
 from gpt1cli.cli.main import main
+from gpt1cli.config.schema import InputError, build
+from gpt1cli.config.task import TaskConfig
 from gpt1cli.evaluation import Split, answered_as, measured, predictions, refuse_other_labels
-from gpt1cli.groups import TaskConfig
 from gpt1cli.objectives import fine_tuning
-from gpt1cli.schema import InputError, build
 from gpt1cli.tasks.layouts import Example
 
 pytestmark = pytest.mark.usefixtures("undrawn")

@@ -12,8 +12,8 @@ import pytest
 from small import read
 
 from gpt1cli import tasks
-from gpt1cli.groups import TaskConfig
-from gpt1cli.schema import InputError, build
+from gpt1cli.config.schema import InputError, build
+from gpt1cli.config.task import TaskConfig
 from gpt1cli.tasks.few import arranged, class_of, draw, order
 from gpt1cli.tasks.layouts import Example
 

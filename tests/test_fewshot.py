@@ -20,10 +20,10 @@ from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.main import main
 from gpt1cli.cli.resolve import compose
 from gpt1cli.commands import fewshot as command
+from gpt1cli.config.schema import InputError, build
+from gpt1cli.config.task import TaskConfig
 from gpt1cli.evaluation import Split
-from gpt1cli.groups import TaskConfig
 from gpt1cli.prompting import Prompt
-from gpt1cli.schema import InputError, build
 from gpt1cli.tasks import few
 from gpt1cli.tasks.layouts import Example
 
@@ -311,7 +311,8 @@ def test_the_papers_tasks_are_answered(test_hub, runs, tmp_path, task):
 
 @pytest.mark.realdata
 def test_the_words_of_shipped_prompts_are_single_pieces_of_the_published_vocabulary(test_hub):
-    from gpt1cli import options, tokenizer
+    from gpt1cli import tokenizer
+    from gpt1cli.config import options
 
     vocabulary = tokenizer.load(Path(test_hub) / "openai-community" / "openai-gpt")
     for name in options.names("task"):

@@ -19,9 +19,9 @@ from test_ablation import planned
 from gpt1cli import cells, comparison, fewstudy, fewtable, rundir
 from gpt1cli.cli.main import main
 from gpt1cli.commands import ablation, finetune
+from gpt1cli.config.schema import InputError
 from gpt1cli.paper import FIELDS
 from gpt1cli.report import Finished, find_runs
-from gpt1cli.schema import InputError
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

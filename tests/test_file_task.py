@@ -9,9 +9,10 @@ from collections import Counter
 import pandas
 import pytest
 
-from gpt1cli import options, tasks
-from gpt1cli.groups import TaskConfig
-from gpt1cli.schema import InputError, build
+from gpt1cli import tasks
+from gpt1cli.config import options
+from gpt1cli.config.schema import InputError, build
+from gpt1cli.config.task import TaskConfig
 from gpt1cli.tasks import file
 
 

@@ -18,14 +18,15 @@ from small import NO_DROPOUT
 from gpt1cli import checkpoint, rundir, signals, tokenizer
 from gpt1cli.batches import windows_batch
 from gpt1cli.checkpoint import State
+from gpt1cli.config.model import Finetuning, ModelConfig, Pretraining
+from gpt1cli.config.schema import InputError
+from gpt1cli.config.training import OptimizerConfig
 from gpt1cli.corpus import random_windows
 from gpt1cli.fit import Plan, fit
-from gpt1cli.groups import Finetuning, ModelConfig, OptimizerConfig, Pretraining
 from gpt1cli.loggers import Progress
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.objectives import Loss, language_modelling
 from gpt1cli.optim import Optimizer, cosine
-from gpt1cli.schema import InputError
 
 SMALL = ModelConfig("small", 1, 16, 2, 32, 16, 0.1, 0.1, 0.1, 1e-5, 0.02, Pretraining(4, 16, 1e-3, 2), Finetuning(1e-3))
 ADAMW = OptimizerConfig("adamw", 0.9, 0.999, 1e-8, 0.01, 1.0)

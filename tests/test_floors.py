@@ -130,12 +130,12 @@ def test_the_package_keeps_its_floors():
 SOUND = {
     "__init__": "def load(init):\n    import torch\n    from gpt1cli import checkpoint\n",
     "cli": "import hydra, rich\nfrom gpt1cli import config, rundir, compose, commands, __version__\n",
-    "compose": "from omegaconf import OmegaConf\nfrom gpt1cli.schema import build\n",
+    "compose": "from omegaconf import OmegaConf\nfrom gpt1cli.config.schema import build\n",
     "schema": "import dataclasses\n",
-    "config": "from gpt1cli.schema import Key\n",
+    "config": "from gpt1cli.config.schema import Key\n",
     "kernels": "import torch.nn.functional as F\n",
     "rundir": "import json\nfrom gpt1cli import __version__\n",
-    "hub": "import datasets\nfrom gpt1cli.schema import InputError\n",
+    "hub": "import datasets\nfrom gpt1cli.config.schema import InputError\n",
     "tasks": "SOURCES = {}\n",
     "tasks.layouts": "import torch\n",
     "tasks.glue": "import datasets\nfrom gpt1cli import hub\nfrom gpt1cli.tasks.layouts import Example\n",
@@ -145,7 +145,7 @@ SOUND = {
     "fit": "from gpt1cli import rundir, checkpoint\n",
     "checkpoint": "from gpt1cli.models import Transformer\n",
     "commands": "COMMANDS = {}\n",
-    "commands.pretrain": "from gpt1cli.fit import fit\nfrom gpt1cli.config import PretrainConfig\n",
+    "commands.pretrain": "from gpt1cli.fit import fit\nfrom gpt1cli.config.commands import PretrainConfig\n",
     "commands.finetune": "from gpt1cli.tasks import SOURCES\n",
     "commands.ablation": "import omegaconf\nfrom gpt1cli.commands import finetune\n",
 }
@@ -163,7 +163,7 @@ def test_a_sound_package_has_no_offences():
         ("checkpoint", "from gpt1cli.commands.pretrain import run", "checkpoint (floor 2) imports commands.pretrain"),
         ("tasks.glue", "def late():\n    from gpt1cli import checkpoint", "tasks.glue (floor 1) imports checkpoint"),
         ("models.transformer", "from ..fit import fit", "models.transformer (floor 1) imports fit"),
-        ("kernels", "from gpt1cli.schema import Key", "kernels imports schema: the lowest floor"),
+        ("kernels", "from gpt1cli.config.schema import Key", "kernels imports schema: the lowest floor"),
         ("schema", "from . import kernels", "schema imports kernels: the lowest floor"),
         ("cli", "from gpt1cli.commands import pretrain", "cli imports commands.pretrain: before a command is chosen"),
         ("compose", "from gpt1cli import hub", "compose imports hub: before a command is chosen"),
@@ -191,5 +191,5 @@ def test_what_answers_at_once_loads_nothing_heavy():
     quick = ", ".join(f"{PACKAGE}.{name}" for name in sorted(QUICK - {"__main__"}))
     code = f"import sys, {quick}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
-    assert "gpt1cli.config" in done.stdout.split()
+    assert "gpt1cli.config.commands" in done.stdout.split()
     assert not {"torch", "datasets", "spacy", "ftfy", "transformers", "sklearn", "scipy"} & set(done.stdout.split())

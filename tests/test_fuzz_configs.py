@@ -21,8 +21,8 @@ from test_fuzz_files import QUIET, harmed_copy, quick, remade, stopped, world  #
 
 from gpt1cli import models, rehearsal
 from gpt1cli.commands import ablation, finetune
-from gpt1cli.groups import ModelConfig
-from gpt1cli.schema import InputError, build
+from gpt1cli.config.model import ModelConfig
+from gpt1cli.config.schema import InputError, build
 
 FIT = finetune.fit
 MEMORY = 1e8  # bytes that the machine is said to have, however large it is

@@ -35,10 +35,12 @@ from gpt1cli.cli import hydra_loader
 from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.main import main
 from gpt1cli.commands import finetune
-from gpt1cli.groups import Finetuning, ModelConfig, OptimizerConfig, Pretraining, TokenizerConfig
+from gpt1cli.config.data import TokenizerConfig
+from gpt1cli.config.model import Finetuning, ModelConfig, Pretraining
+from gpt1cli.config.schema import InputError
+from gpt1cli.config.training import OptimizerConfig
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.optim import Optimizer
-from gpt1cli.schema import InputError
 
 LOAD, LOADED = Composer.load, dict[Any, Any]()
 QUIET = ("runtime.threads=1", "runtime.progress=none")

@@ -12,7 +12,7 @@ from strategies import changed, drawn, examples, files, texts
 
 from gpt1cli import text as rules
 from gpt1cli import tokenizer
-from gpt1cli.schema import InputError
+from gpt1cli.config.schema import InputError
 from gpt1cli.tokenizer import UNKNOWN, Tokenizer
 
 TRAINED = tokenizer.train({"the": 9, "cat": 5, "sat": 4, "then": 3, "é": 2, "'s": 2, "...": 2}, merges=12)

@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import accepted_or_refused, drawn, examples, joined, leaves, some_of, texts, unharmed
 
-from gpt1cli import config, options, schema
 from gpt1cli.cli import argv
+from gpt1cli.config import commands, options, schema
 
-COMMANDS = [*config.COMMANDS, *argv.ALIASES]
+COMMANDS = [*commands.COMMANDS, *argv.ALIASES]
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", "WORLD_SIZE", "RANK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("gpt1cli.hub.unreachable", lambda: "no network in tests")
-    for name in config.COMMANDS:
+    for name in commands.COMMANDS:
         module = importlib.import_module(f"gpt1cli.commands.{name}")
         monkeypatch.setattr(module, "run", lambda built, folder: None)
     return tmp_path
@@ -52,8 +52,8 @@ def keys_of(cls: type, prefix: str = "") -> Iterator[str]:
             yield from keys_of(typing.cast(type, inner), f"{prefix}{name}.")
 
 
-KEYS = sorted({key for cls in config.COMMANDS.values() for key in keys_of(cls)})
-GROUPS = {group: [*options.names(group)] for group in config.GROUPS}
+KEYS = sorted({key for cls in commands.COMMANDS.values() for key in keys_of(cls)})
+GROUPS = {group: [*options.names(group)] for group in commands.GROUPS}
 HYDRAS = ["hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name", "hydra.verbose", "hydra.mode"]
 HYDRAS += [
     "hydra.output_subdir",

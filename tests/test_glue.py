@@ -13,8 +13,8 @@ from small import read
 
 from gpt1cli import glue, tasks
 from gpt1cli.cli.main import main
-from gpt1cli.groups import TaskConfig
-from gpt1cli.schema import InputError, build
+from gpt1cli.config.schema import InputError, build
+from gpt1cli.config.task import TaskConfig
 
 GLUE = "ax cola mnli mrpc qnli qqp rte sst2 stsb wnli".split()
 

@@ -24,10 +24,10 @@ import gpt1cli
 from gpt1cli import checkpoint, demo_world, origins, published
 from gpt1cli.checkpoint import transfer
 from gpt1cli.cli.main import main
+from gpt1cli.config.model import ModelConfig
+from gpt1cli.config.schema import InputError, build
 from gpt1cli.convert import from_published, read_published, to_published
-from gpt1cli.groups import ModelConfig
 from gpt1cli.models.transformer import Past, Transformer
-from gpt1cli.schema import InputError, build
 from gpt1cli.tokenizer import ByteTokenizer, train_bytes
 
 V = 61

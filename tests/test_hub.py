@@ -21,9 +21,10 @@ import pytest
 from mirror import data_set
 
 from gpt1cli import hub
-from gpt1cli.groups import CorpusConfig, TaskConfig, TokenizerConfig
+from gpt1cli.config.data import CorpusConfig, TokenizerConfig
+from gpt1cli.config.schema import InputError
+from gpt1cli.config.task import TaskConfig
 from gpt1cli.hub import Need
-from gpt1cli.schema import InputError
 
 ROWS = {"sentence": ["a fine day", "no day at all", "fine"], "label": [1, 0, -1]}
 
@@ -401,7 +402,7 @@ def test_offline_mode_is_named_as_the_reason(offline, monkeypatch):
 def test_offline_the_check_says_nothing_but_its_message(tmp_path):
     """In a process of its own: the libraries would log their retries on stderr."""
     code = (
-        "from gpt1cli import hub; from gpt1cli.schema import InputError\n"
+        "from gpt1cli import hub; from gpt1cli.config.schema import InputError\n"
         "needs = [hub.Need('x', 'org/set', 'one', None, ()), *hub.weights_needs('openai')]\n"
         "try: hub.require(needs, None, 'cache')\n"
         "except InputError as error: print(error)\n"

@@ -22,7 +22,7 @@ from gpt1cli import rundir
 from gpt1cli.cli import execute, sweep
 from gpt1cli.cli.hydra_loader import EXTRAS, Composer, Source
 from gpt1cli.cli.main import main
-from gpt1cli.schema import InputError
+from gpt1cli.config.schema import InputError
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

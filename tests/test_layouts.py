@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt1cli.schema import InputError
+from gpt1cli.config.schema import InputError
 from gpt1cli.tasks.layouts import LAYOUTS, Special, shortened, special
 
 START, DELIMITER, CLASSIFY = 40478, 40479, 40480  # the released code, with its 40,478 entries

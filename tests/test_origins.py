@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gpt1cli import options, origins
-from gpt1cli.schema import InputError
+from gpt1cli import origins
+from gpt1cli.config import options
+from gpt1cli.config.schema import InputError
 
 
 def checkpoint(folder: Path, **changes: object) -> Path:

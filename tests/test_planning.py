@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gpt1cli import planning
 from gpt1cli.batches import Batch, windows_batch
-from gpt1cli.groups import TokenizerConfig
+from gpt1cli.config.data import TokenizerConfig
 from gpt1cli.models.heads import Classifier
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.models.lstm import LSTM

@@ -14,12 +14,14 @@ import torch
 from small import SHAPE, model_config, read, stir
 from torch import Tensor, nn
 
-from gpt1cli import demo_world, options, templates, tokenizer
-from gpt1cli.groups import TaskConfig
+from gpt1cli import demo_world, tokenizer
+from gpt1cli.config import options
+from gpt1cli.config import template as config_template
+from gpt1cli.config.schema import InputError, build
+from gpt1cli.config.task import TaskConfig
 from gpt1cli.models.lstm import LSTM
 from gpt1cli.models.transformer import Past, Transformer
 from gpt1cli.prompting import Piece, Prompt, Query, answers, class_of, lay, literal
-from gpt1cli.schema import InputError, build
 from gpt1cli.tasks.layouts import Example
 from gpt1cli.text import words as words_of
 from gpt1cli.tokenizer import Tokenizer
@@ -59,7 +61,7 @@ def said(prompt: Prompt, query: Query) -> str:
 
 
 def test_the_parts_of_a_template():
-    parts = templates.parse("{{so}} {text}: {label}.")
+    parts = config_template.parse("{{so}} {text}: {label}.")
     assert parts == [("{so} ", False), ("text", True), (": ", False), ("label", True), (".", False)]
 
 
@@ -124,7 +126,7 @@ SHIPPED = [name for name in options.names("task") if "prompt" in options.values(
 def test_every_shipped_prompt_ends_in_its_slot_or_in_a_text(name):
     """Where a causal model profits most; that it fits its task is what build sees."""
     task = task_of(name)
-    last = templates.parse(task.prompt.template)[-1]
+    last = config_template.parse(task.prompt.template)[-1]
     assert last.named and (last.text == "label") == (task.layout != "pronoun")
 
 

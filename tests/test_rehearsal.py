@@ -14,14 +14,14 @@ from gpt1cli import rehearsal
 from gpt1cli.batches import Batch, windows_batch
 from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.resolve import compose
-from gpt1cli.config import PretrainConfig
+from gpt1cli.config.commands import PretrainConfig
+from gpt1cli.config.schema import InputError
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.objectives import Loss, language_modelling
 from gpt1cli.optim import Optimizer
 from gpt1cli.planning import Work
 from gpt1cli.rehearsal import described, measured, rehearse
 from gpt1cli.runtime import Machine
-from gpt1cli.schema import InputError
 
 V = 300
 

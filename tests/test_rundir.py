@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from gpt1cli import rundir
-from gpt1cli.schema import InputError
+from gpt1cli.config.schema import InputError
 
 # --- claiming ---------------------------------------------------------------------------------------------------------
 

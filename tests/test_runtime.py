@@ -9,8 +9,8 @@ import torch
 from small import exact
 
 from gpt1cli import runtime
-from gpt1cli.groups import RuntimeConfig
-from gpt1cli.schema import InputError
+from gpt1cli.config.schema import InputError
+from gpt1cli.config.training import RuntimeConfig
 
 ASKED = {
     "device": "cpu", "precision": "auto", "compile": False, "threads": 1, "devices": 1, "shard": False,

@@ -16,11 +16,11 @@ from small import SHAPE, model_config, stir
 from test_prompting import NEXT, Bigrams, Letters, chain, task_of, vocabulary
 
 from gpt1cli import cues, searching
-from gpt1cli.groups import TaskConfig
+from gpt1cli.config.schema import InputError
+from gpt1cli.config.task import TaskConfig
 from gpt1cli.models.lstm import LSTM
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.prompting import Prompt
-from gpt1cli.schema import InputError
 from gpt1cli.searching import Candidate
 from gpt1cli.tasks.layouts import Example
 

@@ -15,7 +15,7 @@ from strategies import accepted_or_refused, ran, state_of
 from test_fuzz_files import QUIET, remade, world  # noqa: F401 (world is a fixture)
 
 from gpt1cli import checkpoint, rundir, tokenizer
-from gpt1cli.schema import InputError, flat
+from gpt1cli.config.schema import InputError, flat
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -9,7 +9,7 @@ import pandas
 import pytest
 
 from gpt1cli import tables
-from gpt1cli.schema import InputError
+from gpt1cli.config.schema import InputError
 
 ROWS = [
     {"text": 'she said "no", and left', "label": "a"},

@@ -18,8 +18,8 @@ from sklearn.model_selection import train_test_split
 
 from gpt1cli import demo_world, tasks
 from gpt1cli import hub as hub_module
-from gpt1cli.groups import TaskConfig
-from gpt1cli.schema import InputError, build
+from gpt1cli.config.schema import InputError, build
+from gpt1cli.config.task import TaskConfig
 from gpt1cli.tasks.layouts import LAYOUTS, Example, special
 
 CONF = Path(__file__).parents[1] / "conf/task"

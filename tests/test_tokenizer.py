@@ -21,7 +21,7 @@ from hypothesis import given, settings
 
 from gpt1cli import lookup
 from gpt1cli import text as rules
-from gpt1cli.schema import InputError
+from gpt1cli.config.schema import InputError
 from gpt1cli.tokenizer import Tokenizer, load, train
 
 # --- the reference: the published rules once more, step by step, as the released code orders them ---------------------

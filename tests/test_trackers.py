@@ -28,9 +28,9 @@ from gpt1cli.cells import differences
 from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.main import main
 from gpt1cli.cli.resolve import compose
-from gpt1cli.config import TrainConfig
-from gpt1cli.groups import LoggerConfig
-from gpt1cli.schema import InputError
+from gpt1cli.config.commands import TrainConfig
+from gpt1cli.config.schema import InputError
+from gpt1cli.config.training import LoggerConfig
 from gpt1cli.trackers import Tracker
 
 pytestmark = pytest.mark.usefixtures("undrawn")

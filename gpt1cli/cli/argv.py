@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, field
 
-from gpt1cli import config, options, schema
-from gpt1cli.schema import InputError, shown
+from gpt1cli.config import commands, options, schema
+from gpt1cli.config.schema import InputError, shown
 
 # Another name of a command -> the command.
 ALIASES = {"sweeps": "ablation", "zero-shot": "zeroshot", "few-shot": "fewshot"}
@@ -60,8 +60,8 @@ def sort(words: list[str]) -> CommandLine:
         raise InputError("--resolve goes with --cfg")
     if bare:
         line.command = ALIASES.get(bare[0], bare[0])
-        if line.command not in config.COMMANDS:
-            raise InputError(schema.unknown(bare[0], [*config.COMMANDS, *ALIASES], "command"))
+        if line.command not in commands.COMMANDS:
+            raise InputError(schema.unknown(bare[0], [*commands.COMMANDS, *ALIASES], "command"))
     if line.command and len(bare) > 1:
         groups = [group for group in options.defaults(line.command)[0] if bare[1] in options.names(group)]
         hint = f"did you mean {groups[0]}={bare[1]}?" if groups else "an override is written key=value"

@@ -18,9 +18,9 @@ from types import ModuleType
 from typing import TypeVar
 
 from gpt1cli import disk, rundir
-from gpt1cli.config import FewshotConfig, FinetuneConfig, RunConfig, SearchConfig, TrainConfig
-from gpt1cli.groups import TaskConfig
-from gpt1cli.schema import InputError, shown
+from gpt1cli.config.commands import FewshotConfig, FinetuneConfig, RunConfig, SearchConfig, TrainConfig
+from gpt1cli.config.schema import InputError, shown
+from gpt1cli.config.task import TaskConfig
 
 R = TypeVar("R", bound=RunConfig)
 

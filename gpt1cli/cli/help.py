@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import config, options, schema
-from gpt1cli.commands import COMMANDS
+from gpt1cli.config import commands, options, schema
+from gpt1cli.config.commands import DESCRIPTIONS
 
 WIDTH = 100
 EXAMPLES = {
@@ -114,9 +114,9 @@ FLAGS = {
 
 def page(command: str) -> str:
     """The page of `gpt1 COMMAND --help`: groups and their options, keys with meaning and default, examples."""
-    cls = config.COMMANDS[command]
+    cls = commands.COMMANDS[command]
     groups, values = options.defaults(command)
-    lines = [f"gpt1 {command}: {COMMANDS[command]}", ""]
+    lines = [f"gpt1 {command}: {DESCRIPTIONS[command]}", ""]
     lines += [f"usage: gpt1 {command} [GROUP=OPTION ...] [KEY=VALUE ...] [-m]", "", "examples", *_examples(command)]
     for group, option in groups.items():
         optional = not schema.check(schema.annotation_of(cls, group), None, group)
@@ -125,10 +125,10 @@ def page(command: str) -> str:
         lines += _table(options.names(group).items())
     lines += ["", "keys", *_table(_keys(cls, "", values, groups))]
     for group, option in groups.items():
-        if group in config.GROUPS:
+        if group in commands.GROUPS:
             lines += ["", f"keys of {group} (defaults: those of {group}={option})" if option else f"keys of {group}"]
             own = options.values(group, option) if option else None
-            lines += _table(_keys(config.GROUPS[group], f"{group}.", own, {}))
+            lines += _table(_keys(commands.GROUPS[group], f"{group}.", own, {}))
     return "\n".join([*lines, "", "flags", *_table(FLAGS.items()), ""])
 
 
@@ -187,7 +187,7 @@ def _table(rows: Any) -> Iterator[str]:
 
 def candidates(command: str, word: str, folders: typing.Iterable[Path]) -> list[str]:
     """What a word that is being typed may become: keys and groups, and behind `=` options, values or files."""
-    cls = config.COMMANDS[command]
+    cls = commands.COMMANDS[command]
     key, is_value, start = word.partition("=")
     if not is_value:
         groups = [f"{group}=" for group in options.defaults(command)[0]]
@@ -218,7 +218,7 @@ def front_page() -> str:
             "       gpt1 COMMAND --help",
             "",
             "commands",
-            *_columns(COMMANDS),
+            *_columns(DESCRIPTIONS),
             "",
             "examples",
             *(f"  gpt1 {name} {words}" for name, examples in EXAMPLES.items() for words, _ in examples[:1]),

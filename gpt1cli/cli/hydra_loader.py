@@ -27,9 +27,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt1cli import config, options, schema
 from gpt1cli.cli import overrides
-from gpt1cli.schema import InputError, shown
+from gpt1cli.config import commands, options, schema
+from gpt1cli.config.schema import InputError, shown
 
 HYDRA = "1.3"  # whose rules of composition we follow
 
@@ -59,7 +59,7 @@ class Composer:
 
     def __init__(self, command: str, source: Source | None = None) -> None:
         self.command, self.source = command, source or Source()
-        self.cls, self.groups = config.COMMANDS[command], options.defaults(command)[0]
+        self.cls, self.groups = commands.COMMANDS[command], options.defaults(command)[0]
         version.setbase(HYDRA)
         setup_globals()
         path = create_config_search_path(self.source.conf)
@@ -81,7 +81,7 @@ class Composer:
     def check(self, words: list[str], sweep: bool = False, whole: bool = True) -> list[str]:
         """Overrides as typed -> in Hydra's grammar. InputError lists every mistake; where they are whole, also gaps."""
         groups = self.groups if whole else dict.fromkeys(self.groups, "")
-        if issubclass(self.cls, config.SweepsConfig | config.SearchConfig):
+        if issubclass(self.cls, commands.SweepsConfig | commands.SearchConfig):
             words = self._for_cells(words, sweep)
         defaults = options.defaults(self.command)[1]
         needed = [key for key in defaults if defaults[key] is None and self._wants(key)] if whole else []
@@ -128,8 +128,8 @@ class Composer:
 
     def _for_cells(self, words: list[str], sweep: bool) -> list[str]:
         """Of a study and a search: what only fine-tuning knows is gathered in `cells`, which every cell gets."""
-        own, cells = overrides.gathered(words, self.cls, config.FinetuneConfig)
-        study = self.cls is config.SweepsConfig
+        own, cells = overrides.gathered(words, self.cls, commands.FinetuneConfig)
+        study = self.cls is commands.SweepsConfig
         if study and sweep and (several := [word for word in cells if "," in word and "[" not in word]):
             raise InputError(f"{shown(' '.join(several))}: under -m a study takes several ablation= or study= alone")
         if plans := [word for word in cells if word.startswith(("plan.", "dry_run="))]:

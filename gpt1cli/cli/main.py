@@ -14,11 +14,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt1cli import __version__, config, disk, options, rundir, signals
+from gpt1cli import disk, rundir, signals
 from gpt1cli.cli import execute, help
 from gpt1cli.cli.argv import ALIASES, FLAGS, CommandLine, sort
 from gpt1cli.cli.help import front_page
-from gpt1cli.schema import InputError, shown
+from gpt1cli.config import commands, options
+from gpt1cli.config.schema import InputError, shown
+from gpt1cli.config.version import __version__
 
 if TYPE_CHECKING:
     from gpt1cli.cli.hydra_loader import Composer, Source
@@ -64,7 +66,7 @@ def _dispatch(words: list[str]) -> None:
     elif "--hydra-help" in line.flags:
         _ask_hydra(line, [])
     elif line.command is None:
-        raise InputError(f"no command was named; there are {', '.join(config.COMMANDS)} (gpt1 --help)")
+        raise InputError(f"no command was named; there are {', '.join(commands.COMMANDS)} (gpt1 --help)")
     else:
         _run(line, line.command, words)
 
@@ -110,7 +112,7 @@ def _complete(words: list[str]) -> None:
         elif line.command:
             found = help.candidates(line.command, typed[-1], [options.folder(), *folders])
         else:
-            found = [name for name in (*config.COMMANDS, *ALIASES) if name.startswith(typed[-1])]
+            found = [name for name in (*commands.COMMANDS, *ALIASES) if name.startswith(typed[-1])]
         print("\n".join(found))
 
 
@@ -136,7 +138,7 @@ def _run(line: CommandLine, command: str, words: list[str]) -> None:
             raise InputError(f"{named[-1]}: say --config-dir {named[-1].partition('=')[2]}")
         given += [f"config_dir={composer.source.extra}"] if composer.source.extra else []
     if several := execute.by_torchrun():
-        if sweep or not issubclass(config.COMMANDS[command], config.TrainConfig):
+        if sweep or not issubclass(commands.COMMANDS[command], commands.TrainConfig):
             raise InputError("torchrun starts one training on many devices: no sweep, and no other command")
         if any(word.partition("=")[0].lstrip("+") == "runtime.devices" for word in given):
             raise InputError(f"torchrun has started {several} processes: leave runtime.devices out")

@@ -21,8 +21,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep
 from omegaconf import OmegaConf
 
-from gpt1cli import config, schema
-from gpt1cli.schema import bare, shown
+from gpt1cli.config import commands, schema
+from gpt1cli.config.schema import bare, shown
 
 LITERAL = {"text", "text_b", "prompt", "input", "output", "choices"}
 LITERAL |= {"init", "init_lstm", "resume", "config", "config_dir", "run", "runs", "submission", "t5"}
@@ -198,7 +198,7 @@ def _mistakes(
         return
     annotation = schema.annotation_of(cls, key)
     # A group of the user's own folder need not be a key: it may hold presets (# @package _global_).
-    preset = options(key) if key and annotation is None and "." not in key and key not in config.GROUPS else []
+    preset = options(key) if key and annotation is None and "." not in key and key not in commands.GROUPS else []
     if override.package is not None or (annotation is None and not preset):
         yield _no_such(key if override.package is None else f"{key}@{override.package}", cls, groups)
         return
@@ -288,8 +288,8 @@ def _is_optional(cls: type, key: str) -> bool:
 def _no_such(key: str, cls: type, groups: Iterable[str]) -> str:
     """The message for an unknown key: the nearest of all keys, or the keys of the first level."""
     known = [*_keys(cls, ""), *(group for group in groups if group not in schema.fields_of(cls))]
-    if cls in (config.SweepsConfig, config.SearchConfig):  # what its cells know may be named too
-        known = list(dict.fromkeys([*known, *_keys(config.FinetuneConfig, "")]))
+    if cls in (commands.SweepsConfig, commands.SearchConfig):  # what its cells know may be named too
+        known = list(dict.fromkeys([*known, *_keys(commands.FinetuneConfig, "")]))
     place, _, name = key.rpartition(".")
     if (ours := SYNONYMS.get(name)) and (meant := f"{place}.{ours}".lstrip(".")) in known:
         return f"{shown(key)}: no such key; did you mean {meant}?"

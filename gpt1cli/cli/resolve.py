@@ -17,12 +17,15 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from gpt1cli import config, origins, rundir, schema
+from gpt1cli import origins, rundir
 from gpt1cli.cli import overrides
 from gpt1cli.cli.hydra_loader import Composer, absolute, hydra_known, told_by_hydra
 from gpt1cli.cli.overrides import FOUND, NO_PATHS, PATHS
-from gpt1cli.groups import AblationConfig, FewConfig, ModelConfig
-from gpt1cli.schema import InputError, bare, flat, shown
+from gpt1cli.config import commands, schema
+from gpt1cli.config.model import ModelConfig
+from gpt1cli.config.schema import InputError, bare, flat, shown
+from gpt1cli.config.study import AblationConfig
+from gpt1cli.config.training import FewConfig
 
 BROUGHT = {"model", "tokenizer", "init", "epochs"}  # by a task of the demo, for the commands that have these keys
 FREE = ("runtime", "logger", "cache", "resume", "config")  # what may differ of a resumed run, besides more steps
@@ -32,7 +35,7 @@ FREE = ("runtime", "logger", "cache", "resume", "config")  # what may differ of 
 class Composed:
     """A run's configuration, and its folder (absolute; of a resumed run: its own)."""
 
-    config: config.RunConfig
+    config: commands.RunConfig
     folder: Path
     resumed: bool
 
@@ -50,7 +53,7 @@ def implied(composer: Composer, words: list[str]) -> list[str]:
 def compose(composer: Composer, words: list[str]) -> Composed:
     """The configuration of a run from overrides in Hydra's grammar. InputError lists what is wrong with it."""
     stored, named = _stored(composer, words), _named(words)
-    if composer.cls is config.EvaluateConfig and "task" not in named and _run_of(named) is None:
+    if composer.cls is commands.EvaluateConfig and "task" not in named and _run_of(named) is None:
         raise InputError("run is needed: folder of a fine-tuned run, or runs=[RUN,...] for an ensemble of several")
     words = [*implied(composer, words), *words]
     cfg = composer.load(words)
@@ -224,7 +227,7 @@ def _follow_init(raw: dict[str, Any], named: Mapping[str, Any], stored: bool, re
             for key, value in values.items():
                 _put(raw, key, value)
         with told_by_hydra():
-            node = schema.with_defaults(config.GROUPS[group], _plain(OmegaConf.create(raw), group))
+            node = schema.with_defaults(commands.GROUPS[group], _plain(OmegaConf.create(raw), group))
         differing = [name for name in identity if node.get(name) != known[group][name]]
         if differing:
             said = f"{group}={named[group]}" if group in named else group
@@ -348,8 +351,8 @@ def _check_groups(composer: Composer, raw: Mapping[str, Any]) -> None:
     """InputError for keys of a group that are unknown or missing: what else is composed may interpolate them."""
     found = []
     for group in composer.groups:
-        if isinstance(node := raw.get(group), dict) and group in config.GROUPS:
-            found += schema.misnamed(config.GROUPS[group], node, f"{group}.")
+        if isinstance(node := raw.get(group), dict) and group in commands.GROUPS:
+            found += schema.misnamed(commands.GROUPS[group], node, f"{group}.")
     if found:
         raise InputError("\n".join(found))
 

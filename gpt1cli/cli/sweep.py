@@ -28,13 +28,14 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from gpt1cli import disk, options, rundir, schema, signals
+from gpt1cli import disk, rundir, signals
 from gpt1cli.cli import execute
 from gpt1cli.cli.argv import CommandLine
 from gpt1cli.cli.hydra_loader import LAUNCHER, Composer, Source, hydra_main, launching
 from gpt1cli.cli.overrides import quote
 from gpt1cli.cli.resolve import FREE, Composed, compose, implied
-from gpt1cli.schema import InputError, flat, shown
+from gpt1cli.config import options, schema
+from gpt1cli.config.schema import InputError, flat, shown
 
 SWEEP = "sweep.json"  # in a sweep's folder: what it is a sweep of
 FAILED = "failed"  # there, for each job that failed: its exit status and what it told

@@ -14,11 +14,18 @@ from gpt1cli import fewstudy, pages, paper, rundir, studies
 from gpt1cli.cells import Cell, keep_best, keep_chosen, module_of, run_all, say, warn
 from gpt1cli.cli import execute
 from gpt1cli.commands import report
-from gpt1cli.config import FewshotConfig, FinetuneConfig, SearchConfig, SweepsConfig, TrainConfig, ZeroshotConfig
+from gpt1cli.config.commands import (
+    FewshotConfig,
+    FinetuneConfig,
+    SearchConfig,
+    SweepsConfig,
+    TrainConfig,
+    ZeroshotConfig,
+)
+from gpt1cli.config.schema import InputError
 from gpt1cli.hub import Need, task_needs
 from gpt1cli.pages import Table
 from gpt1cli.report import Finished, find_runs
-from gpt1cli.schema import InputError
 
 FAMILIES = {"transfer": studies, "few": fewstudy}  # study.kind -> which cells there are
 

@@ -15,13 +15,13 @@ import torch
 from gpt1cli import hub, rundir, runtime
 from gpt1cli.bench import BENCHMARKS
 from gpt1cli.bench.contest import Contest, Measured, Setting, hold, ratio
-from gpt1cli.config import BenchConfig
+from gpt1cli.config.commands import BenchConfig
+from gpt1cli.config.schema import InputError
 from gpt1cli.hub import Need
 from gpt1cli.loggers import Progress, short
 from gpt1cli.pages import Table
 from gpt1cli.plots import save_sizes
 from gpt1cli.published import OPENAI
-from gpt1cli.schema import InputError
 
 HEADER = ("contender", "a second", "range", "gpt1 is", "floor", "of the ceiling", "peak memory")
 

@@ -20,15 +20,18 @@ from pathlib import Path
 
 import torch
 
-from gpt1cli import __version__, hub, options, pages, rundir, runtime
-from gpt1cli.config import DoctorConfig
-from gpt1cli.groups import CorpusConfig, TaskConfig, TokenizerConfig
+from gpt1cli import hub, pages, rundir, runtime
+from gpt1cli.config import options
+from gpt1cli.config.commands import DoctorConfig
+from gpt1cli.config.data import CorpusConfig, TokenizerConfig
+from gpt1cli.config.schema import build
+from gpt1cli.config.task import TaskConfig
+from gpt1cli.config.version import __version__
 from gpt1cli.hub import Need
 from gpt1cli.loggers import short
 from gpt1cli.pages import Table
 from gpt1cli.published import REPOS
 from gpt1cli.runtime import has_fast_bf16
-from gpt1cli.schema import build
 
 OWN = {"file": "task.train", "text": "corpus.path"}  # source -> the key that names the user's files
 LITTLE_MEMORY = 4e9  # bytes: pretraining base in fp32 holds 16 x 117M of weights, gradients, moments, and activations

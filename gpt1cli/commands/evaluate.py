@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from gpt1cli import asking, checkpoint, glue, origins, rundir, runtime, tasks
-from gpt1cli.config import EvaluateConfig
+from gpt1cli.config.commands import EvaluateConfig
+from gpt1cli.config.schema import InputError
 from gpt1cli.evaluation import (
     Split,
     answered_as,
@@ -27,7 +28,6 @@ from gpt1cli.evaluation import (
 from gpt1cli.hub import Need, task_needs
 from gpt1cli.loggers import Progress
 from gpt1cli.runpage import write_run_report
-from gpt1cli.schema import InputError
 
 
 def needs(config: EvaluateConfig) -> list[Need]:

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from gpt1cli import checkpoint, origins, published, rundir
-from gpt1cli.config import ExportConfig
+from gpt1cli.config.commands import ExportConfig
+from gpt1cli.config.model import ModelConfig
+from gpt1cli.config.schema import InputError, build
+from gpt1cli.config.task import TaskConfig
 from gpt1cli.convert import last_norm, to_published, write_published
 from gpt1cli.corpus import appearing
-from gpt1cli.groups import ModelConfig, TaskConfig
 from gpt1cli.hub import Need
 from gpt1cli.models.heads import Classifier
-from gpt1cli.schema import InputError, build
 from gpt1cli.tokenizer import SPECIAL
 
 TEXT_RULES = {  # by what the tokenizer's symbols are parts of

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from gpt1cli import checkpoint, incontext, origins, plots, rundir, runtime, tasks, trackers
-from gpt1cli.config import FewshotConfig
+from gpt1cli.config.commands import FewshotConfig
+from gpt1cli.config.schema import InputError
+from gpt1cli.config.task import TaskConfig
 from gpt1cli.evaluation import Split, load_examples, warn_absent
-from gpt1cli.groups import TaskConfig
 from gpt1cli.hub import Need, init_needs, task_needs
 from gpt1cli.loggers import Progress
 from gpt1cli.pages import Block, Table
 from gpt1cli.prompting import Prompt
 from gpt1cli.runpage import write_run_report
-from gpt1cli.schema import InputError
 from gpt1cli.tasks import few
 from gpt1cli.tasks.layouts import Example
 

@@ -27,7 +27,7 @@ from gpt1cli import (
 )
 from gpt1cli.batches import Batch, Epochs
 from gpt1cli.checkpoint import State
-from gpt1cli.config import FinetuneConfig
+from gpt1cli.config.commands import FinetuneConfig
 from gpt1cli.distributed import Team
 from gpt1cli.evaluation import (
     Split,

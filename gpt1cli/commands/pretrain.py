@@ -12,7 +12,8 @@ import numpy as np
 from gpt1cli import checkpoint, corpus, distributed, documents, planning, rehearsal, rundir, runtime, trackers
 from gpt1cli.batches import Batch, portion, windows_batch
 from gpt1cli.checkpoint import State
-from gpt1cli.config import PretrainConfig
+from gpt1cli.config.commands import PretrainConfig
+from gpt1cli.config.schema import InputError
 from gpt1cli.distributed import Team
 from gpt1cli.fit import Plan, fit, result_of
 from gpt1cli.hub import Need, corpus_needs, tokenizer_needs, weights_needs
@@ -23,7 +24,6 @@ from gpt1cli.objectives import language_modelling
 from gpt1cli.optim import SCHEDULES, Optimizer
 from gpt1cli.runpage import write_run_report
 from gpt1cli.runtime import Machine
-from gpt1cli.schema import InputError
 from gpt1cli.scoring import mean_token_loss
 from gpt1cli.tokenizer import Tokenizer
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt1cli import comparison, curves, fewtable, glue, layers, pages, paper, report, rundir
-from gpt1cli.config import ReportConfig
+from gpt1cli.config.commands import ReportConfig
 from gpt1cli.hub import Need
 from gpt1cli.pages import Block, Table
 from gpt1cli.report import Finished

@@ -14,14 +14,14 @@ from gpt1cli import checkpoint, cues, rundir, runtime, searching, tasks, tracker
 from gpt1cli.cells import Cell, composed, keep_best, keep_chosen, module_of, on_dev, run_all, say
 from gpt1cli.cli import execute
 from gpt1cli.cli.overrides import quote
-from gpt1cli.config import FinetuneConfig, SearchConfig
+from gpt1cli.config.commands import FinetuneConfig, SearchConfig
+from gpt1cli.config.prompt import PromptConfig
+from gpt1cli.config.schema import InputError, build
 from gpt1cli.evaluation import Split, load_examples
-from gpt1cli.groups import PromptConfig
 from gpt1cli.hub import Need, init_needs, task_needs
 from gpt1cli.loggers import Progress
 from gpt1cli.pages import Table
 from gpt1cli.runpage import write_run_report
-from gpt1cli.schema import InputError, build
 from gpt1cli.searching import Candidate
 from gpt1cli.tasks import few
 

@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import checkpoint, curves, disk, options, origins, rundir, runtime, tasks, trackers
-from gpt1cli.config import ZeroshotConfig
+from gpt1cli import checkpoint, curves, disk, origins, rundir, runtime, tasks, trackers
+from gpt1cli.config import options
+from gpt1cli.config.commands import ZeroshotConfig
+from gpt1cli.config.schema import InputError
+from gpt1cli.config.task import TaskConfig
 from gpt1cli.curves import Curve
 from gpt1cli.evaluation import warn_absent
-from gpt1cli.groups import TaskConfig
 from gpt1cli.hub import Need, init_needs, task_needs
 from gpt1cli.loggers import Progress
 from gpt1cli.models.language_model import LanguageModel
@@ -19,7 +21,6 @@ from gpt1cli.probing import Probes, against, best_threshold, doubt, likelihoods,
 from gpt1cli.report import told_apart
 from gpt1cli.runpage import write_run_report
 from gpt1cli.runtime import Machine
-from gpt1cli.schema import InputError
 from gpt1cli.scoring import ending_log_probabilities
 from gpt1cli.tokenizer import Tokenizer
 

@@ -1,11 +1,11 @@
 """Tokens to hidden states, and the heads on top."""
 
-from gpt1cli.groups import ModelConfig
+from gpt1cli.config.model import ModelConfig
+from gpt1cli.config.schema import InputError, shown
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.models.lstm import LSTM
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.runtime import sizes_of_memory
-from gpt1cli.schema import InputError, shown
 
 ARCHITECTURES: dict[str, type[LanguageModel]] = {"transformer": Transformer, "lstm": LSTM}
 

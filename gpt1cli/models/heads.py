@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt1cli.groups import TaskConfig
+from gpt1cli.config.task import TaskConfig
 from gpt1cli.kernels import dropout
 from gpt1cli.models.language_model import LanguageModel
 

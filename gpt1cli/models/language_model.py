@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from gpt1cli.groups import ModelConfig
+from gpt1cli.config.model import ModelConfig
 from gpt1cli.kernels import linear
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from gpt1cli.groups import ModelConfig
+from gpt1cli.config.model import ModelConfig
 from gpt1cli.kernels import dropout, recurrence
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.models.transformer import Linear, Past

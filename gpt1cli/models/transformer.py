@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt1cli.groups import ModelConfig
+from gpt1cli.config.model import ModelConfig
 from gpt1cli.kernels import Rows, alike, attention, dropout, linear
 from gpt1cli.models.language_model import LanguageModel
 

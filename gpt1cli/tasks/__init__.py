@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpt1cli import glue
-from gpt1cli.groups import TaskConfig
+from gpt1cli.config.schema import InputError, unknown
+from gpt1cli.config.task import TaskConfig
 from gpt1cli.metrics import CLASSIFICATION, METRICS, REGRESSION
-from gpt1cli.schema import InputError, unknown
 from gpt1cli.tasks.layouts import Example
 
 SOURCES: dict[str, str] = {  # task.source -> its loader

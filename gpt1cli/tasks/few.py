@@ -17,8 +17,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpt1cli.groups import TaskConfig
-from gpt1cli.schema import InputError
+from gpt1cli.config.schema import InputError
+from gpt1cli.config.task import TaskConfig
 from gpt1cli.tasks.layouts import Example
 
 # NOTE the released code shuffles CoLA's rows in place, these seeds one after the other: each begins from the order that

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt1cli import tables
-from gpt1cli.groups import SCORES, TaskConfig
-from gpt1cli.schema import InputError, build, shown
+from gpt1cli.config.schema import InputError, build, shown
+from gpt1cli.config.task import SCORES, TaskConfig
 from gpt1cli.tasks.layouts import Example
 from gpt1cli.tasks.rows import answers
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gpt1cli.schema import InputError
+from gpt1cli.config.schema import InputError
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from gpt1cli.groups import TaskConfig
-from gpt1cli.schema import InputError
+from gpt1cli.config.schema import InputError
+from gpt1cli.config.task import TaskConfig
 from gpt1cli.tasks.layouts import Example
 from gpt1cli.tasks.rows import columns_of, target
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt1cli.groups import TaskConfig
+from gpt1cli.config.schema import InputError
+from gpt1cli.config.task import TaskConfig
 from gpt1cli.hub import NoSubset, dataset, split_names
-from gpt1cli.schema import InputError
 from gpt1cli.tasks.layouts import Example
 
 if TYPE_CHECKING:

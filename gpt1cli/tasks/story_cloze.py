@@ -12,8 +12,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from gpt1cli.groups import TaskConfig
-from gpt1cli.schema import InputError
+from gpt1cli.config.schema import InputError
+from gpt1cli.config.task import TaskConfig
 from gpt1cli.tasks.layouts import Example
 from gpt1cli.tasks.rows import NO_LABEL, columns_of, target
 

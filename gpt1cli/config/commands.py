@@ -11,26 +11,40 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from gpt1cli.groups import (
+from gpt1cli.config.data import CorpusConfig, TokenizerConfig
+from gpt1cli.config.model import ModelConfig
+from gpt1cli.config.schema import Key, shown, unknown
+from gpt1cli.config.study import AblationConfig, GridConfig, StudyConfig
+from gpt1cli.config.task import TaskConfig
+from gpt1cli.config.training import (
     NAME,
-    AblationConfig,
-    CorpusConfig,
     Count,
     FewConfig,
-    GridConfig,
     Limit,
     LoggerConfig,
-    ModelConfig,
     OptimizerConfig,
     RuntimeConfig,
     ScheduleConfig,
-    StudyConfig,
-    TaskConfig,
-    TokenizerConfig,
 )
-from gpt1cli.schema import Key, shown, unknown
 
 Probability = Annotated[float, Key("", at_least=0, below=1)]
+DESCRIPTIONS: dict[str, str] = {  # gpt1cli.commands.<name> -> what it is about
+    "prepare": "raw text -> token shards in the cache",
+    "pretrain": "a language model on raw text (paper, sections 3.1 and 4.1)",
+    "finetune": "a labelled task on top of a pretrained model (paper, sections 3.2, 3.3 and 4.1)",
+    "ablation": "a study of many runs: a table or figure of the paper (alias: sweeps)",
+    "evaluate": "a fine-tuned run scored on a split, or on a task with the same labels",
+    "predict": "a fine-tuned run on new rows: labels with their probabilities",
+    "export": "a run's model as a folder that transformers loads",
+    "score": "how likely a language model finds each line of a file, token by token",
+    "generate": "text that a language model goes on with",
+    "zeroshot": "a task answered by a language model as it is, without training (paper, section 5)",
+    "fewshot": "a task answered behind demonstrations in the context, without training",
+    "search": "a prompt's words or its template found on a few examples (LM-BFF)",
+    "bench": "our speed beside a peer's, measured in turn on this machine",
+    "doctor": "what is at hand here, and the remedy for what is not",
+    "report": "finished runs laid out as the tables and figures of the paper",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

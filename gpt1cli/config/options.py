@@ -8,12 +8,12 @@ from typing import Any
 
 import yaml
 
-from gpt1cli import config, schema
+from gpt1cli.config import commands, schema
 
 
 def folder() -> Path:
     """conf/ inside the wheel, or beside the package in the source tree."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     return next((folder for folder in (package / "conf", package.parent / "conf") if folder.is_dir()), package / "conf")
 
 
@@ -30,7 +30,7 @@ def defaults(name: str) -> tuple[dict[str, str | None], dict[str, Any]]:
         elif isinstance(entry, dict) and not next(iter(entry)).startswith("override "):
             groups.update(entry)
     content.pop("hydra", None)
-    if cls := config.COMMANDS.get(name):  # a group that is no key of the command is there for the files of others
+    if cls := commands.COMMANDS.get(name):  # a group that is no key of the command is there for the files of others
         groups = {group: option for group, option in groups.items() if schema.annotation_of(cls, group)}
     return groups, {**keys, **content}
 
