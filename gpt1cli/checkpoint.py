@@ -28,12 +28,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gpt1cli import checksums, disk, distributed, hub, origins, published, rundir, tokenizer
+from gpt1cli import checksums, disk, distributed, origins, published, rundir, tokenizer
 from gpt1cli.config.data import TokenizerConfig
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.convert import read_published, read_shards
+from gpt1cli.data import hub
 from gpt1cli.models import fresh
 from gpt1cli.models.heads import Classifier, Prompted, Tuned
 from gpt1cli.models.language_model import LanguageModel

@@ -31,9 +31,10 @@ from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
-from gpt1cli import checksums, demo_world, disk, documents, hub, rundir, text, tokenizer
+from gpt1cli import checksums, disk, documents, rundir, text, tokenizer
 from gpt1cli.config.data import TokenizerConfig
 from gpt1cli.config.schema import InputError, shown
+from gpt1cli.data import demo_world, hub
 from gpt1cli.documents import Source, demo, parts
 from gpt1cli.loggers import Progress
 from gpt1cli.tokenizer import Tokenizer

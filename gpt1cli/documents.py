@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
-from gpt1cli import demo_world, hub
 from gpt1cli.config.data import CorpusConfig
 from gpt1cli.config.schema import InputError
+from gpt1cli.data import demo_world, hub
 
 PART = 2**18  # characters handed to one worker at a time
 

@@ -15,9 +15,10 @@ import trouble
 from hypothesis import given, settings
 from transformers import GPT2Tokenizer
 
-from gpt1cli import bytelevel, corpus, demo_world, documents, tokenizer, workers
+from gpt1cli import bytelevel, corpus, documents, tokenizer, workers
 from gpt1cli.config.data import CorpusConfig, TokenizerConfig
 from gpt1cli.config.schema import InputError
+from gpt1cli.data import demo_world
 from gpt1cli.loggers import Progress
 from gpt1cli.tokenizer import ByteTokenizer, Tokenizer, load, train_bytes
 

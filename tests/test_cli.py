@@ -35,7 +35,7 @@ def commands(tmp_path, monkeypatch):
     fakes = SimpleNamespace(seen=seen, needs=lambda _: [], require=lambda needs, hub, cache: None)
     fakes.run = lambda built, folder: seen.append((built, folder))
     module = SimpleNamespace(needs=lambda built: fakes.needs(built), run=lambda built, folder: fakes.run(built, folder))
-    monkeypatch.setitem(sys.modules, "gpt1cli.hub", SimpleNamespace(require=lambda *asked: fakes.require(*asked)))
+    monkeypatch.setitem(sys.modules, "gpt1cli.data.hub", SimpleNamespace(require=lambda *asked: fakes.require(*asked)))
     for name in config_commands.COMMANDS:
         monkeypatch.setitem(sys.modules, f"gpt1cli.commands.{name}", module)
     for variable in ("GPT1_HUB", "GPT1_CACHE", "HYDRA_FULL_ERROR"):

@@ -11,8 +11,8 @@ import re
 
 import pytest
 
-from gpt1cli import demo_world
-from gpt1cli.demo_world import BOYS, GIRLS, KINDS, QUALITIES, SIZES, TASKS, documents, examples
+from gpt1cli.data import demo_world
+from gpt1cli.data.demo_world import BOYS, GIRLS, KINDS, QUALITIES, SIZES, TASKS, documents, examples
 
 DIGESTS = {  # of the first three documents, and of each training set
     "documents": "e2e395641895a09c",

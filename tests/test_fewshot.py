@@ -15,13 +15,14 @@ from small import read
 from test_prompting import Bigrams, Letters, chain
 
 import gpt1cli
-from gpt1cli import demo_world, incontext, rundir, tasks
+from gpt1cli import incontext, rundir, tasks
 from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.main import main
 from gpt1cli.cli.resolve import compose
 from gpt1cli.commands import fewshot as command
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.config.task import TaskConfig
+from gpt1cli.data import demo_world
 from gpt1cli.evaluation import Split
 from gpt1cli.prompting import Prompt
 from gpt1cli.tasks import few

@@ -29,7 +29,7 @@ from strategies import (
     unharmed,
 )
 
-from gpt1cli import checkpoint, tables, tokenizer
+from gpt1cli import checkpoint, tokenizer
 from gpt1cli.checkpoint import State
 from gpt1cli.cli import hydra_loader
 from gpt1cli.cli.hydra_loader import Composer
@@ -39,6 +39,7 @@ from gpt1cli.config.data import TokenizerConfig
 from gpt1cli.config.model import Finetuning, ModelConfig, Pretraining
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.training import OptimizerConfig
+from gpt1cli.data import tables
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.optim import Optimizer
 

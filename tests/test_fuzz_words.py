@@ -34,7 +34,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(name, str(tmp_path / value))
     for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", "WORLD_SIZE", "RANK"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("gpt1cli.hub.unreachable", lambda: "no network in tests")
+    monkeypatch.setattr("gpt1cli.data.hub.unreachable", lambda: "no network in tests")
     for name in commands.COMMANDS:
         module = importlib.import_module(f"gpt1cli.commands.{name}")
         monkeypatch.setattr(module, "run", lambda built, folder: None)

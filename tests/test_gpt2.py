@@ -21,12 +21,13 @@ from transformers import (
 )
 
 import gpt1cli
-from gpt1cli import checkpoint, demo_world, origins, published
+from gpt1cli import checkpoint, origins, published
 from gpt1cli.checkpoint import transfer
 from gpt1cli.cli.main import main
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.convert import from_published, read_published, to_published
+from gpt1cli.data import demo_world
 from gpt1cli.models.transformer import Past, Transformer
 from gpt1cli.tokenizer import ByteTokenizer, train_bytes
 

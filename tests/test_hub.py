@@ -20,11 +20,11 @@ import huggingface_hub.constants
 import pytest
 from mirror import data_set
 
-from gpt1cli import hub
 from gpt1cli.config.data import CorpusConfig, TokenizerConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
-from gpt1cli.hub import Need
+from gpt1cli.data import hub
+from gpt1cli.data.hub import Need
 
 ROWS = {"sentence": ["a fine day", "no day at all", "fine"], "label": [1, 0, -1]}
 
@@ -408,7 +408,7 @@ def test_offline_the_check_says_nothing_but_its_message(tmp_path):
         "except InputError as error: print(error)\n"
     )
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
-    environment["PYTHONPATH"] = str(Path(hub.__file__).parents[1])
+    environment["PYTHONPATH"] = str(Path(hub.__file__).parents[2])
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     for part in ("http://127.0.0.1:9", "org/set, subset one", "model.safetensors or pytorch_model.bin"):

@@ -14,11 +14,12 @@ import torch
 from small import SHAPE, model_config, read, stir
 from torch import Tensor, nn
 
-from gpt1cli import demo_world, tokenizer
+from gpt1cli import tokenizer
 from gpt1cli.config import options
 from gpt1cli.config import template as config_template
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.config.task import TaskConfig
+from gpt1cli.data import demo_world
 from gpt1cli.models.lstm import LSTM
 from gpt1cli.models.transformer import Past, Transformer
 from gpt1cli.prompting import Piece, Prompt, Query, answers, class_of, lay, literal

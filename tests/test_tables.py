@@ -8,8 +8,8 @@ import sys
 import pandas
 import pytest
 
-from gpt1cli import tables
 from gpt1cli.config.schema import InputError
+from gpt1cli.data import tables
 
 ROWS = [
     {"text": 'she said "no", and left', "label": "a"},

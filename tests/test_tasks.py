@@ -16,10 +16,11 @@ import pytest
 import yaml
 from sklearn.model_selection import train_test_split
 
-from gpt1cli import demo_world, tasks
-from gpt1cli import hub as hub_module
+from gpt1cli import tasks
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.config.task import TaskConfig
+from gpt1cli.data import demo_world
+from gpt1cli.data import hub as data_hub
 from gpt1cli.tasks.layouts import LAYOUTS, Example, special
 
 CONF = Path(__file__).parents[1] / "conf/task"
@@ -169,7 +170,7 @@ def test_a_split_may_be_that_of_another_subset(tmp_path):
     articles = {split: found and [example.texts[0] for example in found.examples] for split, found in loaded.items()}
     assert articles == {"train": ["a", "b"], "valid": ["c", "d"], "valid_middle": ["d"], "test_middle": None}
     assert tasks.load(race, "valid_high", hub, tmp_path) is None  # as a split that is not there
-    hub_module.require(hub_module.task_needs(race), hub, tmp_path)
+    data_hub.require(data_hub.task_needs(race), hub, tmp_path)
     with pytest.raises(InputError, match="no subset college; there: all, middle"):
         tasks.load(configured("race", subset="college"), "valid", hub, tmp_path)
     middle = configured("race", subset="middle")
@@ -532,10 +533,10 @@ def test_blimp_is_all_its_subsets_or_the_one_named(tmp_path):
     )
     assert tasks.load(blimp, "test", hub, tmp_path) == ([one, two, three], 0)
     assert tasks.load(configured("blimp", subset="birds"), "test", hub, tmp_path) == ([three], 0)
-    hub_module.require(hub_module.task_needs(blimp), hub, tmp_path)
+    data_hub.require(data_hub.task_needs(blimp), hub, tmp_path)
     (tmp_path / "other").mkdir()
     with pytest.raises(InputError, match=r"nyu-mll/blimp, all its subsets \(data set of task=blimp\)"):
-        hub_module.require(hub_module.task_needs(blimp), str(tmp_path / "other"), tmp_path)
+        data_hub.require(data_hub.task_needs(blimp), str(tmp_path / "other"), tmp_path)
     with pytest.raises(InputError, match="no subset fish; there: animals, birds"):
         tasks.load(configured("blimp", subset="fish"), "test", hub, tmp_path)
 

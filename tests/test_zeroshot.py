@@ -12,8 +12,9 @@ import torch
 from sklearn.metrics import matthews_corrcoef, roc_auc_score
 
 import gpt1cli
-from gpt1cli import demo_world, rundir
+from gpt1cli import rundir
 from gpt1cli.cli.main import main
+from gpt1cli.data import demo_world
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -13,8 +13,9 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from gpt1cli import demo_world, tokenizer
+from gpt1cli import tokenizer
 from gpt1cli.bench.contest import Contender, Contest, Job, Setting
+from gpt1cli.data import demo_world
 from gpt1cli.text import words
 from gpt1cli.tokenizer import Tokenizer
 

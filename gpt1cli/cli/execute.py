@@ -36,7 +36,7 @@ class Failed(Exception):
 def checked(command: str, run: R) -> tuple[ModuleType, R]:
     """The command's module and the whole configuration, once all that the run needs is at hand."""
     run = resolved(run)
-    hub, module = (importlib.import_module(f"gpt1cli.{name}") for name in ("hub", f"commands.{command}"))
+    hub, module = (importlib.import_module(f"gpt1cli.{name}") for name in ("data.hub", f"commands.{command}"))
     hub.require(module.needs(run), run.hub, run.cache)
     return module, run
 

@@ -23,7 +23,7 @@ from gpt1cli.config.commands import (
     ZeroshotConfig,
 )
 from gpt1cli.config.schema import InputError
-from gpt1cli.hub import Need, task_needs
+from gpt1cli.data.hub import Need, task_needs
 from gpt1cli.pages import Table
 from gpt1cli.report import Finished, find_runs
 

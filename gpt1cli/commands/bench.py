@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from gpt1cli import hub, rundir, runtime
+from gpt1cli import rundir, runtime
 from gpt1cli.bench import BENCHMARKS
 from gpt1cli.bench.contest import Contest, Measured, Setting, hold, ratio
 from gpt1cli.config.commands import BenchConfig
 from gpt1cli.config.schema import InputError
-from gpt1cli.hub import Need
+from gpt1cli.data import hub
+from gpt1cli.data.hub import Need
 from gpt1cli.loggers import Progress, short
 from gpt1cli.pages import Table
 from gpt1cli.plots import save_sizes

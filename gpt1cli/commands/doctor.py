@@ -20,14 +20,15 @@ from pathlib import Path
 
 import torch
 
-from gpt1cli import hub, pages, rundir, runtime
+from gpt1cli import pages, rundir, runtime
 from gpt1cli.config import options
 from gpt1cli.config.commands import DoctorConfig
 from gpt1cli.config.data import CorpusConfig, TokenizerConfig
 from gpt1cli.config.schema import build
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.config.version import __version__
-from gpt1cli.hub import Need
+from gpt1cli.data import hub
+from gpt1cli.data.hub import Need
 from gpt1cli.loggers import short
 from gpt1cli.pages import Table
 from gpt1cli.published import REPOS

@@ -16,6 +16,7 @@ import numpy as np
 from gpt1cli import asking, checkpoint, glue, origins, rundir, runtime, tasks
 from gpt1cli.config.commands import EvaluateConfig
 from gpt1cli.config.schema import InputError
+from gpt1cli.data.hub import Need, task_needs
 from gpt1cli.evaluation import (
     Split,
     answered_as,
@@ -25,7 +26,6 @@ from gpt1cli.evaluation import (
     score_split,
     warn_absent,
 )
-from gpt1cli.hub import Need, task_needs
 from gpt1cli.loggers import Progress
 from gpt1cli.runpage import write_run_report
 

@@ -19,7 +19,7 @@ from gpt1cli.config.schema import InputError, build
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.convert import last_norm, to_published, write_published
 from gpt1cli.corpus import appearing
-from gpt1cli.hub import Need
+from gpt1cli.data.hub import Need
 from gpt1cli.models.heads import Classifier
 from gpt1cli.tokenizer import SPECIAL
 

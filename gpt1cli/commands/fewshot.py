@@ -14,8 +14,8 @@ from gpt1cli import checkpoint, incontext, origins, plots, rundir, runtime, task
 from gpt1cli.config.commands import FewshotConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
+from gpt1cli.data.hub import Need, init_needs, task_needs
 from gpt1cli.evaluation import Split, load_examples, warn_absent
-from gpt1cli.hub import Need, init_needs, task_needs
 from gpt1cli.loggers import Progress
 from gpt1cli.pages import Block, Table
 from gpt1cli.prompting import Prompt

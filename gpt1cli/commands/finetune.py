@@ -28,6 +28,7 @@ from gpt1cli import (
 from gpt1cli.batches import Batch, Epochs
 from gpt1cli.checkpoint import State
 from gpt1cli.config.commands import FinetuneConfig
+from gpt1cli.data.hub import Need, task_needs, tokenizer_needs, weights_needs
 from gpt1cli.distributed import Team
 from gpt1cli.evaluation import (
     Split,
@@ -41,7 +42,6 @@ from gpt1cli.evaluation import (
     warn_absent,
 )
 from gpt1cli.fit import Plan, fit, result_of
-from gpt1cli.hub import Need, task_needs, tokenizer_needs, weights_needs
 from gpt1cli.loggers import Progress
 from gpt1cli.models import fresh
 from gpt1cli.models.heads import Classifier, Prompted, Tuned

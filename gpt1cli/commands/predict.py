@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from gpt1cli import asking, checkpoint, origins, rundir, runtime, tables
+from gpt1cli import asking, checkpoint, origins, rundir, runtime
 from gpt1cli.config.commands import PredictConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
+from gpt1cli.data import tables
+from gpt1cli.data.hub import Need
 from gpt1cli.evaluation import predicted
-from gpt1cli.hub import Need
 from gpt1cli.loggers import Progress
 from gpt1cli.tasks import file
 from gpt1cli.tasks.layouts import Example

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gpt1cli import corpus, documents, rundir
 from gpt1cli.config.commands import PrepareConfig
-from gpt1cli.hub import Need, corpus_needs, tokenizer_needs
+from gpt1cli.data.hub import Need, corpus_needs, tokenizer_needs
 from gpt1cli.loggers import Progress
 
 

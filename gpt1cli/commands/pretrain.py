@@ -14,9 +14,9 @@ from gpt1cli.batches import Batch, portion, windows_batch
 from gpt1cli.checkpoint import State
 from gpt1cli.config.commands import PretrainConfig
 from gpt1cli.config.schema import InputError
+from gpt1cli.data.hub import Need, corpus_needs, tokenizer_needs, weights_needs
 from gpt1cli.distributed import Team
 from gpt1cli.fit import Plan, fit, result_of
-from gpt1cli.hub import Need, corpus_needs, tokenizer_needs, weights_needs
 from gpt1cli.loggers import Progress
 from gpt1cli.models import fresh
 from gpt1cli.models.language_model import LanguageModel

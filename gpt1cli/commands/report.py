@@ -10,7 +10,7 @@ from typing import Any
 
 from gpt1cli import comparison, curves, fewtable, glue, layers, pages, paper, report, rundir
 from gpt1cli.config.commands import ReportConfig
-from gpt1cli.hub import Need
+from gpt1cli.data.hub import Need
 from gpt1cli.pages import Block, Table
 from gpt1cli.report import Finished
 

@@ -18,7 +18,7 @@ import numpy as np
 from gpt1cli import checkpoint, rundir, runtime
 from gpt1cli.config.commands import ScoreConfig
 from gpt1cli.config.schema import InputError
-from gpt1cli.hub import Need, init_needs
+from gpt1cli.data.hub import Need, init_needs
 from gpt1cli.loggers import Progress
 from gpt1cli.scoring import token_log_probabilities
 from gpt1cli.tokenizer import Tokenizer

@@ -17,8 +17,8 @@ from gpt1cli.cli.overrides import quote
 from gpt1cli.config.commands import FinetuneConfig, SearchConfig
 from gpt1cli.config.prompt import PromptConfig
 from gpt1cli.config.schema import InputError, build
+from gpt1cli.data.hub import Need, init_needs, task_needs
 from gpt1cli.evaluation import Split, load_examples
-from gpt1cli.hub import Need, init_needs, task_needs
 from gpt1cli.loggers import Progress
 from gpt1cli.pages import Table
 from gpt1cli.runpage import write_run_report

@@ -13,8 +13,8 @@ from gpt1cli.config.commands import ZeroshotConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.curves import Curve
+from gpt1cli.data.hub import Need, init_needs, task_needs
 from gpt1cli.evaluation import warn_absent
-from gpt1cli.hub import Need, init_needs, task_needs
 from gpt1cli.loggers import Progress
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.probing import Probes, against, best_threshold, doubt, likelihoods, load_probes, measured, predictions

@@ -17,9 +17,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt1cli import tables
 from gpt1cli.config.schema import InputError, build, shown
 from gpt1cli.config.task import SCORES, TaskConfig
+from gpt1cli.data import tables
 from gpt1cli.tasks.layouts import Example
 from gpt1cli.tasks.rows import answers
 
