@@ -32,11 +32,9 @@ from gpt1cli import checksums, disk, distributed, origins, published, rundir, to
 from gpt1cli.config.data import TokenizerConfig
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import InputError, build
-from gpt1cli.config.task import TaskConfig
 from gpt1cli.convert import read_published, read_shards
 from gpt1cli.data import hub
 from gpt1cli.models import fresh
-from gpt1cli.models.heads import Classifier, Prompted, Tuned
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.optim import Optimizer
@@ -284,27 +282,6 @@ def _body_weights(folder: Path) -> dict[str, Tensor]:
     return {name: t for name, t in weights.items() if not name.startswith("head.")}
 
 
-def load_tuned(folder: Path) -> tuple[Tuned, Tokenizer]:
-    """A fine-tuned model, with its head where it has one, fp32, on the CPU; `folder` is that of a checkpoint."""
-    config = origins.described(folder)
-    _check_read(folder)
-    vocabulary = tokenizer.load(folder)
-    if len(vocabulary) != config["vocabulary"]:  # its special rows would be those of other symbols
-        told = f"its tokenizer has {len(vocabulary)} entries, but its model was trained with {config['vocabulary']}"
-        raise InputError(f"{folder}: {told}; {COPY}")
-    _check_tables(folder, config, vocabulary)
-    body = fresh(build(ModelConfig, config["model"]), config["vocabulary"] + config["special_rows"])
-    weights = read_tensors(folder / "model.safetensors")
-    if config.get("method") == "prompt":
-        prompted = Prompted.of(body, build(TaskConfig, config["task"]))
-        fill(prompted, weights, str(folder))
-        return prompted, tokenizer.load(folder)
-    if "head.weight" not in weights:
-        raise InputError(f"{folder}: a language model, without the head that fine-tuning adds")
-    choice = bool(config["task"]["choices"])
-    model = Classifier(body, weights["head.weight"].shape[0], head_dropout=0.0, choice=choice)
-    fill(model, weights, str(folder))
-    return model, vocabulary
 
 
 def _check_tables(folder: Path, config: Mapping[str, Any], vocabulary: Tokenizer) -> None:

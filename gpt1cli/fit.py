@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gpt1cli import cautions, distributed, rundir, signals
+from gpt1cli import distributed, rundir, signals
 from gpt1cli.batches import Batch, ahead
 from gpt1cli.checkpoint import State
 from gpt1cli.config.commands import TrainConfig
 from gpt1cli.config.schema import InputError
+from gpt1cli.evaluation import warnings
 from gpt1cli.loggers import Progress
 from gpt1cli.objectives import Loss
 from gpt1cli.optim import Optimizer
@@ -78,7 +79,7 @@ def fit(
         log({"step": state.step, "split": "valid", **found, "seconds": round(state.seconds, 3)})
         progress.say(f"step {state.step:,}: valid " + " ".join(f"{name} {value:.4f}" for name, value in found.items()))
         validated.append((state.step, found["loss"]))
-        if warning := cautions.rising(validated):
+        if warning := warnings.rising(validated):
             progress.say(warning)
 
     if state.step == 0 and plan.evaluate_first:

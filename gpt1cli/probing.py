@@ -23,22 +23,20 @@ N examples, K endings of an example, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpt1cli import cautions, metrics
+from gpt1cli import metrics
 from gpt1cli.batches import Item
 from gpt1cli.config.commands import ZeroshotConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
-from gpt1cli.evaluation import Split, encoded, load_examples
 from gpt1cli.tasks.layouts import Ids
+from gpt1cli.tasks.splits import Split, encoded, load_examples
 from gpt1cli.tokenizer import Tokenizer
-
-BLIND = "its words alone decide, not the texts; where there are two labels roc_auc shows what the scores know"
 
 
 class Question(NamedTuple):
@@ -175,13 +173,6 @@ def measured(task: TaskConfig, labels: metrics.Values, scores: np.ndarray) -> di
     return {**found, "ties": int((best.sum(1) > 1).sum())}
 
 
-def doubt(task: TaskConfig, name: str, answers: Sequence[Mapping[str, Any]]) -> str | None:
-    """A warning where all answers to a labelled split are the same, or a label is never given; see `predictions`."""
-    number = {label: n for n, label in enumerate(task.labels)}
-    if any(line["label"] is None for line in answers):
-        return None
-    predicted, true = ([number[line[key]] for line in answers] for key in ("prediction", "label"))
-    return cautions.one_sided(name, task.labels, predicted, true, BLIND)
 
 
 def predictions(task: TaskConfig, split: Split, scores: np.ndarray) -> Iterator[dict[str, Any]]:

@@ -8,11 +8,13 @@ import pytest
 from runs import task_config
 from small import SMALL
 
-from gpt1cli import cautions, probing, runtime
+from gpt1cli import runtime
 from gpt1cli.cli.main import main
 from gpt1cli.commands import fewshot
 from gpt1cli.config.schema import build
 from gpt1cli.config.task import TaskConfig
+from gpt1cli.evaluation import warnings
+from gpt1cli.evaluation import warnings as evaluation_warnings
 
 
 @pytest.mark.parametrize(
@@ -28,17 +30,17 @@ from gpt1cli.config.task import TaskConfig
 )
 def test_a_rising_loss_is_told_once(losses, told_at):
     seen = [(step, float(loss)) for step, loss in enumerate(losses)]
-    assert [n for n in range(len(seen)) if cautions.rising(seen[: n + 1])] == told_at
+    assert [n for n in range(len(seen)) if warnings.rising(seen[: n + 1])] == told_at
 
 
 def test_a_rising_loss_names_where_it_was_lowest():
-    told = cautions.rising([(0, 9.0), (1000, 2.0), (2000, 2.5), (3000, 3.0)])
+    told = warnings.rising([(0, 9.0), (1000, 2.0), (2000, 2.5), (3000, 3.0)])
     assert told and "since step 1,000, from 2.0000 to 3.0000" in told
 
 
 @pytest.mark.parametrize(("cut", "examples", "told"), [(0, 0, False), (4, 9, False), (5, 10, True), (10, 10, True)])
 def test_half_of_the_examples_cut_is_told(cut, examples, told):
-    found = cautions.half_cut("train", cut, examples, 512)
+    found = warnings.half_cut("train", cut, examples, 512)
     assert bool(found) == told and (not told or f"{cut} of {examples} examples of train" in found)
 
 
@@ -53,7 +55,7 @@ def test_half_of_the_examples_cut_is_told(cut, examples, told):
     ],
 )
 def test_labels_that_are_never_given(predicted, true, told):
-    found = cautions.one_sided("valid", ["a", "b", "c"], predicted, true)
+    found = warnings.one_sided("valid", ["a", "b", "c"], predicted, true)
     assert told in found if told else found is None
 
 
@@ -63,11 +65,11 @@ def answers(labels: str, predictions: str) -> list[dict[str, str]]:
 
 def test_one_answer_to_every_query_is_told_of_a_model_that_is_not_trained():
     task = build(TaskConfig, {**task_config("demo_sentiment"), "labels": ["a", "b"]})
-    assert "all 3 predictions on valid are b: its words alone decide" in probing.doubt(
+    assert "all 3 predictions on valid are b: its words alone decide" in evaluation_warnings.zero_shot_collapse_warning(
         task, "valid", answers("aab", "bbb")
     )
-    assert probing.doubt(task, "valid", answers("aab", "abb")) is None
-    assert probing.doubt(task, "test", [{"label": None, "prediction": "a"}] * 3) is None
+    assert evaluation_warnings.zero_shot_collapse_warning(task, "valid", answers("aab", "abb")) is None
+    assert evaluation_warnings.zero_shot_collapse_warning(task, "test", [{"label": None, "prediction": "a"}] * 3) is None
     told = fewshot.doubt(task, "valid", answers("abab" * 3, "aabb" + "bbbb" + "aaaa"), 3)
     assert "one label answers every query of valid with 2 of 3 draws" in told
     assert fewshot.doubt(task, "valid", answers("abab", "aaab"), 1) is None
@@ -76,9 +78,9 @@ def test_one_answer_to_every_query_is_told_of_a_model_that_is_not_trained():
 
 def test_scores_that_hardly_differ():
     true = np.array([0.0, 1, 2, 3, 4, 5])
-    assert "about 2.500" in cautions.constant("valid", np.full(6, 2.5), true)
-    assert cautions.constant("valid", true / 100, true) is None  # far too flat, and yet they follow
-    assert cautions.constant("valid", np.full(6, 2.5), np.full(6, 2.5)) is None
+    assert "about 2.500" in warnings.constant("valid", np.full(6, 2.5), true)
+    assert warnings.constant("valid", true / 100, true) is None  # far too flat, and yet they follow
+    assert warnings.constant("valid", np.full(6, 2.5), np.full(6, 2.5)) is None
 
 
 def test_a_run_tells_each_once(tmp_path, capsys, monkeypatch):

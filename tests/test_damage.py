@@ -18,6 +18,7 @@ from gpt1cli.config.data import CorpusConfig, TokenizerConfig
 from gpt1cli.config.model import Finetuning, ModelConfig, Pretraining
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.training import OptimizerConfig
+from gpt1cli.evaluation import predictor
 from gpt1cli.loggers import Progress
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.optim import Optimizer
@@ -146,13 +147,13 @@ def test_a_tokenizer_of_another_size_is_refused(run):
 
     save_file(weights | head, folder / "model.safetensors")
     rewritten(folder / "config.json", task={"choices": []})
-    checkpoint.load_tuned(folder)
+    predictor.load_tuned(folder)
     other.save(folder)
     with pytest.raises(InputError, match="checksum"):
-        checkpoint.load_tuned(folder)
+        predictor.load_tuned(folder)
     rewritten(folder / "config.json")
     with pytest.raises(InputError, match=f"its tokenizer has {len(other)} entries, but its model was trained with"):
-        checkpoint.load_tuned(folder)
+        predictor.load_tuned(folder)
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------

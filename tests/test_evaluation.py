@@ -20,9 +20,10 @@ from gpt1cli.batches import TOKEN_BUDGET
 from gpt1cli.cli.main import main
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.config.task import TaskConfig
-from gpt1cli.evaluation import Split, answered_as, measured, predictions, refuse_other_labels
+from gpt1cli.evaluation.evaluate import answered_as, refuse_other_labels
 from gpt1cli.objectives import fine_tuning
 from gpt1cli.tasks.layouts import Example
+from gpt1cli.tasks.splits import Split, measured, predictions
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

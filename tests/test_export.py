@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers import OpenAIGPTDoubleHeadsModel, OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
 
 import gpt1cli
-from gpt1cli import checkpoint, origins, rundir
+from gpt1cli import origins, rundir
 from gpt1cli.cli.main import main
 from gpt1cli.convert import from_published
+from gpt1cli.evaluation import predictor
 from gpt1cli.models.heads import Classifier
 
 POSITIONS = 32
@@ -183,7 +184,7 @@ def alone(model: Classifier, row: list[int]) -> Tensor:
 
 
 def classifier(run: Path) -> tuple[Classifier, int]:
-    model, tokenizer = checkpoint.load_tuned(origins.find(str(run)))
+    model, tokenizer = predictor.load_tuned(origins.find(str(run)))
     return model, len(tokenizer)
 
 

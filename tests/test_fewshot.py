@@ -23,10 +23,10 @@ from gpt1cli.commands import fewshot as command
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data import demo_world
-from gpt1cli.evaluation import Split
 from gpt1cli.prompting import Prompt
 from gpt1cli.tasks import few
 from gpt1cli.tasks.layouts import Example
+from gpt1cli.tasks.splits import Split
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

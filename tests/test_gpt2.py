@@ -21,13 +21,14 @@ from transformers import (
 )
 
 import gpt1cli
-from gpt1cli import checkpoint, origins, published
+from gpt1cli import origins, published
 from gpt1cli.checkpoint import transfer
 from gpt1cli.cli.main import main
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.convert import from_published, read_published, to_published
 from gpt1cli.data import demo_world
+from gpt1cli.evaluation import predictor
 from gpt1cli.models.transformer import Past, Transformer
 from gpt1cli.tokenizer import ByteTokenizer, train_bytes
 
@@ -413,7 +414,7 @@ def test_an_exported_classifier_gives_the_same_scores(world, tmp_path, capsys, n
     cls = GPT2DoubleHeadsModel if name == "choice" else GPT2ForSequenceClassification
     theirs, info = cls.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
-    tuned, read = checkpoint.load_tuned(best)
+    tuned, read = predictor.load_tuned(best)
     V = len(read)
     row = [V, *read.encode("the cat"), V + 1, *read.encode(" sat"), V + 2]
     hidden = tuned.eval().body(torch.tensor([row]))

@@ -16,10 +16,10 @@ from gpt1cli.batches import Item
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.curves import Curve, picture, relative, table
-from gpt1cli.evaluation import Split
 from gpt1cli.probing import RULES, Question, against, best_threshold, lay, likelihoods, measured, predictions
 from gpt1cli.scoring import ending_log_probabilities
 from gpt1cli.tasks.layouts import Example
+from gpt1cli.tasks.splits import Split
 
 A, B, C, D = range(4)
 NEXT = [  # p(next token | this one)

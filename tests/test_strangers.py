@@ -16,6 +16,7 @@ from test_fuzz_files import QUIET, remade, world  # noqa: F401 (world is a fixtu
 
 from gpt1cli import checkpoint, rundir, tokenizer
 from gpt1cli.config.schema import InputError, flat
+from gpt1cli.evaluation import predictor
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -343,7 +344,7 @@ def test_a_tokenizer_of_the_same_size_that_is_not_the_models_is_refused(world, t
         checkpoint.load(str(folder), None, "")
     if part == "run":
         with pytest.raises(InputError, match="its tokenizer is another one"):
-            checkpoint.load_tuned(folder)
+            predictor.load_tuned(folder)
     about = json.loads((folder / "config.json").read_text())
     del (about.get("gpt1") or about)["tables"]
     (folder / "config.json").write_text(json.dumps(about))

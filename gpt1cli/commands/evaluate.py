@@ -13,21 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from gpt1cli import asking, checkpoint, glue, origins, rundir, runtime, tasks
+from gpt1cli import glue, origins, rundir, runtime, tasks
 from gpt1cli.config.commands import EvaluateConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.data.hub import Need, task_needs
-from gpt1cli.evaluation import (
-    Split,
-    answered_as,
-    doubt,
-    load_split,
-    refuse_other_labels,
-    score_split,
-    warn_absent,
-)
+from gpt1cli.evaluation import predictor
+from gpt1cli.evaluation.evaluate import answered_as, refuse_other_labels, score_split
+from gpt1cli.evaluation.predictor import load_tuned
+from gpt1cli.evaluation.warnings import collapse_warning
 from gpt1cli.loggers import Progress
 from gpt1cli.runpage import write_run_report
+from gpt1cli.tasks.splits import Split, load_split, warn_absent
 
 
 def needs(config: EvaluateConfig) -> list[Need]:
@@ -64,9 +60,9 @@ def run(config: EvaluateConfig, folder: Path) -> None:
     with Progress(folder, total, config.runtime.progress, description="split") as progress:
         for member in config.members:
             origin = origins.find(member, "run")
-            model, vocabulary = checkpoint.load_tuned(origin)
+            model, vocabulary = load_tuned(origin)
             model.to(machine.device, machine.precision)
-            asked = asking.of(origins.described(origin), model, vocabulary, machine, config.hub)
+            asked = predictor.of(origins.described(origin), model, vocabulary, machine, config.hub)
             checkpoints.append(origin.name)
             checksums["tokenizer"] = vocabulary.identity
             for name in names:
@@ -81,7 +77,7 @@ def run(config: EvaluateConfig, folder: Path) -> None:
         for name, split in splits.items():
             mean = np.mean(outputs[name], axis=0)
             found = score_split(task, name, split, mean, folder)
-            if warning := doubt(task, name, split, mean):
+            if warning := collapse_warning(task, name, split, mean):
                 progress.say(warning)
             if told := glue.write_submission(folder, task, name, config.limit.test):
                 progress.say(told)

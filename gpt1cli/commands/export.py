@@ -20,6 +20,7 @@ from gpt1cli.config.task import TaskConfig
 from gpt1cli.convert import last_norm, to_published, write_published
 from gpt1cli.corpus import appearing
 from gpt1cli.data.hub import Need
+from gpt1cli.evaluation import predictor
 from gpt1cli.models.heads import Classifier
 from gpt1cli.tokenizer import SPECIAL
 
@@ -52,7 +53,7 @@ def run(config: ExportConfig, folder: Path) -> None:
     described = origins.described(origin)
     if has_head(described):
         task = build(TaskConfig, described["task"])
-        model, vocabulary = checkpoint.load_tuned(origin)
+        model, vocabulary = predictor.load_tuned(origin)
         assert isinstance(model, Classifier)
         (weights, norm_bias), suffix = head_and_body(model), class_of(task)
         names = output_names(task)

@@ -15,13 +15,13 @@ from gpt1cli.config.commands import FewshotConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data.hub import Need, init_needs, task_needs
-from gpt1cli.evaluation import Split, load_examples, warn_absent
 from gpt1cli.loggers import Progress
 from gpt1cli.pages import Block, Table
 from gpt1cli.prompting import Prompt
 from gpt1cli.runpage import write_run_report
 from gpt1cli.tasks import few
 from gpt1cli.tasks.layouts import Example
+from gpt1cli.tasks.splits import Split, load_examples, warn_absent
 
 
 def needs(config: FewshotConfig) -> list[Need]:

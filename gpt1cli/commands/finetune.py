@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from gpt1cli import (
-    asking,
-    cautions,
     checkpoint,
     corpus,
     demonstrations,
@@ -30,17 +28,9 @@ from gpt1cli.checkpoint import State
 from gpt1cli.config.commands import FinetuneConfig
 from gpt1cli.data.hub import Need, task_needs, tokenizer_needs, weights_needs
 from gpt1cli.distributed import Team
-from gpt1cli.evaluation import (
-    Split,
-    doubt,
-    load_examples,
-    load_split,
-    loss_of,
-    measured,
-    outputs_of,
-    score_split,
-    warn_absent,
-)
+from gpt1cli.evaluation import predictor
+from gpt1cli.evaluation.evaluate import score_split
+from gpt1cli.evaluation.warnings import collapse_warning, half_cut
 from gpt1cli.fit import Plan, fit, result_of
 from gpt1cli.loggers import Progress
 from gpt1cli.models import fresh
@@ -52,6 +42,7 @@ from gpt1cli.optim import SCHEDULES, Optimizer
 from gpt1cli.prompting import Prompt
 from gpt1cli.runpage import write_run_report
 from gpt1cli.tasks import few, file
+from gpt1cli.tasks.splits import Split, load_examples, load_split, loss_of, measured, outputs_of, warn_absent
 from gpt1cli.tokenizer import Tokenizer
 
 
@@ -83,13 +74,13 @@ def run(config: FinetuneConfig, folder: Path) -> None:
 
     with distributed.first_alone():
         body, vocabulary = starting_point(config, reporting)
-        asked = asked_of(config, vocabulary, asking.Fit.of(body, machine))
+        asked = asked_of(config, vocabulary, predictor.Fit.of(body, machine))
         splits = load_splits(config, asked, reporting)
     data = {name: split.digest for name, split in splits.items()}
     rundir.note_checksums(folder, tokenizer=vocabulary.identity, **data)
     task = config.task
     model = on_top(body, config).to(machine.device)
-    anew = asked.training(splits["train"].examples, body) if isinstance(asked, asking.ByPrompt) else None
+    anew = asked.training(splits["train"].examples, body) if isinstance(asked, predictor.ByPrompt) else None
     if machine.compile:
         model.body.compile()
     team = Team(model, machine.precision, machine.device, config.runtime.shard)
@@ -158,7 +149,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
             if name != "train" or config.score_train:
                 found = outputs(split)
                 result |= score_split(task, name, split, found, folder)
-                if told := doubt(task, name, split, found):
+                if told := collapse_warning(task, name, split, found):
                     progress.say(told)
                 if told := glue.write_submission(folder, task, name, config.limit.test):
                     progress.say(told)
@@ -195,16 +186,16 @@ def starting_point(config: FinetuneConfig, reporting: corpus.Reporting) -> tuple
     return body, vocabulary
 
 
-def asked_of(config: FinetuneConfig, vocabulary: Tokenizer, fit: asking.Fit) -> asking.Asking:
+def asked_of(config: FinetuneConfig, vocabulary: Tokenizer, fit: predictor.Fit) -> predictor.Asking:
     """How the model is asked: by a head, or through a prompt, perhaps behind the examples that it is trained on."""
     if config.method == "head":
-        return asking.ByHead(config.task, vocabulary, fit)
+        return predictor.ByHead(config.task, vocabulary, fit)
     prompt = Prompt.of(config.task, vocabulary)
     if config.demos == "none":
-        return asking.ByPrompt(prompt, None, fit)
+        return predictor.ByPrompt(prompt, None, fit)
     examples, _ = load_examples(config, "train") or ([], 0)
     how = {"kind": config.demos, "sets": config.demo_sets, "seed": config.seed, "by": config.similar_by}
-    return asking.ByPrompt(prompt, asking.Shown.of(prompt, examples, config.hub, **how), fit)
+    return predictor.ByPrompt(prompt, predictor.Shown.of(prompt, examples, config.hub, **how), fit)
 
 
 def on_top(body: LanguageModel, config: FinetuneConfig) -> Tuned:
@@ -247,7 +238,7 @@ def origin_of(config: FinetuneConfig) -> str:
     return f"weights of {config.init}{part}"
 
 
-def load_splits(config: FinetuneConfig, asked: asking.Asking, reporting: corpus.Reporting) -> dict[str, Split]:
+def load_splits(config: FinetuneConfig, asked: predictor.Asking, reporting: corpus.Reporting) -> dict[str, Split]:
     """Every split of the task that its data set has, as items for the model."""
     splits = {}
     with reporting(total=len(config.task.splits), description="split") as progress:
@@ -258,7 +249,7 @@ def load_splits(config: FinetuneConfig, asked: asking.Asking, reporting: corpus.
                 continue
             splits[name] = split
             progress.say(f"{name}: {split}")
-            if warning := cautions.half_cut(name, split.cut, len(split.items), config.model.n_positions):
+            if warning := half_cut(name, split.cut, len(split.items), config.model.n_positions):
                 progress.say(warning)
             progress.update(number)
         if config.task.source == "file":

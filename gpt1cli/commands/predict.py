@@ -12,16 +12,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from gpt1cli import asking, checkpoint, origins, rundir, runtime
+from gpt1cli import origins, rundir, runtime
 from gpt1cli.config.commands import PredictConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data import tables
 from gpt1cli.data.hub import Need
-from gpt1cli.evaluation import predicted
+from gpt1cli.evaluation import predictor
+from gpt1cli.evaluation.predictor import load_tuned
 from gpt1cli.loggers import Progress
 from gpt1cli.tasks import file
 from gpt1cli.tasks.layouts import Example
+from gpt1cli.tasks.splits import predicted
 
 ROWS = 1024  # read at a time: memory does not grow with the file
 
@@ -56,9 +58,9 @@ def run(config: PredictConfig, folder: Path) -> None:
     rundir.note(folder, **machine.describe())
     origin = origins.find(config.run, "run")
     task = origins.task_of(origins.described(origin), config.run)
-    model, vocabulary = checkpoint.load_tuned(origin)
+    model, vocabulary = load_tuned(origin)
     model.to(machine.device, machine.precision)
-    asked = asking.of(origins.described(origin), model, vocabulary, machine, config.hub)
+    asked = predictor.of(origins.described(origin), model, vocabulary, machine, config.hub)
     target = config.output or ("-" if config.text is not None else str(folder / "predictions.jsonl"))
     mode = "none" if target == "-" else config.runtime.progress
 

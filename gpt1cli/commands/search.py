@@ -18,12 +18,12 @@ from gpt1cli.config.commands import FinetuneConfig, SearchConfig
 from gpt1cli.config.prompt import PromptConfig
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.data.hub import Need, init_needs, task_needs
-from gpt1cli.evaluation import Split, load_examples
 from gpt1cli.loggers import Progress
 from gpt1cli.pages import Table
 from gpt1cli.runpage import write_run_report
 from gpt1cli.searching import Candidate
 from gpt1cli.tasks import few
+from gpt1cli.tasks.splits import Split, load_examples
 
 
 def needs(config: SearchConfig) -> list[Need]:

@@ -14,14 +14,15 @@ from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.curves import Curve
 from gpt1cli.data.hub import Need, init_needs, task_needs
-from gpt1cli.evaluation import warn_absent
+from gpt1cli.evaluation.warnings import zero_shot_collapse_warning
 from gpt1cli.loggers import Progress
 from gpt1cli.models.language_model import LanguageModel
-from gpt1cli.probing import Probes, against, best_threshold, doubt, likelihoods, load_probes, measured, predictions
+from gpt1cli.probing import Probes, against, best_threshold, likelihoods, load_probes, measured, predictions
 from gpt1cli.report import told_apart
 from gpt1cli.runpage import write_run_report
 from gpt1cli.runtime import Machine
 from gpt1cli.scoring import ending_log_probabilities
+from gpt1cli.tasks.splits import warn_absent
 from gpt1cli.tokenizer import Tokenizer
 
 
@@ -78,7 +79,7 @@ def run(config: ZeroshotConfig, folder: Path) -> None:
             rundir.write_text(folder / "plots" / "zeroshot.csv", curves.table(several))
         write_answers(folder, answers, several=bool(config.runs))
         for init, split in ((init, split) for init, said in answers.items() for split in said):
-            if warning := doubt(task, split, answers[init][split]):
+            if warning := zero_shot_collapse_warning(task, split, answers[init][split]):
                 progress.say(warning if len(answers) == 1 else f"{labels[init]}: {warning}")
         splits = {name: probes.split for name, probes in next(iter(asked.values())).items()}
         tokenizers = " ".join(dict.fromkeys(identity for identity, _, _ in asked))

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+
+from gpt1cli.config.task import TaskConfig
+from gpt1cli.evaluation import warnings
+from gpt1cli.tasks.splits import Split, predictions
 
 RISES = 2  # validations in a row with a higher loss than the one before
 BLIND = "the model does not look at its input; another lr=, more epochs= or another seed= may help"  # of a trained one
 FEW = 5  # examples of a label that may go unpredicted by chance
+TEXTS_IGNORED = "its words alone decide, not the texts; where there are two labels roc_auc shows what the scores know"
 
 
 def rising(losses: Sequence[tuple[int, float]]) -> str | None:
@@ -54,3 +60,22 @@ def constant(split: str, predicted: np.ndarray, true: np.ndarray) -> str | None:
     if len(predicted) < 2 or np.std(predicted) > 1e-3 * np.std(true) or np.std(true) == 0:
         return None
     return f"warning: all {len(predicted):,} predictions on {split} are about {np.mean(predicted):.3f}: {BLIND}"
+
+
+def collapse_warning(task: TaskConfig, name: str, split: Split, outputs: np.ndarray) -> str | None:
+    """A warning where what is predicted of a labelled split hardly depends on the examples. outputs [N,O]"""
+    if split.labels is None:
+        return None
+    found, labels = predictions(task, outputs), np.array(split.labels)
+    if not task.classes:
+        return warnings.constant(name, found, labels)
+    return warnings.one_sided(name, task.labels, found.tolist(), labels.astype(int).tolist())
+
+
+def zero_shot_collapse_warning(task: TaskConfig, name: str, answers: Sequence[Mapping[str, Any]]) -> str | None:
+    """A warning where all answers to a labelled split are the same, or a label is never given; see `predictions`."""
+    number = {label: n for n, label in enumerate(task.labels)}
+    if any(line["label"] is None for line in answers):
+        return None
+    predicted, true = ([number[line[key]] for line in answers] for key in ("prediction", "label"))
+    return warnings.one_sided(name, task.labels, predicted, true, TEXTS_IGNORED)

@@ -10,23 +10,27 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpt1cli import demonstrations, prompting
+from gpt1cli import demonstrations, origins, prompting, tokenizer
 from gpt1cli.batches import Asked, Item
-from gpt1cli.config.schema import build
+from gpt1cli.checkpoint import COPY, _check_read, _check_tables, fill, read_tensors
+from gpt1cli.config.model import ModelConfig
+from gpt1cli.config.schema import InputError, build
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.demonstrations import Pool
-from gpt1cli.evaluation import Arranged, items_of
-from gpt1cli.models.heads import Tuned
+from gpt1cli.models import fresh
+from gpt1cli.models.heads import Classifier, Prompted, Tuned
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.prompting import Prompt, Query
 from gpt1cli.runtime import Machine
 from gpt1cli.scoring import head_outputs
 from gpt1cli.tasks import few
 from gpt1cli.tasks.layouts import Example, Ids
+from gpt1cli.tasks.splits import Arranged, items_of
 from gpt1cli.tokenizer import Tokenizer
 
 Anew = Callable[[Sequence[int], int], Sequence[Item]]  # places of examples, update -> their items there
@@ -217,3 +221,26 @@ def of(described: Mapping[str, Any], model: Tuned, vocabulary: Tokenizer, machin
     examples = [Example(e["id"], tuple(e["texts"]), e["label"], tuple(e["choices"])) for e in lines]
     how = {name: value for name, value in shown.items() if name != "examples"}
     return ByPrompt(prompt, Shown.of(prompt, examples, hub, **how), fit)
+
+
+def load_tuned(folder: Path) -> tuple[Tuned, Tokenizer]:
+    """A fine-tuned model, with its head where it has one, fp32, on the CPU; `folder` is that of a checkpoint."""
+    config = origins.described(folder)
+    _check_read(folder)
+    vocabulary = tokenizer.load(folder)
+    if len(vocabulary) != config["vocabulary"]:  # its special rows would be those of other symbols
+        told = f"its tokenizer has {len(vocabulary)} entries, but its model was trained with {config['vocabulary']}"
+        raise InputError(f"{folder}: {told}; {COPY}")
+    _check_tables(folder, config, vocabulary)
+    body = fresh(build(ModelConfig, config["model"]), config["vocabulary"] + config["special_rows"])
+    weights = read_tensors(folder / "model.safetensors")
+    if config.get("method") == "prompt":
+        prompted = Prompted.of(body, build(TaskConfig, config["task"]))
+        fill(prompted, weights, str(folder))
+        return prompted, tokenizer.load(folder)
+    if "head.weight" not in weights:
+        raise InputError(f"{folder}: a language model, without the head that fine-tuning adds")
+    choice = bool(config["task"]["choices"])
+    model = Classifier(body, weights["head.weight"].shape[0], head_dropout=0.0, choice=choice)
+    fill(model, weights, str(folder))
+    return model, vocabulary
