@@ -34,7 +34,7 @@ from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.convert import read_published, read_shards
 from gpt1cli.data import hub
-from gpt1cli.models import fresh
+from gpt1cli.models.create import fresh
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.optim import Optimizer

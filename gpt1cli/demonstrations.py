@@ -22,8 +22,8 @@ import numpy as np
 
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
+from gpt1cli.models.inference import device_of, mean_states
 from gpt1cli.models.language_model import LanguageModel
-from gpt1cli.scoring import device_of, mean_states
 from gpt1cli.tasks import few
 from gpt1cli.tasks.layouts import Example
 from gpt1cli.tokenizer import Tokenizer

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt1cli.batches import Batch
-from gpt1cli.kernels import cross_entropy
+from gpt1cli.models.batch import Batch
 from gpt1cli.models.heads import Tuned
+from gpt1cli.models.kernels import cross_entropy
 from gpt1cli.models.language_model import LanguageModel
 
 

@@ -13,8 +13,9 @@ import torch
 
 from gpt1cli.config.data import TokenizerConfig
 from gpt1cli.config.model import ModelConfig
-from gpt1cli.kernels import CHUNK_ROWS, QUERIES, VOCABULARY_TILE
-from gpt1cli.models import parameters
+from gpt1cli.models.attention import QUERIES
+from gpt1cli.models.create import parameters
+from gpt1cli.models.kernels import CHUNK_ROWS, VOCABULARY_TILE
 from gpt1cli.runtime import Machine
 
 PUBLISHED = {"words": (40_000, 478), "bytes": (50_000, 257)}  # merges; symbols, <unk> and newline, or <|endoftext|>

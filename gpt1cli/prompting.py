@@ -29,13 +29,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpt1cli.batches import Item
 from gpt1cli.config.schema import InputError, shown
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.config.template import SLOT, parse
+from gpt1cli.models.batch import Item
+from gpt1cli.models.inference import ending_log_probabilities, read
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.probing import likelihoods
-from gpt1cli.scoring import ending_log_probabilities, read
 from gpt1cli.tasks.few import class_of
 from gpt1cli.tasks.layouts import Example, Ids, shortened
 from gpt1cli.tokenizer import Tokenizer

@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 from gpt1cli import rundir
-from gpt1cli.batches import Batch
 from gpt1cli.config.commands import TrainConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.fit import OutOfMemory, gradients
 from gpt1cli.loggers import Progress, short
+from gpt1cli.models.batch import Batch
 from gpt1cli.objectives import Loss
 from gpt1cli.optim import Optimizer
 from gpt1cli.pages import Table

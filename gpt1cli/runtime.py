@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import resource
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -15,9 +12,8 @@ from gpt1cli import distributed
 from gpt1cli.batches import TOKEN_BUDGET
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.training import RuntimeConfig
-from gpt1cli.kernels import keep_memory
+from gpt1cli.models.kernels import keep_memory
 
-CGROUP = Path("/sys/fs/cgroup")  # what a container may use
 SLOW_BF16 = "warning: this hardware does not speed up bf16: runtime.precision=fp32 is faster here"
 
 
@@ -94,13 +90,3 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
 
 
-def sizes_of_memory() -> tuple[float, float]:
-    """Bytes in all and bytes free, or what a container leaves of them."""
-    total = free = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    with contextlib.suppress(OSError):
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free = float(lines["MemAvailable"].split()[0]) * 1024  # kB
-    with contextlib.suppress(OSError, ValueError):
-        limit, used = (float((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-        total, free = min(total, limit), min(free, limit - used)
-    return total, free

@@ -21,9 +21,9 @@ from gpt1cli.config.prompt import PromptConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.metrics import pearson
+from gpt1cli.models.inference import next_log_probabilities
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.prompting import Prompt, answers, lay
-from gpt1cli.scoring import next_log_probabilities
 from gpt1cli.tasks.few import class_of
 from gpt1cli.tasks.layouts import Example
 from gpt1cli.tasks.splits import predictions

@@ -12,10 +12,10 @@ import torch
 import yaml
 from transformers import OpenAIGPTConfig
 
-from gpt1cli.batches import Item
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import build
 from gpt1cli.config.training import OptimizerConfig
+from gpt1cli.models.batch import Item
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 NO_DROPOUT = {"embedding_dropout": 0.0, "attention_dropout": 0.0, "residual_dropout": 0.0}

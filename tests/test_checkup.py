@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt1cli import runtime
 from gpt1cli.cli.main import main
 from gpt1cli.commands import doctor
+from gpt1cli.models import create
 
 
 def test_versions_are_those_of_the_packages_and_a_wrong_one_has_a_remedy(monkeypatch):
@@ -44,7 +44,7 @@ def test_precision_is_wrong_where_the_other_one_is_clearly_faster(bf16, gain, re
 
 
 def test_what_a_container_leaves_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr(runtime, "CGROUP", tmp_path)
+    monkeypatch.setattr(create, "CGROUP", tmp_path)
     bound = len(os.sched_getaffinity(0))
     assert doctor.cores() == bound  # no such files: no container
     (tmp_path / "cpu.max").write_text("max 100000\n")
@@ -55,7 +55,7 @@ def test_what_a_container_leaves_counts(tmp_path, monkeypatch):
     assert doctor.processor().remedy == "runtime.threads=1"
     (tmp_path / "memory.max").write_text("3000000000\n")
     (tmp_path / "memory.current").write_text("1000000000\n")
-    assert runtime.sizes_of_memory() == (3e9, 2e9)
+    assert create.sizes_of_memory() == (3e9, 2e9)
     assert "2GB of it free" in doctor.memory().state and "micro_batch" in doctor.memory().remedy
 
 

@@ -17,10 +17,11 @@ import torch
 from small import item
 
 from gpt1cli import distributed, rundir
-from gpt1cli.batches import items_batch, portion, windows_batch
+from gpt1cli.batches import portion
 from gpt1cli.checkpoint import read_tensors
 from gpt1cli.cli.main import main
 from gpt1cli.config.schema import InputError
+from gpt1cli.models.batch import items_batch, windows_batch
 from gpt1cli.objectives import Loss
 
 EXACT = [f"model.{kind}_dropout=0" for kind in ("embedding", "attention", "residual")] + ["runtime.precision=fp32"]

@@ -16,7 +16,6 @@ import torch
 from small import NO_DROPOUT
 
 from gpt1cli import checkpoint, rundir, signals, tokenizer
-from gpt1cli.batches import windows_batch
 from gpt1cli.checkpoint import State
 from gpt1cli.config.model import Finetuning, ModelConfig, Pretraining
 from gpt1cli.config.schema import InputError
@@ -24,6 +23,7 @@ from gpt1cli.config.training import OptimizerConfig
 from gpt1cli.corpus import random_windows
 from gpt1cli.fit import Plan, fit
 from gpt1cli.loggers import Progress
+from gpt1cli.models.batch import windows_batch
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.objectives import Loss, language_modelling
 from gpt1cli.optim import Optimizer, cosine

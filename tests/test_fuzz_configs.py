@@ -23,6 +23,7 @@ from gpt1cli import models, rehearsal
 from gpt1cli.commands import ablation, finetune
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import InputError, build
+from gpt1cli.models import create
 
 FIT = finetune.fit
 MEMORY = 1e8  # bytes that the machine is said to have, however large it is
@@ -193,7 +194,7 @@ def test_a_model_that_memory_has_no_room_for_is_refused(world, short, change):  
     key = change.partition(":")[0]
     text = "\n".join(change if line.startswith(f"{key}:") else line for line in lines)
     with pytest.raises(InputError, match=r"model=tiny is too large: [0-9,]+ parameters"):
-        models.fresh(build(ModelConfig, yaml.safe_load(text)), 10)
+        create.fresh(build(ModelConfig, yaml.safe_load(text)), 10)
     assert given_by(world, "model", text.encode()) == 2
 
 

@@ -11,7 +11,7 @@ from transformers import TopKLogitsWarper as TopK
 from transformers import TopPLogitsWarper as TopP
 
 from gpt1cli.convert import from_published
-from gpt1cli.generation import continued, greedy, probabilities, sampling
+from gpt1cli.models.sampling import continued, greedy, probabilities, sampling
 from gpt1cli.models.transformer import Transformer
 
 V, N = 61, SHAPE["n_positions"]

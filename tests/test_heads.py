@@ -6,7 +6,7 @@ import pytest
 import torch
 from small import NO_DROPOUT, SHAPE, item, model_config, stir, tokens_of
 
-from gpt1cli.batches import Asked, Item, items_batch
+from gpt1cli.models.batch import Asked, Item, items_batch
 from gpt1cli.models.heads import Classifier, Prompted
 from gpt1cli.models.transformer import Transformer
 

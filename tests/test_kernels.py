@@ -10,18 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gpt1cli import kernels
-from gpt1cli.kernels import (
-    Rows,
-    alike,
-    attention,
-    attention_plain,
-    cross_entropy,
-    cross_entropy_plain,
-    dropout,
-    linear,
-    log_probabilities,
-)
+from gpt1cli.models import attention as models_attention
+from gpt1cli.models import kernels
+from gpt1cli.models.attention import attention, attention_plain
+from gpt1cli.models.kernels import Rows, alike, cross_entropy, cross_entropy_plain, dropout, linear, log_probabilities
 
 pytestmark = pytest.mark.usefixtures("exact_arithmetic")
 
@@ -214,16 +206,16 @@ def test_attention_in_bf16_is_near_the_plain_one_in_fp32(case):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_of_a_few_queries_at_a_time_equals_the_plain_one(monkeypatch, case, p, dtype):
     """Values that are one-hot show the weights, and so which of them dropout took: the plain one drops the same."""
-    monkeypatch.setattr(kernels, "QUERIES", 3)
+    monkeypatch.setattr(models_attention, "QUERIES", 3)
     rows, T, visible = VISIBLE[case]
     (q, k, v), upstream = queries(rows, T, visible, dtype)
     S, N = k.shape[2], rows * 3
-    mask = None if visible is None else kernels._additive(visible, dtype)
+    mask = None if visible is None else models_attention._additive(visible, dtype)
 
     def fast(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
         torch.manual_seed(1)
         q, k, v = ((x * scale).reshape(N, x.shape[2], -1) for x, scale in ((q, 5**-0.5), (k, 1), (v, 1)))
-        return kernels._BlockAttention.apply(q, k, v, mask, p).view(rows, 3, T, -1)
+        return models_attention._BlockAttention.apply(q, k, v, mask, p).view(rows, 3, T, -1)
 
     shown = fast(q.detach(), k.detach(), torch.eye(S, dtype=dtype).expand(rows, 3, S, S))  # [rows,3,T,S]
     plain_visible = torch.ones(T, T, dtype=torch.bool).tril()[None, None] if visible is None else visible

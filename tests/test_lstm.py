@@ -11,15 +11,14 @@ import torch.nn.functional as F
 from small import NO_DROPOUT, model_config, optimizer_config, stir
 from torch import Tensor, nn
 
-from gpt1cli.batches import windows_batch
-from gpt1cli.kernels import recurrence, recurrence_plain
-from gpt1cli.models import fresh
-from gpt1cli.models.lstm import LSTM
+from gpt1cli.models.batch import windows_batch
+from gpt1cli.models.create import fresh
+from gpt1cli.models.inference import log_probabilities_behind, token_log_probabilities
+from gpt1cli.models.lstm import LSTM, recurrence, recurrence_plain
 from gpt1cli.models.transformer import Past
 from gpt1cli.objectives import language_modelling
 from gpt1cli.optim import Optimizer
 from gpt1cli.planning import flops_per_token, parameters
-from gpt1cli.scoring import log_probabilities_behind, token_log_probabilities
 
 VOCABULARY, U = 61, 24
 CONFIG = model_config(d_model=16, n_positions=20, architecture="lstm", lstm_units=U)

@@ -20,10 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import OpenAIGPTLMHeadModel
 
 from gpt1cli import rundir
-from gpt1cli.batches import Asked, Batch, Epochs, Item, by_length, items_batch, windows_batch
+from gpt1cli.batches import Epochs
 from gpt1cli.checkpoint import State
 from gpt1cli.convert import from_published
 from gpt1cli.fit import Plan, fit
+from gpt1cli.models.batch import Asked, Batch, Item, by_length, items_batch, windows_batch
 from gpt1cli.models.heads import Classifier, Prompted
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.objectives import TASK_LOSSES, Loss, fine_tuning, interpolation, language_modelling

@@ -11,8 +11,8 @@ from small import NO_DROPOUT, SHAPE, model_config, optimizer_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt1cli import planning
-from gpt1cli.batches import Batch, windows_batch
 from gpt1cli.config.data import TokenizerConfig
+from gpt1cli.models.batch import Batch, windows_batch
 from gpt1cli.models.heads import Classifier
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.models.lstm import LSTM

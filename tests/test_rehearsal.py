@@ -11,11 +11,11 @@ import torch
 from small import SHAPE, model_config, optimizer_config
 
 from gpt1cli import rehearsal
-from gpt1cli.batches import Batch, windows_batch
 from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.resolve import compose
 from gpt1cli.config.commands import PretrainConfig
 from gpt1cli.config.schema import InputError
+from gpt1cli.models.batch import Batch, windows_batch
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.objectives import Loss, language_modelling
 from gpt1cli.optim import Optimizer

@@ -8,17 +8,17 @@ import torch
 from small import SHAPE, item, model_config, peer_config, stir, tokens_of
 from transformers import OpenAIGPTLMHeadModel
 
-from gpt1cli.batches import Item
 from gpt1cli.convert import from_published
+from gpt1cli.models.batch import Item
 from gpt1cli.models.heads import Classifier
-from gpt1cli.models.transformer import Transformer
-from gpt1cli.scoring import (
+from gpt1cli.models.inference import (
     ending_log_probabilities,
     head_outputs,
     log_probabilities_behind,
     mean_token_loss,
     token_log_probabilities,
 )
+from gpt1cli.models.transformer import Transformer
 
 V, T = 37, 12
 WINDOWS = np.random.default_rng(0).integers(0, V, (7, T + 1)).astype(np.uint16)

@@ -13,7 +13,7 @@ import pytest
 import gpt1cli
 from gpt1cli import rundir
 from gpt1cli.cli.main import main
-from gpt1cli.scoring import token_log_probabilities
+from gpt1cli.models.inference import token_log_probabilities
 
 QUIET = ("runtime.threads=1", "runtime.progress=none", "runtime.precision=fp32")
 SHAPE = (

@@ -160,7 +160,7 @@ def _contend() -> None:
     about = json.loads(sys.stdin.readline())
     import torch
 
-    from gpt1cli.kernels import keep_memory
+    from gpt1cli.models.kernels import keep_memory
     from gpt1cli.runtime import peak_memory_bytes
 
     if about["tuned"]:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt1cli.batches import TOKEN_BUDGET, Epochs, Item, windows_batch
+from gpt1cli.batches import TOKEN_BUDGET, Epochs
 from gpt1cli.bench.contest import Contender, Contest, Job, Setting
 from gpt1cli.bench.training import adamw, model_config, update
 from gpt1cli.corpus import random_windows
+from gpt1cli.models.batch import Item, windows_batch
 from gpt1cli.models.heads import Classifier
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.objectives import TASK_LOSSES, fine_tuning, language_modelling

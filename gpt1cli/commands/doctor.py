@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from gpt1cli import pages, rundir, runtime
+from gpt1cli import pages, rundir
 from gpt1cli.config import options
 from gpt1cli.config.commands import DoctorConfig
 from gpt1cli.config.data import CorpusConfig, TokenizerConfig
@@ -30,6 +30,7 @@ from gpt1cli.config.version import __version__
 from gpt1cli.data import hub
 from gpt1cli.data.hub import Need
 from gpt1cli.loggers import short
+from gpt1cli.models import create
 from gpt1cli.pages import Table
 from gpt1cli.published import REPOS
 from gpt1cli.runtime import has_fast_bf16
@@ -176,7 +177,7 @@ def cores() -> float:
     """Cores that this process may use: those it is bound to, or the share that a container gives it."""
     bound = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
     with contextlib.suppress(OSError, ValueError):
-        quota, period = (runtime.CGROUP / "cpu.max").read_text().split()
+        quota, period = (create.CGROUP / "cpu.max").read_text().split()
         return min(bound, int(quota) / int(period))  # "max" is no number: no limit
     return bound
 
@@ -196,7 +197,7 @@ def accelerators() -> Iterator[Finding]:
 
 def memory() -> Finding:
     """Main memory, and what of it is free for this process."""
-    total, free = runtime.sizes_of_memory()
+    total, free = create.sizes_of_memory()
     state = f"{short(total)}B, {short(free)}B of it free"
     remedy = "a smaller model=, runtime.micro_batch=1, or end what else runs" if free < LITTLE_MEMORY else ""
     return Finding("memory", "main", state, remedy)

@@ -23,7 +23,7 @@ from gpt1cli import (
     tasks,
     trackers,
 )
-from gpt1cli.batches import Batch, Epochs
+from gpt1cli.batches import Epochs
 from gpt1cli.checkpoint import State
 from gpt1cli.config.commands import FinetuneConfig
 from gpt1cli.data.hub import Need, task_needs, tokenizer_needs, weights_needs
@@ -33,7 +33,8 @@ from gpt1cli.evaluation.evaluate import score_split
 from gpt1cli.evaluation.warnings import collapse_warning, half_cut
 from gpt1cli.fit import Plan, fit, result_of
 from gpt1cli.loggers import Progress
-from gpt1cli.models import fresh
+from gpt1cli.models.batch import Batch
+from gpt1cli.models.create import fresh
 from gpt1cli.models.heads import Classifier, Prompted, Tuned
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.models.transformer import Transformer

@@ -13,7 +13,7 @@ from gpt1cli import checkpoint, rundir, runtime
 from gpt1cli.config.commands import GenerateConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.data.hub import Need, init_needs
-from gpt1cli.generation import continued, greedy, sampling
+from gpt1cli.models.sampling import continued, greedy, sampling
 from gpt1cli.tokenizer import Tokenizer
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what bytes are decoded to that are no character, or none yet

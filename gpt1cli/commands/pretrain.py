@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt1cli import checkpoint, corpus, distributed, documents, planning, rehearsal, rundir, runtime, trackers
-from gpt1cli.batches import Batch, portion, windows_batch
+from gpt1cli.batches import portion
 from gpt1cli.checkpoint import State
 from gpt1cli.config.commands import PretrainConfig
 from gpt1cli.config.schema import InputError
@@ -18,13 +18,14 @@ from gpt1cli.data.hub import Need, corpus_needs, tokenizer_needs, weights_needs
 from gpt1cli.distributed import Team
 from gpt1cli.fit import Plan, fit, result_of
 from gpt1cli.loggers import Progress
-from gpt1cli.models import fresh
+from gpt1cli.models.batch import Batch, windows_batch
+from gpt1cli.models.create import fresh
+from gpt1cli.models.inference import mean_token_loss
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.objectives import language_modelling
 from gpt1cli.optim import SCHEDULES, Optimizer
 from gpt1cli.runpage import write_run_report
 from gpt1cli.runtime import Machine
-from gpt1cli.scoring import mean_token_loss
 from gpt1cli.tokenizer import Tokenizer
 
 PLATEAU = 0.05  # nats below the unigram loss: post-norm blocks stay there when the rate is high for the warm-up

@@ -20,7 +20,7 @@ from gpt1cli.config.commands import ScoreConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.data.hub import Need, init_needs
 from gpt1cli.loggers import Progress
-from gpt1cli.scoring import token_log_probabilities
+from gpt1cli.models.inference import token_log_probabilities
 from gpt1cli.tokenizer import Tokenizer
 
 LINES = 1024  # read at a time: memory does not grow with the file

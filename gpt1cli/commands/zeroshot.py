@@ -16,12 +16,12 @@ from gpt1cli.curves import Curve
 from gpt1cli.data.hub import Need, init_needs, task_needs
 from gpt1cli.evaluation.warnings import zero_shot_collapse_warning
 from gpt1cli.loggers import Progress
+from gpt1cli.models.inference import ending_log_probabilities
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.probing import Probes, against, best_threshold, likelihoods, load_probes, measured, predictions
 from gpt1cli.report import told_apart
 from gpt1cli.runpage import write_run_report
 from gpt1cli.runtime import Machine
-from gpt1cli.scoring import ending_log_probabilities
 from gpt1cli.tasks.splits import warn_absent
 from gpt1cli.tokenizer import Tokenizer
 

@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 
 from gpt1cli import demonstrations, origins, prompting, tokenizer
-from gpt1cli.batches import Asked, Item
 from gpt1cli.checkpoint import COPY, _check_read, _check_tables, fill, read_tensors
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.demonstrations import Pool
-from gpt1cli.models import fresh
+from gpt1cli.models.batch import Asked, Item
+from gpt1cli.models.create import fresh
 from gpt1cli.models.heads import Classifier, Prompted, Tuned
+from gpt1cli.models.inference import head_outputs
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.prompting import Prompt, Query
 from gpt1cli.runtime import Machine
-from gpt1cli.scoring import head_outputs
 from gpt1cli.tasks import few
 from gpt1cli.tasks.layouts import Example, Ids
 from gpt1cli.tasks.splits import Arranged, items_of

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt1cli.config.task import TaskConfig
-from gpt1cli.kernels import dropout
+from gpt1cli.models.kernels import dropout
 from gpt1cli.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
-    from gpt1cli.batches import Batch
+    from gpt1cli.models.batch import Batch
 
 
 class Classifier(nn.Module):

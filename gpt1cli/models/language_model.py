@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt1cli.config.model import ModelConfig
-from gpt1cli.kernels import linear
+from gpt1cli.models.kernels import linear
 
 
 class LanguageModel(nn.Module):

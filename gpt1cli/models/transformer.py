@@ -17,21 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt1cli.config.model import ModelConfig
-from gpt1cli.kernels import Rows, alike, attention, dropout, linear
+from gpt1cli.models.attention import attention, visibility
+from gpt1cli.models.kernels import Rows, alike, dropout, linear
 from gpt1cli.models.language_model import LanguageModel
-
-
-def visibility(document: Tensor, branch: Tensor) -> Tensor:
-    """Which token i sees which j: j <= i, same document, on the trunk or on i's own branch. [B,T] -> bool [B,1,T,T].
-
-    One rule for a plain row (all zeros), several examples packed in one row (documents), and one prefix shared by k
-    continuations (branch 0 the prefix, 1..k the continuations).
-    """
-    T = document.shape[1]
-    causal = torch.ones(T, T, dtype=torch.bool, device=document.device).tril()
-    same_document = document[:, :, None] == document[:, None, :]
-    trunk_or_own = (branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :])
-    return (causal & same_document & trunk_or_own)[:, None]
 
 
 class Past:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from gpt1cli.models.inference import device_of
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.models.transformer import Past
-from gpt1cli.scoring import device_of
 
 Choice = Callable[[Tensor], Tensor]  # logits [B,V] -> the next token of each sample [B]
 

@@ -10,8 +10,6 @@ and products: [M,K] by [K,N].
 from __future__ import annotations
 
 import ctypes
-import functools
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -23,10 +21,8 @@ from torch import Tensor
 
 CHUNK_ROWS = {"cpu": 1024, "cuda": 8192}  # rows whose logits exist at one time: 1024 x 40,478 in bf16 are 83 MB
 VOCABULARY_TILE = 256  # entries whose fp32 exponentials exist at one time on a CPU: 256 x 1024 are 1 MB
-QUERIES = 128  # queries whose attention weights exist at one time on a CPU
 FEW_ROWS = 16  # a product with so many rows or fewer takes as long as reading the weights
 NEEDLESS_PAIRS = 4000  # of query and key: about what another group of rows costs
-MASKED = -1e30  # a finite "minus infinity": a row that sees nothing still has a softmax
 
 
 def keep_memory() -> None:
@@ -184,199 +180,34 @@ def _masked(x: Tensor, kept: Tensor) -> Tensor:
 # --- attention --------------------------------------------------------------------------------------------------------
 
 
-def attention_plain(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, p: float) -> Tensor:
-    """softmax(q k' / sqrt(C)) v over the visible keys.
-
-    q [B,H,T,C], k and v [B,H,S,C], visible bool [B or 1,1,T,S] -> [B,H,T,C]; p is the dropout of the weights.
-    """
-    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # [B,H,T,S]
-    weights = scores.masked_fill(~visible, MASKED).softmax(-1)
-    return dropout(weights, p) @ v
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, p: float) -> Tensor:
-    """attention_plain, fast; visible=None is the plain causal rule, by which a single query sees every key.
-
-    Queries are the last T of the S tokens, and no rule lets a token see a later one.
-    """
-    if _by_torch(q) or (q.dtype == torch.float32 and p == 0):
-        causal = visible is None and q.shape[2] > 1
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=p, is_causal=causal)
-    B, H, T, C = q.shape
-    S = k.shape[2]
-    mask = None if visible is None else _additive(visible, q.dtype)  # [B or 1,1,T,S]
-    q, k, v = (q * C**-0.5).reshape(B * H, T, C), k.reshape(B * H, S, C), v.reshape(B * H, S, C)
-    return _BlockAttention.apply(q, k, v, mask, p).view(B, H, T, C)
 
 
-class _BlockAttention(torch.autograd.Function):
-    """Attention of QUERIES queries at a time to the keys up to their last: what none of them sees is not computed.
-
-    On a CPU, in bf16 or with dropout, batched products with the mask as the added matrix beat torch's fused kernel.
-    q [N,T,C], already scaled, k and v [N,S,C], mask [B or 1,1,T,S] or None (plain causal) -> [N,T,C]; N = B x H.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) -> Tensor:
-        T, before = q.shape[1], k.shape[1] - q.shape[1]
-        mixed, kept = v.new_empty(len(q), T, v.shape[2]), []
-        for start in range(0, T, QUERIES):
-            end = min(start + QUERIES, T)
-            seen = before + end
-            if T == 1:  # keys in their place: transposed they would be copied for every token that is generated
-                scores = torch.bmm(k, q.transpose(1, 2)).transpose(1, 2)  # [N,1,S]
-            else:
-                scores = torch.bmm(q[:, start:end], k[:, :seen].transpose(1, 2))  # [N,end-start,seen]
-            if mask is None:
-                scores[:, :, before + start :] += _causal_mask(end - start, q.dtype)
-            else:
-                part = mask[:, :, start:end, :seen]
-                scores.view(len(part), -1, *scores.shape[1:]).add_(part)
-            weights = scores.softmax(-1)
-            if p:
-                _mark(weights, p)
-            mixed[:, start:end] = torch.bmm(_unmarked(weights) if p else weights, v[:, :seen])
-            kept.append(weights)
-        ctx.save_for_backward(q, k, v, *kept)
-        ctx.p, ctx.before = p, before
-        return mixed.mul_(1 / (1 - p)) if p else mixed
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        q, k, v, *kept = ctx.saved_tensors
-        gradient = gradient / (1 - ctx.p) if ctx.p else gradient.contiguous()
-        d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        start = 0
-        for weights in kept:
-            end, seen = start + weights.shape[1], weights.shape[2]
-            d_mixed = gradient[:, start:end]
-            d_v[:, :seen] += torch.bmm((_unmarked(weights) if ctx.p else weights).transpose(1, 2), d_mixed)
-            d_weights = torch.bmm(d_mixed, v[:, :seen].transpose(1, 2))
-            if ctx.p:
-                d_weights = torch.ops.aten.threshold_backward(d_weights, weights, 0)  # zero where dropped
-                weights = _absolute(weights)
-            d_scores = torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
-            d_q[:, start:end] = torch.bmm(d_scores, k[:, :seen])
-            d_k[:, :seen] += torch.bmm(d_scores.transpose(1, 2), q[:, start:end])
-            start = end
-        return d_q, d_k, d_v, None, None
 
 
 # Attention weights are never below zero: the sign bit marks those that are dropped, and no mask has to be kept.
 # In bf16 integers do what clamp_min and abs would, at a third of the time.
 
 
-def _mark(weights: Tensor, p: float) -> None:
-    signs = _signs(weights.shape, p)
-    if weights.dtype == torch.bfloat16:
-        weights.view(torch.int16).bitwise_or_(signs.bitwise_and_(-(2**15)))
-    else:
-        weights.copysign_(signs + 0.5)
 
 
-def _unmarked(weights: Tensor) -> Tensor:
-    """Zero where dropped."""
-    if weights.dtype == torch.bfloat16:
-        return weights.view(torch.int16).clamp_min(0).view(torch.bfloat16)
-    return weights.clamp_min(0)
 
 
-def _absolute(weights: Tensor) -> Tensor:
-    """As they were before dropout."""
-    if weights.dtype == torch.bfloat16:
-        return (weights.view(torch.int16) & 0x7FFF).view(torch.bfloat16)
-    return weights.abs()
 
 
-def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, MASKED)
 
 
-@functools.lru_cache(maxsize=64)
-def _causal_mask(T: int, dtype: torch.dtype) -> Tensor:
-    return _additive(torch.ones(T, T, dtype=torch.bool).tril(), dtype)
 
 
 # --- recurrence -------------------------------------------------------------------------------------------------------
 
-State = tuple[Tensor, Tensor]  # output and cell, [B,U] each
 
 
-def recurrence_plain(
-    x: Tensor, into: Tensor, across: Tensor, bias: Tensor, state: State | None
-) -> tuple[Tensor, State]:
-    """One LSTM layer, step by step (Hochreiter and Schmidhuber 1997, with forget gates).
-
-    x [T,B,D], into [4U,D], across [4U,U], bias [4U]; gates in torch's order, input, forget, cell, output.
-    -> the outputs [T,B,U], and the state after the last step.
-    """
-    h, c = state or (x.new_zeros(x.shape[1], across.shape[1]),) * 2
-    found = []
-    for step in x:
-        i, f, n, o = (step @ into.T + bias + h @ across.T).chunk(4, 1)  # [B,U] each
-        c = f.sigmoid() * c + i.sigmoid() * n.tanh()
-        h = o.sigmoid() * c.tanh()
-        found.append(h)
-    return torch.stack(found), (h, c)
 
 
-def recurrence(x: Tensor, into: Tensor, across: Tensor, bias: Tensor, state: State | None) -> tuple[Tensor, State]:
-    """recurrence_plain on a CPU, in bf16 2.4 times as fast as torch's own; the state before has no gradient."""
-    (T, B, _), U = x.shape, across.shape[1]
-    gates = linear(x.flatten(0, 1), into, bias).view(T, B, 4 * U).transpose(1, 2)  # [T,4U,B]: each gate is one piece
-    h, c = (x.new_zeros(U, B) for _ in range(2)) if state is None else (part.T for part in state)
-    found, last = _Recurrence.apply(gates, across, h, c.float())
-    return found.transpose(1, 2), (found[-1].T, last.T)
 
 
-class _Recurrence(torch.autograd.Function):
-    """The steps of an LSTM: what can be computed for all of them at once is not computed step by step.
-
-    gates [T,4U,B] before what comes from the step before, across [4U,U], h and c [U,B] -> outputs [T,U,B], cell [U,B].
-    The cell is fp32 whatever the arithmetic: it is a sum over all steps.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, gates: Tensor, across: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        T, U = len(gates), len(h)
-        opened = gates.new_empty(gates.shape)  # after sigmoid and tanh
-        cells, found = c.new_empty(T + 1, *c.shape), h.new_empty(T + 1, *h.shape)
-        cells[0], found[0] = c, h
-        for t in range(T):
-            g = torch.addmm(gates[t], across, found[t]).float()  # [4U,B]
-            g[: 2 * U].sigmoid_(), g[2 * U : 3 * U].tanh_(), g[3 * U :].sigmoid_()
-            i, f, n, o = g.view(4, U, -1)
-            torch.addcmul(i * n, f, cells[t], out=cells[t + 1])
-            found[t + 1] = o * cells[t + 1].tanh()
-            opened[t] = g
-        ctx.save_for_backward(across, opened, cells, found)
-        last = cells[-1]
-        ctx.mark_non_differentiable(last)
-        return found[1:], last
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        across, opened, cells, found = ctx.saved_tensors
-        T, U, B = gradient.shape
-        i, f, n, o = opened.float().view(T, 4, U, B).unbind(1)
-        squashed = cells[1:].tanh()
-        # d gate before its sigmoid or tanh / d cell, for the first three; / d output for the last
-        slopes = torch.stack([n * i * (1 - i), cells[:-1] * f * (1 - f), i * (1 - n * n)], 1)  # [T,3,U,B]
-        to_gate, to_cell = squashed * o * (1 - o), o * (1 - squashed * squashed)  # [T,U,B]
-        back = across.T.contiguous()  # [U,4U]
-        d_gates = torch.empty_like(opened)
-        d_c = torch.zeros_like(cells[0])
-        d_h = gradient[-1].float()
-        for t in reversed(range(T)):
-            d_c.addcmul_(d_h, to_cell[t])
-            step = d_gates[t].view(4, U, B)
-            step[:3] = slopes[t] * d_c
-            step[3] = to_gate[t] * d_h
-            d_c *= f[t]
-            if t:
-                d_h = torch.addmm(gradient[t - 1], back, d_gates[t]).float()
-        d_across = d_gates.transpose(0, 1).flatten(1) @ found[:-1].transpose(1, 2).flatten(0, 1)  # [4U,TB] [TB,U]
-        return d_gates, d_across, None, None
 
 
 # --- cross entropy over the vocabulary --------------------------------------------------------------------------------

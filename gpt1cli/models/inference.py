@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from gpt1cli.batches import Ids, Item, by_length, items_batch, windows_batch
-from gpt1cli.kernels import log_probabilities
+from gpt1cli.models.batch import Ids, Item, by_length, items_batch, windows_batch
 from gpt1cli.models.heads import Tuned
+from gpt1cli.models.kernels import log_probabilities
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.models.transformer import Past
 
