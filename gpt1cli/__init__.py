@@ -20,9 +20,9 @@ def load(init: str | os.PathLike[str], hub: str | os.PathLike[str] | None = None
     """
     import torch
 
-    from gpt1cli import checkpoint
+    from gpt1cli.pretrained import load as pretrained_load
 
     cache = os.path.expanduser(os.environ.get("GPT1_CACHE", "~/.cache/gpt1"))
     with torch.random.fork_rng(devices=[]):  # a model is born with random weights before it gets its own
-        model, vocabulary = checkpoint.load(os.fspath(init), os.fspath(hub) if hub else None, cache)
+        model, vocabulary = pretrained_load.load(os.fspath(init), os.fspath(hub) if hub else None, cache)
     return model.eval(), vocabulary

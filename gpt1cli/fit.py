@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from gpt1cli import distributed, rundir, signals
 from gpt1cli.batches import ahead
-from gpt1cli.checkpoint import State
 from gpt1cli.config.commands import TrainConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.evaluation import warnings
@@ -23,6 +22,7 @@ from gpt1cli.loggers import Progress
 from gpt1cli.models.batch import Batch
 from gpt1cli.objectives import Loss
 from gpt1cli.optim import Optimizer
+from gpt1cli.pretrained.load import State
 from gpt1cli.runtime import Machine, peak_memory_bytes
 
 M = TypeVar("M", bound=nn.Module)

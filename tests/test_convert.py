@@ -21,14 +21,14 @@ from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
 import gpt1cli
 from gpt1cli import tokenizer
-from gpt1cli.checkpoint import fill
 from gpt1cli.cli.main import main
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import InputError, build
-from gpt1cli.convert import from_published, read_published, to_published
 from gpt1cli.models.transformer import Transformer
-from gpt1cli.published import model_config as published_config
-from gpt1cli.published import settings_of_shards
+from gpt1cli.pretrained.hf_config import model_config as published_config
+from gpt1cli.pretrained.hf_config import settings_of_shards
+from gpt1cli.pretrained.hf_weights import from_published, read_published, to_published
+from gpt1cli.pretrained.load import fill
 from gpt1cli.tokenizer import Tokenizer
 
 V = 37

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt1cli import checkpoint, checksums, corpus, documents, origins, tokenizer
-from gpt1cli.checkpoint import State
+from gpt1cli import checksums, corpus, documents, tokenizer
 from gpt1cli.config.data import CorpusConfig, TokenizerConfig
 from gpt1cli.config.model import Finetuning, ModelConfig, Pretraining
 from gpt1cli.config.schema import InputError
@@ -22,6 +21,8 @@ from gpt1cli.evaluation import predictor
 from gpt1cli.loggers import Progress
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.optim import Optimizer
+from gpt1cli.pretrained import load, locate
+from gpt1cli.pretrained.load import State
 
 SMALL = ModelConfig("small", 1, 16, 2, 32, 16, 0.0, 0.0, 0.0, 1e-5, 0.02, Pretraining(4, 16, 1e-3, 2), Finetuning(1e-3))
 TOKENIZER = TokenizerConfig("bpe", "corpus", None, 9)
@@ -39,9 +40,9 @@ def run(tmp_path: Path) -> Path:
     """A run with checkpoints 2, 4 and 6, the best of them 4."""
     folder, trained, model = tmp_path / "run", optimizer(), Transformer(SMALL, len(VOCABULARY))
     folder.mkdir()
-    about = checkpoint.description(SMALL, TOKENIZER, VOCABULARY, model)
+    about = load.description(SMALL, TOKENIZER, VOCABULARY, model)
     for step in (2, 4, 6):
-        checkpoint.save(folder, State(step, best_step=min(step, 4)), trained, about, VOCABULARY, keep=(2,))
+        load.save(folder, State(step, best_step=min(step, 4)), trained, about, VOCABULARY, keep=(2,))
     return folder
 
 
@@ -73,29 +74,29 @@ def test_the_checksums_are_those_of_zlib(run):
 def test_a_damaged_last_checkpoint_names_the_file_and_the_older_ones(run, name, harm):
     HARMS[harm](run / "checkpoints" / "6" / name)
     with pytest.raises(InputError) as refused:
-        checkpoint.resume(run, optimizer())
+        load.resume(run, optimizer())
     told = str(refused.value)
     assert f"last/{name}" in told and "whole are the checkpoints 4, 2" in told
     os.remove(run / "checkpoints" / "last")  # what the message says: ln -sfn 4 RUN/checkpoints/last
     assert f"`ln -sfn 4 {run}/checkpoints/last`" in told
     (run / "checkpoints" / "last").symlink_to("4")
-    assert checkpoint.resume(run, optimizer()).step == 4  # type: ignore[union-attr]
+    assert load.resume(run, optimizer()).step == 4  # type: ignore[union-attr]
 
 
 def test_of_the_older_checkpoints_the_damaged_ones_are_not_named(run):
     cut(run / "checkpoints" / "6" / "model.safetensors")
     flip(run / "checkpoints" / "4" / "model.safetensors")
     with pytest.raises(InputError, match="whole are the checkpoints 2: "):
-        checkpoint.resume(run, optimizer())
+        load.resume(run, optimizer())
     shutil.rmtree(run / "checkpoints" / "2")
     with pytest.raises(InputError, match="no other checkpoint of its run is whole"):
-        checkpoint.resume(run, optimizer())
+        load.resume(run, optimizer())
 
 
 def test_a_last_that_leads_nowhere_is_no_fresh_start(run):
     shutil.rmtree(run / "checkpoints" / "6")
     with pytest.raises(InputError, match="leads to 6, which is missing; whole are the checkpoints 4, 2"):
-        checkpoint.resume(run, optimizer())
+        load.resume(run, optimizer())
 
 
 @pytest.mark.parametrize("harm", HARMS)
@@ -103,14 +104,14 @@ def test_a_last_that_leads_nowhere_is_no_fresh_start(run):
 def test_weights_and_tokenizer_are_held_against_their_checksums(run, name, harm):
     HARMS[harm](run / "checkpoints" / "4" / name)
     with pytest.raises(InputError, match=rf"checkpoints/4/{name}: (damaged|missing).*: name one of them"):
-        checkpoint.load(str(run), None, "")
-    checkpoint.load(str(run / "checkpoints" / "6"), None, "")
+        load.load(str(run), None, "")
+    load.load(str(run / "checkpoints" / "6"), None, "")
 
 
 def test_a_checkpoint_of_an_older_gpt1_has_no_checksums_and_is_read(run):
     (run / "checkpoints" / "6" / "checksums.json").unlink()
-    assert checkpoint.resume(run, optimizer()).step == 6  # type: ignore[union-attr]
-    assert len(checkpoint.load(str(run / "checkpoints" / "6"), None, "")[1]) == len(VOCABULARY)
+    assert load.resume(run, optimizer()).step == 6  # type: ignore[union-attr]
+    assert len(load.load(str(run / "checkpoints" / "6"), None, "")[1]) == len(VOCABULARY)
 
 
 def rewritten(path: Path, **changes: object) -> None:
@@ -123,17 +124,17 @@ def rewritten(path: Path, **changes: object) -> None:
 def test_what_a_newer_gpt1_wrote_says_so(run):
     rewritten(run / "checkpoints" / "4" / "config.json", format=2)
     with pytest.raises(InputError, match=r"format 2; this gpt1 reads checkpoints of format 1, .*newer.*: update gpt1"):
-        origins.described(origins.find(str(run)))
+        locate.described(locate.find(str(run)))
     rewritten(run / "checkpoints" / "6" / "state.json", phase_of_the_moon=3)
     with pytest.raises(InputError, match="phase_of_the_moon"):
-        checkpoint.resume(run, optimizer())
+        load.resume(run, optimizer())
 
 
 @pytest.mark.parametrize("best", ["../../elsewhere", "/", [1]])
 def test_a_strangers_state_names_no_place_outside(run, best):
     rewritten(run / "checkpoints" / "6" / "state.json", best_step=best)
     with pytest.raises(InputError, match="best_step"):
-        checkpoint.resume(run, optimizer())
+        load.resume(run, optimizer())
     assert os.readlink(run / "checkpoints" / "best") == "4"
 
 

@@ -24,8 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from small import SMALL, STORY
 
-from gpt1cli import checkpoint, disk, distributed, rundir
+from gpt1cli import disk, distributed, rundir
 from gpt1cli.cli.main import main
+from gpt1cli.pretrained import load
 
 REASON = {errno.ENOSPC: "disk is full", errno.EDQUOT: "quota is used up", errno.EIO: "disk reports an error"}
 
@@ -77,7 +78,7 @@ def fsync_fails(monkeypatch: pytest.MonkeyPatch, of: str, number: int = errno.EN
 
 def tensors_fail(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """From the at-th file of tensors on, half of it is written; safetensors tells so in its own words."""
-    write, count = checkpoint.save_file, 0
+    write, count = load.save_file, 0
 
     def refusing(tensors, path, *rest, **more):
         nonlocal count
@@ -87,7 +88,7 @@ def tensors_fail(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
             os.truncate(path, path.stat().st_size // 2)
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(checkpoint, "save_file", refusing)
+    monkeypatch.setattr(load, "save_file", refusing)
 
 
 def lines_fail(monkeypatch: pytest.MonkeyPatch, number: int, at: int) -> None:
@@ -145,7 +146,7 @@ def test_a_training_whose_disk_fails_goes_on_with_room_to_the_same_weights(world
     is_told(capsys.readouterr().err, number, named, "what was written before is kept", f"then resume={run}")
     assert not (run / "result.json").exists() and not (run / "error.txt").exists()
     assert all(path.name in {"last", "best", "2", "4", "6"} for path in (run / "checkpoints").iterdir())
-    assert checkpoint.load(str(run), None, "")  # what was saved before is whole
+    assert load.load(str(run), None, "")  # what was saved before is whole
     assert (run / "metrics.jsonl").read_bytes().endswith(b"}\n")
     assert main(["pretrain", f"resume={run}"]) == 0
     assert same_weights(run, world / "whole")

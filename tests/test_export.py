@@ -15,11 +15,12 @@ from torch import Tensor
 from transformers import OpenAIGPTDoubleHeadsModel, OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
 
 import gpt1cli
-from gpt1cli import origins, rundir
+from gpt1cli import rundir
 from gpt1cli.cli.main import main
-from gpt1cli.convert import from_published
 from gpt1cli.evaluation import predictor
 from gpt1cli.models.heads import Classifier
+from gpt1cli.pretrained import locate
+from gpt1cli.pretrained.hf_weights import from_published
 
 POSITIONS = 32
 SMALL = (
@@ -184,7 +185,7 @@ def alone(model: Classifier, row: list[int]) -> Tensor:
 
 
 def classifier(run: Path) -> tuple[Classifier, int]:
-    model, tokenizer = predictor.load_tuned(origins.find(str(run)))
+    model, tokenizer = predictor.load_tuned(locate.find(str(run)))
     return model, len(tokenizer)
 
 

@@ -15,8 +15,7 @@ import pytest
 import torch
 from small import NO_DROPOUT
 
-from gpt1cli import checkpoint, rundir, signals, tokenizer
-from gpt1cli.checkpoint import State
+from gpt1cli import rundir, signals, tokenizer
 from gpt1cli.config.model import Finetuning, ModelConfig, Pretraining
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.training import OptimizerConfig
@@ -27,6 +26,8 @@ from gpt1cli.models.batch import windows_batch
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.objectives import Loss, language_modelling
 from gpt1cli.optim import Optimizer, cosine
+from gpt1cli.pretrained import load
+from gpt1cli.pretrained.load import State
 
 SMALL = ModelConfig("small", 1, 16, 2, 32, 16, 0.1, 0.1, 0.1, 1e-5, 0.02, Pretraining(4, 16, 1e-3, 2), Finetuning(1e-3))
 ADAMW = OptimizerConfig("adamw", 0.9, 0.999, 1e-8, 0.01, 1.0)
@@ -47,7 +48,7 @@ def train(
     folder.mkdir(exist_ok=True)
     model = Transformer(SMALL, 30)
     optimizer = Optimizer(model, ADAMW, precision)
-    state = checkpoint.resume(folder, optimizer) or State()
+    state = load.resume(folder, optimizer) or State()
     rundir.cut_metrics(folder / "metrics.jsonl", state.step if state.step else -1)
 
     def batches(step, halvings):
@@ -55,7 +56,7 @@ def train(
         return [windows_batch(part) for part in np.array_split(windows, min(4, split << halvings))]
 
     write = functools.partial(
-        checkpoint.save, folder, optimizer=optimizer, description={}, vocabulary=VOCABULARY, keep=(3,)
+        load.save, folder, optimizer=optimizer, description={}, vocabulary=VOCABULARY, keep=(3,)
     )
     with Progress(folder, steps, "none", state.step) as progress:
         state = fit(
@@ -108,7 +109,7 @@ def test_last_best_and_kept_checkpoints_stay(tmp_path):
 
 
 def test_killed_between_the_two_links_the_best_checkpoint_is_found_again(tmp_path):
-    original, scores = checkpoint._link, iter([0.0, 5.0, 1.0, 2.0])
+    original, scores = load._link, iter([0.0, 5.0, 1.0, 2.0])
 
     def dying(link, step):
         if link.name == "best" and step == 4:
@@ -116,7 +117,7 @@ def test_killed_between_the_two_links_the_best_checkpoint_is_found_again(tmp_pat
         original(link, step)
 
     with pytest.MonkeyPatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(checkpoint, "_link", dying)
+        patched.setattr(load, "_link", dying)
         train(tmp_path, evaluate=lambda: ({"loss": 0.0}, next(scores)))
     train(tmp_path, evaluate=lambda: ({"loss": 0.0}, next(scores)))
     assert os.readlink(tmp_path / "checkpoints" / "best") == "4"
@@ -189,14 +190,14 @@ def test_a_killed_run_resumed_reaches_the_same_weights(tmp_path, precision, kill
             raise Killed
 
     with pytest.raises(Killed):
-        original = checkpoint.save
+        original = load.save
 
         def save_then_kill(*arguments, **keywords):
             original(*arguments, **keywords)
             kill_after(keywords.get("state") or arguments[1])
 
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(checkpoint, "save", save_then_kill)
+            patched.setattr(load, "save", save_then_kill)
             train(tmp_path / "killed", precision)
     resumed, resumed_state = train(tmp_path / "killed", precision)
     assert same(weights(whole), weights(resumed))
@@ -216,7 +217,7 @@ def test_killed_while_a_checkpoint_is_written(tmp_path, victim):
     for nth in (1, 2, 5):
         calls = []
         with pytest.MonkeyPatch.context() as patched, pytest.raises(Killed):
-            original = getattr(checkpoint, victim)
+            original = getattr(load, victim)
 
             def dying(*arguments, nth=nth, calls=calls, original=original):
                 calls.append(1)
@@ -224,7 +225,7 @@ def test_killed_while_a_checkpoint_is_written(tmp_path, victim):
                     raise Killed
                 return original(*arguments)
 
-            patched.setattr(checkpoint, victim, dying)
+            patched.setattr(load, victim, dying)
             train(tmp_path / "killed")
     resumed, _ = train(tmp_path / "killed")
     assert same(weights(whole), weights(resumed))
@@ -296,7 +297,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     with pytest.raises(FloatingPointError, match="at step 7"):
         train(tmp_path, objective=exploding)
     assert os.readlink(tmp_path / "checkpoints" / "last") == "6"
-    good = checkpoint.read_tensors(tmp_path / "checkpoints" / "last" / "model.safetensors")
+    good = load.read_tensors(tmp_path / "checkpoints" / "last" / "model.safetensors")
     assert all(tensor.isfinite().all() for tensor in good.values())
 
 

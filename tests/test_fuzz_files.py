@@ -29,8 +29,7 @@ from strategies import (
     unharmed,
 )
 
-from gpt1cli import checkpoint, tokenizer
-from gpt1cli.checkpoint import State
+from gpt1cli import tokenizer
 from gpt1cli.cli import hydra_loader
 from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.main import main
@@ -42,6 +41,8 @@ from gpt1cli.config.training import OptimizerConfig
 from gpt1cli.data import tables
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.optim import Optimizer
+from gpt1cli.pretrained import load
+from gpt1cli.pretrained.load import State
 
 LOAD, LOADED = Composer.load, dict[Any, Any]()
 QUIET = ("runtime.threads=1", "runtime.progress=none")
@@ -93,9 +94,9 @@ def pretrained(folder: Path) -> None:
     vocabulary = tokenizer.train({"the": 9, "cat": 5, "good": 4, "a": 3, "0": 2}, merges=9)
     model = Transformer(shape, len(vocabulary))
     optimizer = Optimizer(model, OptimizerConfig("adamw", 0.9, 0.999, 1e-8, 0.01, 1.0))
-    about = checkpoint.description(shape, TokenizerConfig("bpe", "corpus", None, 9), vocabulary, model)
+    about = load.description(shape, TokenizerConfig("bpe", "corpus", None, 9), vocabulary, model)
     folder.mkdir()
-    checkpoint.save(folder, State(1, best_step=1), optimizer, about, vocabulary, keep=())
+    load.save(folder, State(1, best_step=1), optimizer, about, vocabulary, keep=())
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

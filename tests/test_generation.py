@@ -10,9 +10,9 @@ from transformers import OpenAIGPTLMHeadModel, TemperatureLogitsWarper
 from transformers import TopKLogitsWarper as TopK
 from transformers import TopPLogitsWarper as TopP
 
-from gpt1cli.convert import from_published
 from gpt1cli.models.sampling import continued, greedy, probabilities, sampling
 from gpt1cli.models.transformer import Transformer
+from gpt1cli.pretrained.hf_weights import from_published
 
 V, N = 61, SHAPE["n_positions"]
 

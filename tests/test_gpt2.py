@@ -21,15 +21,15 @@ from transformers import (
 )
 
 import gpt1cli
-from gpt1cli import origins, published
-from gpt1cli.checkpoint import transfer
 from gpt1cli.cli.main import main
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import InputError, build
-from gpt1cli.convert import from_published, read_published, to_published
 from gpt1cli.data import demo_world
 from gpt1cli.evaluation import predictor
 from gpt1cli.models.transformer import Past, Transformer
+from gpt1cli.pretrained import hf_config, locate
+from gpt1cli.pretrained.hf_weights import from_published, read_published, to_published
+from gpt1cli.pretrained.load import transfer
 from gpt1cli.tokenizer import ByteTokenizer, train_bytes
 
 V = 61
@@ -194,15 +194,15 @@ def test_an_output_table_of_its_own_is_refused():
 
 
 def test_the_config_of_gpt_2_is_that_of_conf():
-    ours, conf = published.model_config(GPT2Config().to_dict()), model_config("gpt2")
+    ours, conf = hf_config.model_config(GPT2Config().to_dict()), model_config("gpt2")
     assert dataclasses.replace(ours, lstm_units=conf.lstm_units) == conf
 
 
 @pytest.mark.parametrize("d_ff", [96, 40])
 def test_a_config_goes_out_and_comes_back(d_ff):
     config = model_config(**{**PRE, "d_ff": d_ff, "layer_norm_eps": 1e-4, "attention_dropout": 0.3})
-    settings = GPT2Config(**published.settings_of(config, V)).to_dict()  # through transformers' own class
-    back = published.model_config(settings)
+    settings = GPT2Config(**hf_config.settings_of(config, V)).to_dict()  # through transformers' own class
+    back = hf_config.model_config(settings)
     assert back.shape == config.shape and back.attention_dropout == 0.3
 
 
@@ -221,7 +221,7 @@ def test_a_config_goes_out_and_comes_back(d_ff):
 )
 def test_what_is_not_built_here_is_refused(change, message):
     with pytest.raises(InputError) as error:
-        build(ModelConfig, published.described({**peer_of().config.to_dict(), **change})["model"])
+        build(ModelConfig, hf_config.described({**peer_of().config.to_dict(), **change})["model"])
     assert message in str(error.value)
 
 
@@ -358,7 +358,7 @@ def test_pretraining_and_its_continuation(world):
     model, read = gpt1cli.load(world / "language")
     assert (read.level, len(read), model.config.norm) == ("bytes", 256 + 80 + 1, "pre")
     assert read.decode(read.encode("A 😀  Story\n")) == "A 😀  Story\n"
-    about = origins.described(origins.find(str(world / "language")))
+    about = locate.described(locate.find(str(world / "language")))
     assert about["tokenizer"]["level"] == "bytes" and about["vocabulary"] == 337
     corpus = ("corpus=text", f"corpus.path={world / 'stories.jsonl'}")
     longer = (*corpus, f"init={world / 'language'}", "steps=2", "batch_size=4", "context=32")
@@ -407,7 +407,7 @@ def test_an_exported_language_model_is_one_of_transformers(world, tmp_path, caps
 @torch.no_grad()
 @pytest.mark.parametrize("name", TUNED[:2])
 def test_an_exported_classifier_gives_the_same_scores(world, tmp_path, capsys, name):
-    best = origins.find(str(tuned_on(world, name)))
+    best = locate.find(str(tuned_on(world, name)))
     tensors = load_file(best / "model.safetensors")
     assert tensors["head.weight"].any()
     said(capsys, "export", f"run={world / name}", f"out={tmp_path / 'out'}", f"hydra.run.dir={tmp_path / 'record'}")

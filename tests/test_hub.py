@@ -25,6 +25,7 @@ from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data import hub
 from gpt1cli.data.hub import Need
+from gpt1cli.pretrained import locate
 
 ROWS = {"sentence": ["a fine day", "no day at all", "fine"], "label": [1, 0, -1]}
 
@@ -435,8 +436,8 @@ def test_needs_of_the_parts():
     assert need.repo == "org/books" and "corpus=text corpus.path=" in need.ways_out[0]
     assert hub.corpus_needs(CorpusConfig(source="text", repo=None, subset=None, **corpus)) == []
 
-    shape, weights = hub.weights_needs("openai")
+    shape, weights = locate.weights_needs("openai")
     assert shape.repo == weights.repo == "openai-community/openai-gpt"
     assert (shape.filename, weights.filename) == ("config.json", ("model.safetensors", "pytorch_model.bin"))
     assert "corpus=text corpus.path=" in weights.ways_out[0]
-    assert hub.weights_needs("none") == hub.weights_needs("outputs/pretrain/x/1") == []
+    assert locate.weights_needs("none") == locate.weights_needs("outputs/pretrain/x/1") == []

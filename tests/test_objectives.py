@@ -21,14 +21,14 @@ from transformers import OpenAIGPTLMHeadModel
 
 from gpt1cli import rundir
 from gpt1cli.batches import Epochs
-from gpt1cli.checkpoint import State
-from gpt1cli.convert import from_published
 from gpt1cli.fit import Plan, fit
 from gpt1cli.models.batch import Asked, Batch, Item, by_length, items_batch, windows_batch
 from gpt1cli.models.heads import Classifier, Prompted
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.objectives import TASK_LOSSES, Loss, fine_tuning, interpolation, language_modelling
 from gpt1cli.optim import Optimizer, cosine, linear
+from gpt1cli.pretrained.hf_weights import from_published
+from gpt1cli.pretrained.load import State
 
 CLASSES = TASK_LOSSES["cross_entropy"]
 V, LABELS = 37, 3  # 34 words and three special rows: 34 `_start_`, 36 `_classify_`

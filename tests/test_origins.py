@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gpt1cli import origins
 from gpt1cli.config import options
 from gpt1cli.config.schema import InputError
+from gpt1cli.pretrained import locate
 
 
 def checkpoint(folder: Path, **changes: object) -> Path:
@@ -34,12 +34,12 @@ def test_init_is_a_runs_best_checkpoint_else_its_last_or_a_folder_itself(tmp_pat
         checkpoint(run / "checkpoints" / step)
     (run / "config.yaml").write_text("{}")
     (run / "checkpoints" / "last").symlink_to("20")
-    assert origins.find(str(run)) == run / "checkpoints" / "20"
+    assert locate.find(str(run)) == run / "checkpoints" / "20"
     (run / "checkpoints" / "best").symlink_to("10")
-    assert origins.find(str(run)) == run / "checkpoints" / "10"
-    assert origins.find(str(run / "checkpoints" / "20")) == run / "checkpoints" / "20"
+    assert locate.find(str(run)) == run / "checkpoints" / "10"
+    assert locate.find(str(run / "checkpoints" / "20")) == run / "checkpoints" / "20"
     with pytest.raises(InputError, match="no such checkpoint; there are 10, 20, best, last"):
-        origins.find(str(run / "checkpoints" / "30"))
+        locate.find(str(run / "checkpoints" / "30"))
 
 
 def test_an_init_without_a_checkpoint_says_what_was_found(tmp_path):
@@ -47,9 +47,9 @@ def test_an_init_without_a_checkpoint_says_what_was_found(tmp_path):
     (tmp_path / "run" / "config.yaml").write_text("{}")
     for name, found in (("run", "a run without a checkpoint yet"), ("x", "no such folder"), ("x" * 300, "no such")):
         with pytest.raises(InputError, match=found):
-            origins.find(str(tmp_path / name))
+            locate.find(str(tmp_path / name))
     with pytest.raises(InputError, match="a folder with run in it"):
-        origins.find(str(tmp_path))
+        locate.find(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_an_init_without_a_checkpoint_says_what_was_found(tmp_path):
 )
 def test_a_checkpoint_that_describes_no_model_is_refused(tmp_path, changes, told):
     with pytest.raises(InputError, match=told):
-        origins.described(checkpoint(tmp_path / "c", **changes))
-    assert origins.described(checkpoint(tmp_path / "good"))["model"]["n_layer"] == 2
+        locate.described(checkpoint(tmp_path / "c", **changes))
+    assert locate.described(checkpoint(tmp_path / "good"))["model"]["n_layer"] == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000])
@@ -73,4 +73,4 @@ def test_a_damaged_checkpoint_description_is_refused(tmp_path, content):
     folder = checkpoint(tmp_path / "c")
     (folder / "config.json").write_bytes(content)
     with pytest.raises(InputError, match=r"config\.json"):
-        origins.described(folder)
+        locate.described(folder)

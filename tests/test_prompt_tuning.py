@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from small import SMALL
 from transformers import AutoModelForCausalLM
 
-from gpt1cli import origins, rundir, tasks
+from gpt1cli import rundir, tasks
 from gpt1cli.cli.main import main
 from gpt1cli.evaluation import predictor
 from gpt1cli.evaluation import predictor as evaluation_predictor
+from gpt1cli.pretrained import locate
 from gpt1cli.prompting import lay
 from gpt1cli.runtime import Machine
 from gpt1cli.tasks.layouts import Example
@@ -54,10 +55,10 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def loaded(run: Path):
     """The model of a run, and how it is asked, on a machine that computes three sequences at a time."""
-    origin = origins.find(str(run))
+    origin = locate.find(str(run))
     model, vocabulary = evaluation_predictor.load_tuned(origin)
     machine = Machine(torch.device("cpu"), torch.float32, 1, 3, False)
-    return model.eval(), predictor.of(origins.described(origin), model, vocabulary, machine, None)
+    return model.eval(), predictor.of(locate.described(origin), model, vocabulary, machine, None)
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import torch
 from small import SHAPE, item, model_config, peer_config, stir, tokens_of
 from transformers import OpenAIGPTLMHeadModel
 
-from gpt1cli.convert import from_published
 from gpt1cli.models.batch import Item
 from gpt1cli.models.heads import Classifier
 from gpt1cli.models.inference import (
@@ -19,6 +18,7 @@ from gpt1cli.models.inference import (
     token_log_probabilities,
 )
 from gpt1cli.models.transformer import Transformer
+from gpt1cli.pretrained.hf_weights import from_published
 
 V, T = 37, 12
 WINDOWS = np.random.default_rng(0).integers(0, V, (7, T + 1)).astype(np.uint16)

@@ -14,9 +14,10 @@ from small import read
 from strategies import accepted_or_refused, ran, state_of
 from test_fuzz_files import QUIET, remade, world  # noqa: F401 (world is a fixture)
 
-from gpt1cli import checkpoint, rundir, tokenizer
+from gpt1cli import rundir, tokenizer
 from gpt1cli.config.schema import InputError, flat
 from gpt1cli.evaluation import predictor
+from gpt1cli.pretrained import load
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -335,17 +336,17 @@ def other_merges(vocabulary: tokenizer.Tokenizer) -> tokenizer.Tokenizer:
 def test_a_tokenizer_of_the_same_size_that_is_not_the_models_is_refused(world, tmp_path, part):  # noqa: F811
     copy = shutil.copytree(world / part, tmp_path / part, symlinks=True)
     folder = copy if part == "exported" else at_checkpoint(copy)
-    right = checkpoint.load(str(folder), None, "")[1]
+    right = load.load(str(folder), None, "")[1]
     wrong = other_merges(right)
     assert len(wrong) == len(right)
     wrong.save(folder)
     (folder / "checksums.json").unlink(missing_ok=True)
     with pytest.raises(InputError, match="its tokenizer is another one than its model was trained with; copy"):
-        checkpoint.load(str(folder), None, "")
+        load.load(str(folder), None, "")
     if part == "run":
         with pytest.raises(InputError, match="its tokenizer is another one"):
             predictor.load_tuned(folder)
     about = json.loads((folder / "config.json").read_text())
     del (about.get("gpt1") or about)["tables"]
     (folder / "config.json").write_text(json.dumps(about))
-    assert len(checkpoint.load(str(folder), None, "")[1]) == len(right)  # of an older gpt1: nothing can tell
+    assert len(load.load(str(folder), None, "")[1]) == len(right)  # of an older gpt1: nothing can tell

@@ -12,10 +12,10 @@ from small import NO_DROPOUT, SHAPE, model_config, peer_config, stir
 from torch import Tensor
 from transformers import OpenAIGPTLMHeadModel
 
-from gpt1cli.convert import from_published
 from gpt1cli.models import kernels
 from gpt1cli.models.attention import visibility
 from gpt1cli.models.transformer import Past, Transformer
+from gpt1cli.pretrained.hf_weights import from_published
 
 VOCABULARY = 61
 

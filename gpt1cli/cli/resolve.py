@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from gpt1cli import origins, rundir
+from gpt1cli import rundir
 from gpt1cli.cli import overrides
 from gpt1cli.cli.hydra_loader import Composer, absolute, hydra_known, told_by_hydra
 from gpt1cli.cli.overrides import FOUND, NO_PATHS, PATHS
@@ -26,6 +26,7 @@ from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import InputError, bare, flat, shown
 from gpt1cli.config.study import AblationConfig
 from gpt1cli.config.training import FewConfig
+from gpt1cli.pretrained import locate
 
 BROUGHT = {"model", "tokenizer", "init", "epochs"}  # by a task of the demo, for the commands that have these keys
 FREE = ("runtime", "logger", "cache", "resume", "config")  # what may differ of a resumed run, besides more steps
@@ -210,16 +211,16 @@ def _follow_init(raw: dict[str, Any], named: Mapping[str, Any], stored: bool, re
         init = _plain(OmegaConf.create(raw), "init")
     if init == "none" or not isinstance(init, str) or not init:
         return
-    known = origins.identity(init)
+    known = locate.identity(init)
     if replaced and known["model"]["architecture"] == "transformer":
         known["model"] = dataclasses.asdict(schema.build(ModelConfig, known["model"]).as_lstm())
         with told_by_hydra():
             tree = OmegaConf.create(raw)
             asked, out = _plain(tree, "init_lstm"), str(absolute(_plain(tree, "out")))
-        found = origins.lstm_for(known, init, asked, out)
+        found = locate.lstm_for(known, init, asked, out)
         raw |= {"init": overrides.seal(found)} if found else {"pretrained": False}
     wrong = []
-    fixed = {"model": ModelConfig.SHAPES[known["model"]["architecture"]], "tokenizer": origins.TOKENIZER}
+    fixed = {"model": ModelConfig.SHAPES[known["model"]["architecture"]], "tokenizer": locate.TOKENIZER}
     for group, identity in fixed.items():
         if group not in named and not (stored and "init" not in named):
             values = {key: _get(raw, key) for key in named if key.startswith(f"{group}.")}
@@ -256,8 +257,8 @@ def _takes_a_runs_task(composer: Composer, named: Mapping[str, Any]) -> bool:
 
 def _trained_on(run: str) -> dict[str, Any]:
     """The task of the checkpoint that run= names. InputError where that is no fine-tuned one."""
-    described = origins.described(origins.find(run, "run"))
-    origins.task_of(described, run)
+    described = locate.described(locate.find(run, "run"))
+    locate.task_of(described, run)
     return described["task"]
 
 

@@ -22,7 +22,7 @@ from gpt1cli.data.hub import Need
 from gpt1cli.loggers import Progress, short
 from gpt1cli.pages import Table
 from gpt1cli.plots import save_sizes
-from gpt1cli.published import OPENAI
+from gpt1cli.pretrained.hf_config import OPENAI
 
 HEADER = ("contender", "a second", "range", "gpt1 is", "floor", "of the ceiling", "peak memory")
 

@@ -32,7 +32,8 @@ from gpt1cli.data.hub import Need
 from gpt1cli.loggers import short
 from gpt1cli.models import create
 from gpt1cli.pages import Table
-from gpt1cli.published import REPOS
+from gpt1cli.pretrained import locate
+from gpt1cli.pretrained.hf_config import REPOS
 from gpt1cli.runtime import has_fast_bf16
 
 OWN = {"file": "task.train", "text": "corpus.path"}  # source -> the key that names the user's files
@@ -85,7 +86,7 @@ def data(config: DoctorConfig, silence: str | None) -> Iterator[Finding]:
                 yield diagnosis(kind, name, needs(name), config, silence)
     for name in REPOS:
         yield diagnosis("tokenizer", name, _tokenizer_needs(name), config, silence)
-        yield diagnosis("init", name, hub.weights_needs(name), config, silence)
+        yield diagnosis("init", name, locate.weights_needs(name), config, silence)
 
 
 def diagnosis(kind: str, name: str, needs: list[Need], config: DoctorConfig, silence: str | None) -> Finding:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt1cli import glue, origins, rundir, runtime, tasks
+from gpt1cli import glue, rundir, runtime, tasks
 from gpt1cli.config.commands import EvaluateConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.data.hub import Need, task_needs
@@ -22,6 +22,7 @@ from gpt1cli.evaluation.evaluate import answered_as, refuse_other_labels, score_
 from gpt1cli.evaluation.predictor import load_tuned
 from gpt1cli.evaluation.warnings import collapse_warning
 from gpt1cli.loggers import Progress
+from gpt1cli.pretrained import locate
 from gpt1cli.runpage import write_run_report
 from gpt1cli.tasks.splits import Split, load_split, warn_absent
 
@@ -31,8 +32,8 @@ def needs(config: EvaluateConfig) -> list[Need]:
     tasks.check(config.task)
     methods = {}
     for run in config.members:
-        described = origins.described(origins.find(run, "run"))
-        trained = origins.task_of(described, run)
+        described = locate.described(locate.find(run, "run"))
+        trained = locate.task_of(described, run)
         refuse_other_labels(trained, answered_as(config.task, trained), f"run={run}")
         methods[described.get("method", "head"), trained.loss] = run
     if len(methods) > 1:
@@ -45,8 +46,8 @@ def run(config: EvaluateConfig, folder: Path) -> None:
     """The best checkpoint of each run -> its outputs on each split -> their mean -> predictions and metrics."""
     machine = runtime.start(config.runtime, config.seed)
     rundir.note(folder, **machine.describe())
-    first = origins.described(origins.find(config.members[0], "run"))
-    task = answered_as(config.task, origins.task_of(first, config.members[0]))
+    first = locate.described(locate.find(config.members[0], "run"))
+    task = answered_as(config.task, locate.task_of(first, config.members[0]))
     config = dataclasses.replace(config, task=task)
     names = [config.split] if config.split else [name for name in task.splits if name != "train"]
 
@@ -59,10 +60,10 @@ def run(config: EvaluateConfig, folder: Path) -> None:
     total = len(config.members) * len(names)
     with Progress(folder, total, config.runtime.progress, description="split") as progress:
         for member in config.members:
-            origin = origins.find(member, "run")
+            origin = locate.find(member, "run")
             model, vocabulary = load_tuned(origin)
             model.to(machine.device, machine.precision)
-            asked = predictor.of(origins.described(origin), model, vocabulary, machine, config.hub)
+            asked = predictor.of(locate.described(origin), model, vocabulary, machine, config.hub)
             checkpoints.append(origin.name)
             checksums["tokenizer"] = vocabulary.identity
             for name in names:

@@ -12,16 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt1cli import checkpoint, origins, published, rundir
+from gpt1cli import rundir
 from gpt1cli.config.commands import ExportConfig
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.config.task import TaskConfig
-from gpt1cli.convert import last_norm, to_published, write_published
 from gpt1cli.corpus import appearing
 from gpt1cli.data.hub import Need
 from gpt1cli.evaluation import predictor
 from gpt1cli.models.heads import Classifier
+from gpt1cli.pretrained import hf_config, load, locate
+from gpt1cli.pretrained.hf_weights import last_norm, to_published, write_published
 from gpt1cli.tokenizer import SPECIAL
 
 TEXT_RULES = {  # by what the tokenizer's symbols are parts of
@@ -37,11 +38,11 @@ def needs(config: ExportConfig) -> list[Need]:
     target = Path(config.out)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise InputError(f"out={config.out}: already there; name a folder that does not exist yet, or an empty one")
-    origin = origins.find(config.run, "run")
-    if (origin / "config.json").is_file() and published.is_transformers(rundir.read_json(origin / "config.json")):
+    origin = locate.find(config.run, "run")
+    if (origin / "config.json").is_file() and hf_config.is_transformers(rundir.read_json(origin / "config.json")):
         raise InputError(f"run={config.run}: transformers reads this folder as it is; copy it")
-    about = origins.described(origin)
-    published.settings_of(build(ModelConfig, about["model"]), about["vocabulary"])
+    about = locate.described(origin)
+    hf_config.settings_of(build(ModelConfig, about["model"]), about["vocabulary"])
     if has_head(about):
         class_of(build(TaskConfig, about["task"]))
     return []
@@ -49,8 +50,8 @@ def needs(config: ExportConfig) -> list[Need]:
 
 def run(config: ExportConfig, folder: Path) -> None:
     """Weights under transformers' names, its config.json, the tokenizer's two files and a model card."""
-    origin = origins.find(config.run, "run")
-    described = origins.described(origin)
+    origin = locate.find(config.run, "run")
+    described = locate.described(origin)
     if has_head(described):
         task = build(TaskConfig, described["task"])
         model, vocabulary = predictor.load_tuned(origin)
@@ -62,7 +63,7 @@ def run(config: ExportConfig, folder: Path) -> None:
         extra: dict[str, Any] = {"pad_token_id": 0} | (labels if suffix == CLASSIFIER else {})
         special = {name: len(vocabulary) + i for i, name in enumerate(SPECIAL)}
     else:
-        body, vocabulary = checkpoint.load(str(origin), config.hub, config.cache)
+        body, vocabulary = load.load(str(origin), config.hub, config.cache)
         special = {}  # a language model does without
         body.tokens.weight.data = body.tokens.weight.data[: len(vocabulary)]
         weights, suffix, extra, norm_bias = to_published(dict(body.named_parameters())), LANGUAGE_MODEL, {}, None
@@ -72,13 +73,13 @@ def run(config: ExportConfig, folder: Path) -> None:
     rows = len(vocabulary) + len(special)
     counts = {"vocabulary": len(vocabulary), "special_rows": len(special)}
     ours = {**described, **counts, "special_tokens": special}
-    shape = published.settings_of(build(ModelConfig, described["model"]), rows)
-    kind = published.CLASSES[shape["model_type"]] + suffix
+    shape = hf_config.settings_of(build(ModelConfig, described["model"]), rows)
+    kind = hf_config.CLASSES[shape["model_type"]] + suffix
     settings = {
         **shape,
         "architectures": [kind],
         **extra,
-        published.OURS: ours,
+        hf_config.OURS: ours,
     }
     with appearing(Path(config.out).absolute()) as aside:
         write_published(aside / "model.safetensors", weights, norm_bias)
@@ -196,7 +197,7 @@ def input_of(described: Mapping[str, Any]) -> str | None:
 
 def card(run: str, origin: Path, kind: str, special: Mapping[str, int], reads: str | None, rules: str) -> str:
     """README.md of an exported folder: input, data, settings, results, command, limits."""
-    which = "GPT-2" if kind.startswith(published.CLASSES[published.MODEL_TYPE_2]) else "GPT-1"
+    which = "GPT-2" if kind.startswith(hf_config.CLASSES[hf_config.MODEL_TYPE_2]) else "GPT-1"
     home = origin.parent.parent if origin.parent.name == "checkpoints" else origin
     settings = (home / "config.yaml").read_text() if (home / "config.yaml").is_file() else "unknown\n"
     name = rundir.read_config(home / "config.yaml").get("name") if (home / "config.yaml").is_file() else origin.name

@@ -10,13 +10,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import checkpoint, incontext, origins, plots, rundir, runtime, tasks, trackers
+from gpt1cli import incontext, plots, rundir, runtime, tasks, trackers
 from gpt1cli.config.commands import FewshotConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
-from gpt1cli.data.hub import Need, init_needs, task_needs
+from gpt1cli.data.hub import Need, task_needs
 from gpt1cli.loggers import Progress
 from gpt1cli.pages import Block, Table
+from gpt1cli.pretrained import load, locate
+from gpt1cli.pretrained.locate import init_needs
 from gpt1cli.prompting import Prompt
 from gpt1cli.runpage import write_run_report
 from gpt1cli.tasks import few
@@ -28,7 +30,7 @@ def needs(config: FewshotConfig) -> list[Need]:
     """What must be at hand before the run starts; InputError where the checkpoint is missing."""
     trackers.check(config.logger)
     tasks.check(config.task)
-    (name,) = origins.checkpoints(config.init or "openai", config.checkpoint)
+    (name,) = locate.checkpoints(config.init or "openai", config.checkpoint)
     return task_needs(config.task) + init_needs(name)
 
 
@@ -39,8 +41,8 @@ def run(config: FewshotConfig, folder: Path) -> None:
     if config.pool:
         config = dataclasses.replace(config, task=few.arranged(config.task))
     task, began = config.task, time.perf_counter()
-    (name,) = origins.checkpoints(config.init or "openai", config.checkpoint)
-    model, vocabulary = checkpoint.load(name, config.hub, config.cache)
+    (name,) = locate.checkpoints(config.init or "openai", config.checkpoint)
+    model, vocabulary = load.load(name, config.hub, config.cache)
     model.to(machine.device, machine.precision)
     prompt = Prompt.of(task, vocabulary)
     limits = machine.micro_batch, machine.token_budget
@@ -88,7 +90,7 @@ def run(config: FewshotConfig, folder: Path) -> None:
             "name": config.name,
             "seeds": config.seeds,
             "steps": 0,
-            "step": origins.step_of(name),
+            "step": locate.step_of(name),
             "seconds": round(time.perf_counter() - began, 3),
             "peak_memory_bytes": runtime.peak_memory_bytes(machine.device),
             "examples": {split: len(asked.examples) for split, asked in splits.items()},

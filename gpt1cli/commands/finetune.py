@@ -9,24 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt1cli import (
-    checkpoint,
-    corpus,
-    demonstrations,
-    distributed,
-    glue,
-    planning,
-    published,
-    rehearsal,
-    rundir,
-    runtime,
-    tasks,
-    trackers,
-)
+from gpt1cli import corpus, demonstrations, distributed, glue, planning, rehearsal, rundir, runtime, tasks, trackers
 from gpt1cli.batches import Epochs
-from gpt1cli.checkpoint import State
 from gpt1cli.config.commands import FinetuneConfig
-from gpt1cli.data.hub import Need, task_needs, tokenizer_needs, weights_needs
+from gpt1cli.data.hub import Need, task_needs, tokenizer_needs
 from gpt1cli.distributed import Team
 from gpt1cli.evaluation import predictor
 from gpt1cli.evaluation.evaluate import score_split
@@ -40,6 +26,9 @@ from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.objectives import fine_tuning
 from gpt1cli.optim import SCHEDULES, Optimizer
+from gpt1cli.pretrained import hf_config, load
+from gpt1cli.pretrained.load import State
+from gpt1cli.pretrained.locate import weights_needs
 from gpt1cli.prompting import Prompt
 from gpt1cli.runpage import write_run_report
 from gpt1cli.tasks import few, file
@@ -54,7 +43,7 @@ def needs(config: FinetuneConfig) -> list[Need]:
         return []
     tasks.check(config.task)
     demonstrations.check(config.similar_by, config.hub)
-    tokenizer = tokenizer_needs(config.tokenizer) if config.init in ("none", *published.REPOS) else []
+    tokenizer = tokenizer_needs(config.tokenizer) if config.init in ("none", *hf_config.REPOS) else []
     weights = weights_needs(config.init) if config.pretrained else []
     return task_needs(config.task) + tokenizer + weights
 
@@ -65,7 +54,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
         print(f"{folder} is finished: {folder / 'result.json'}; larger steps= would go on")
         with trackers.recording(config, folder, print):  # to which its tracker may not have come
             return
-    checkpoint.check_resumable(config.resume)
+    load.check_resumable(config.resume)
     trained_on = config.task  # whose splits a checkpoint knows, however few of their examples it has seen
     if config.shots:
         config = dataclasses.replace(config, task=few.arranged(config.task))
@@ -86,7 +75,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
         model.body.compile()
     team = Team(model, machine.precision, machine.device, config.runtime.shard)
     optimizer = Optimizer(model, config.optimizer, team.precision)
-    state = checkpoint.resume(distributed.home(folder), optimizer) or State()
+    state = load.resume(distributed.home(folder), optimizer) or State()
     distributed.seed_apart(config.seed, state.step)
     rundir.cut_metrics(folder / "metrics.jsonl", state.step if state.step else -1)
 
@@ -105,7 +94,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
     plan = Plan(steps, config.log_every, eval_every=every, checkpoint_every=every)
     factor, warmup = SCHEDULES[config.schedule.name], config.warmup_fraction * steps
     how = {"task": dataclasses.asdict(trained_on), **asked.about()}
-    about = checkpoint.description(config.model, config.tokenizer, vocabulary, body, **how)
+    about = load.description(config.model, config.tokenizer, vocabulary, body, **how)
 
     def outputs(split: Split) -> np.ndarray:
         return team.read(lambda model: asked.outputs(model, split.examples, split.items))
@@ -128,7 +117,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
             optimizer=optimizer,
             learning_rate=lambda step: config.lr * factor(step, steps, warmup),
             evaluate=evaluate,
-            save=lambda state: checkpoint.save(folder, state, optimizer, about, vocabulary, keep=()),
+            save=lambda state: load.save(folder, state, optimizer, about, vocabulary, keep=()),
             plan=plan,
             state=state,
             run=folder,
@@ -136,7 +125,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
             progress=progress,
         )
         best = distributed.home(folder) / "checkpoints" / "best"
-        optimizer.set_weights(checkpoint.read_tensors(best / "model.safetensors"))
+        optimizer.set_weights(load.read_tensors(best / "model.safetensors"))
         result = {
             **result_of("finetune", config, state, machine),
             "best_step": state.best_step,
@@ -167,9 +156,9 @@ def starting_point(config: FinetuneConfig, reporting: corpus.Reporting) -> tuple
         vocabulary = corpus.tokenizer_of(config.tokenizer, None, config.hub, config.cache, reporting)
         trained = None
     elif config.pretrained:
-        trained, vocabulary = checkpoint.load(config.init, config.hub, config.cache)
+        trained, vocabulary = load.load(config.init, config.hub, config.cache)
     else:
-        trained, vocabulary = None, checkpoint.load_tokenizer(config.init, config.hub, config.cache)
+        trained, vocabulary = None, load.load_tokenizer(config.init, config.hub, config.cache)
 
     if trained is None:
         body = fresh(config.model, len(vocabulary))
@@ -179,7 +168,7 @@ def starting_point(config: FinetuneConfig, reporting: corpus.Reporting) -> tuple
     else:
         body = fresh(config.model, trained.tokens.num_embeddings)
         assert isinstance(body, Transformer) and isinstance(trained, Transformer)  # an LSTM has no blocks to count
-        checkpoint.transfer(body, trained, config.transfer_layers)
+        load.transfer(body, trained, config.transfer_layers)
     if config.method == "prompt":
         body.keep_rows(len(vocabulary))
     elif body.tokens.num_embeddings == len(vocabulary):

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import torch
 
-from gpt1cli import checkpoint, rundir, runtime
+from gpt1cli import rundir, runtime
 from gpt1cli.config.commands import GenerateConfig
 from gpt1cli.config.schema import InputError
-from gpt1cli.data.hub import Need, init_needs
+from gpt1cli.data.hub import Need
 from gpt1cli.models.sampling import continued, greedy, sampling
+from gpt1cli.pretrained import load
+from gpt1cli.pretrained.locate import init_needs
 from gpt1cli.tokenizer import Tokenizer
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what bytes are decoded to that are no character, or none yet
@@ -28,7 +30,7 @@ def run(config: GenerateConfig, folder: Path) -> None:
     """Prompt -> tokens, printed as they come (several samples one after the other) -> generated.jsonl."""
     machine = runtime.start(config.runtime, config.seed)
     rundir.note(folder, **machine.describe())
-    model, vocabulary = checkpoint.load(config.init, config.hub, config.cache)
+    model, vocabulary = load.load(config.init, config.hub, config.cache)
     model.to(machine.device, machine.precision)
     prompt = vocabulary.encode(config.prompt)
     if not prompt:

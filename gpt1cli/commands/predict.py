@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from gpt1cli import origins, rundir, runtime
+from gpt1cli import rundir, runtime
 from gpt1cli.config.commands import PredictConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
@@ -21,6 +21,7 @@ from gpt1cli.data.hub import Need
 from gpt1cli.evaluation import predictor
 from gpt1cli.evaluation.predictor import load_tuned
 from gpt1cli.loggers import Progress
+from gpt1cli.pretrained import locate
 from gpt1cli.tasks import file
 from gpt1cli.tasks.layouts import Example
 from gpt1cli.tasks.splits import predicted
@@ -32,7 +33,7 @@ Write = Callable[[Mapping[str, Any]], None]
 
 def needs(config: PredictConfig) -> list[Need]:
     """Nothing from outside; InputError where the run has no task, the rows are not there, or would be written over."""
-    task = origins.task_of(origins.described(origins.find(config.run, "run")), config.run)
+    task = locate.task_of(locate.described(locate.find(config.run, "run")), config.run)
     if config.input is None:
         example_of(config, task)
     elif config.input != "-":
@@ -56,11 +57,11 @@ def run(config: PredictConfig, folder: Path) -> None:
     """Rows -> items -> the best checkpoint's answers, in the order of the rows -> a file, or stdout."""
     machine = runtime.start(config.runtime, config.seed)
     rundir.note(folder, **machine.describe())
-    origin = origins.find(config.run, "run")
-    task = origins.task_of(origins.described(origin), config.run)
+    origin = locate.find(config.run, "run")
+    task = locate.task_of(locate.described(origin), config.run)
     model, vocabulary = load_tuned(origin)
     model.to(machine.device, machine.precision)
-    asked = predictor.of(origins.described(origin), model, vocabulary, machine, config.hub)
+    asked = predictor.of(locate.described(origin), model, vocabulary, machine, config.hub)
     target = config.output or ("-" if config.text is not None else str(folder / "predictions.jsonl"))
     mode = "none" if target == "-" else config.runtime.progress
 

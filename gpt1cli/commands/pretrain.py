@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt1cli import checkpoint, corpus, distributed, documents, planning, rehearsal, rundir, runtime, trackers
+from gpt1cli import corpus, distributed, documents, planning, rehearsal, rundir, runtime, trackers
 from gpt1cli.batches import portion
-from gpt1cli.checkpoint import State
 from gpt1cli.config.commands import PretrainConfig
 from gpt1cli.config.schema import InputError
-from gpt1cli.data.hub import Need, corpus_needs, tokenizer_needs, weights_needs
+from gpt1cli.data.hub import Need, corpus_needs, tokenizer_needs
 from gpt1cli.distributed import Team
 from gpt1cli.fit import Plan, fit, result_of
 from gpt1cli.loggers import Progress
@@ -24,6 +23,9 @@ from gpt1cli.models.inference import mean_token_loss
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.objectives import language_modelling
 from gpt1cli.optim import SCHEDULES, Optimizer
+from gpt1cli.pretrained import load
+from gpt1cli.pretrained.load import State
+from gpt1cli.pretrained.locate import weights_needs
 from gpt1cli.runpage import write_run_report
 from gpt1cli.runtime import Machine
 from gpt1cli.tokenizer import Tokenizer
@@ -67,7 +69,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
         model.compile()
     team = Team(model, machine.precision, machine.device, config.runtime.shard)
     optimizer = Optimizer(model, config.optimizer, team.precision)
-    state = checkpoint.resume(distributed.home(folder), optimizer) or State()
+    state = load.resume(distributed.home(folder), optimizer) or State()
     distributed.seed_apart(config.seed, state.step)
     rundir.cut_metrics(folder / "metrics.jsonl", state.step if state.step else -1)
 
@@ -78,7 +80,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
         loss = team.read(lambda model: mean_token_loss(model, valid, machine.token_budget))
         return {"loss": loss, "perplexity": math.exp(min(loss, 700))}, -loss
 
-    about = checkpoint.description(config.model, config.tokenizer, vocabulary, model)
+    about = load.description(config.model, config.tokenizer, vocabulary, model)
     parameters = sum(p.numel() for p in model.parameters())
     with (
         reporting(total=plan.steps, start=state.step) as progress,
@@ -94,7 +96,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
             optimizer=optimizer,
             learning_rate=lambda step: config.lr * factor(step, plan.steps, warmup),
             evaluate=evaluate,
-            save=lambda state: checkpoint.save(folder, state, optimizer, about, vocabulary, plan.keep),
+            save=lambda state: load.save(folder, state, optimizer, about, vocabulary, plan.keep),
             plan=plan,
             state=state,
             run=folder,
@@ -129,7 +131,7 @@ def starting_point(
     if config.init == "none":
         vocabulary = corpus.tokenizer_of(config.tokenizer, source, config.hub, config.cache, reporting)
         return fresh(config.model, len(vocabulary)), vocabulary
-    model, vocabulary = checkpoint.load(config.init, config.hub, config.cache)
+    model, vocabulary = load.load(config.init, config.hub, config.cache)
     model.configure(config.model)
     return model, vocabulary
 

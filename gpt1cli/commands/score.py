@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from gpt1cli import checkpoint, rundir, runtime
+from gpt1cli import rundir, runtime
 from gpt1cli.config.commands import ScoreConfig
 from gpt1cli.config.schema import InputError
-from gpt1cli.data.hub import Need, init_needs
+from gpt1cli.data.hub import Need
 from gpt1cli.loggers import Progress
 from gpt1cli.models.inference import token_log_probabilities
+from gpt1cli.pretrained import load
+from gpt1cli.pretrained.locate import init_needs
 from gpt1cli.tokenizer import Tokenizer
 
 LINES = 1024  # read at a time: memory does not grow with the file
@@ -37,7 +39,7 @@ def run(config: ScoreConfig, folder: Path) -> None:
     """Lines -> token ids -> log-probabilities -> scores.jsonl, a line for a line, and their total."""
     machine = runtime.start(config.runtime, config.seed)
     rundir.note(folder, **machine.describe())
-    model, vocabulary = checkpoint.load(config.init, config.hub, config.cache)
+    model, vocabulary = load.load(config.init, config.hub, config.cache)
     model.to(machine.device, machine.precision)
     target = folder / "scores.jsonl"
     began, total, count, number = time.perf_counter(), 0.0, 0, 0

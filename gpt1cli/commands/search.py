@@ -10,16 +10,18 @@ from typing import Any
 
 import yaml
 
-from gpt1cli import checkpoint, cues, rundir, runtime, searching, tasks, trackers
+from gpt1cli import cues, rundir, runtime, searching, tasks, trackers
 from gpt1cli.cells import Cell, composed, keep_best, keep_chosen, module_of, on_dev, run_all, say
 from gpt1cli.cli import execute
 from gpt1cli.cli.overrides import quote
 from gpt1cli.config.commands import FinetuneConfig, SearchConfig
 from gpt1cli.config.prompt import PromptConfig
 from gpt1cli.config.schema import InputError, build
-from gpt1cli.data.hub import Need, init_needs, task_needs
+from gpt1cli.data.hub import Need, task_needs
 from gpt1cli.loggers import Progress
 from gpt1cli.pages import Table
+from gpt1cli.pretrained import load
+from gpt1cli.pretrained.locate import init_needs
 from gpt1cli.runpage import write_run_report
 from gpt1cli.searching import Candidate
 from gpt1cli.tasks import few
@@ -128,7 +130,7 @@ def searched(config: SearchConfig, folder: Path) -> list[Candidate]:
     rundir.note(folder, **machine.describe())
     task, limits = config.task, (machine.micro_batch, machine.token_budget)
     with Progress(folder, 1, config.runtime.progress, description="candidate") as progress:
-        model, vocabulary = checkpoint.load(config.init or "openai", config.hub, config.cache)
+        model, vocabulary = load.load(config.init or "openai", config.hub, config.cache)
         model.to(machine.device, machine.precision)
         loaded = load_examples(config, "train")
         assert loaded is not None  # train is never absent

@@ -7,17 +7,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import checkpoint, curves, disk, origins, rundir, runtime, tasks, trackers
+from gpt1cli import curves, disk, rundir, runtime, tasks, trackers
 from gpt1cli.config import options
 from gpt1cli.config.commands import ZeroshotConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.curves import Curve
-from gpt1cli.data.hub import Need, init_needs, task_needs
+from gpt1cli.data.hub import Need, task_needs
 from gpt1cli.evaluation.warnings import zero_shot_collapse_warning
 from gpt1cli.loggers import Progress
 from gpt1cli.models.inference import ending_log_probabilities
 from gpt1cli.models.language_model import LanguageModel
+from gpt1cli.pretrained import load, locate
+from gpt1cli.pretrained.locate import init_needs
 from gpt1cli.probing import Probes, against, best_threshold, likelihoods, load_probes, measured, predictions
 from gpt1cli.report import told_apart
 from gpt1cli.runpage import write_run_report
@@ -33,7 +35,7 @@ def needs(config: ZeroshotConfig) -> list[Need]:
     if config.task.zeroshot.rule is None:
         ruled = [name for name in options.names("task") if "zeroshot" in options.values("task", name)]
         raise InputError(f"task={config.task.name} has no task.zeroshot.rule; those that have: {', '.join(ruled)}")
-    models = [name for init in config.inits for name in origins.checkpoints(init, config.checkpoint)]
+    models = [name for init in config.inits for name in locate.checkpoints(init, config.checkpoint)]
     return task_needs(config.task) + [need for name in models for need in init_needs(name)]
 
 
@@ -42,7 +44,7 @@ def run(config: ZeroshotConfig, folder: Path) -> None:
     machine = runtime.start(config.runtime, config.seed)
     rundir.note(folder, **machine.describe())
     task, began = config.task, time.perf_counter()
-    chosen = [(init, name) for init in config.inits for name in origins.checkpoints(init, config.checkpoint)]
+    chosen = [(init, name) for init in config.inits for name in locate.checkpoints(init, config.checkpoint)]
     asked: dict[tuple[str, int, bool], dict[str, Probes]] = {}  # what the models read differently is laid out again
     found: dict[str, dict[str, Any]] = {}  # init -> the scores of its latest checkpoint
     answers: dict[str, dict[str, list[dict[str, Any]]]] = {}  # and its answers to each split
@@ -53,12 +55,12 @@ def run(config: ZeroshotConfig, folder: Path) -> None:
         trackers.recording(config, folder, progress.say, labels if config.runs else {}) as log,
     ):
         for number, (init, name) in enumerate(chosen, start=1):
-            model, vocabulary = checkpoint.load(name, config.hub, config.cache)
+            model, vocabulary = load.load(name, config.hub, config.cache)
             reading = vocabulary.identity, model.config.n_positions, model.branches
             if reading not in asked:
                 asked[reading] = load_all(config, vocabulary, model, progress)
             model.to(machine.device, machine.precision)
-            about = {"init": init, "step": origins.step_of(name)}
+            about = {"init": init, "step": locate.step_of(name)}
             scores, answers[init] = score(task, model, len(vocabulary), asked[reading], machine)
             found[init] = {**about, **scores}
             for split in task.splits:

@@ -7,7 +7,6 @@ downloads of a data set stay in Hugging Face's own cache, HF_HOME). No code that
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import threading
@@ -16,11 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt1cli import origins
 from gpt1cli.config.data import CorpusConfig, TokenizerConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
-from gpt1cli.published import REPOS, tokenizer_config
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder
@@ -87,23 +84,8 @@ def tokenizer_needs(tokenizer: TokenizerConfig) -> list[Need]:
     return [Need(what, tokenizer.repo, None, name, (way,)) for name in ("vocab.json", "merges.txt")]
 
 
-def init_needs(init: str) -> list[Need]:
-    """Weights and vocabulary of a published model; of a folder nothing. InputError where that holds no model."""
-    if init not in REPOS:
-        origins.find(init)
-        return []
-    vocabulary = tokenizer_needs(tokenizer_config(init))  # which comes with whatever model takes this one's place
-    return [dataclasses.replace(need, ways_out=()) for need in vocabulary] + weights_needs(init)
 
 
-def weights_needs(init: str) -> list[Need]:
-    """The published weights, where a run starts from them."""
-    if init not in REPOS:
-        return []
-    way = (
-        "init=RUN: a model of your own, from gpt1 pretrain corpus=text corpus.path=... (to train: or init=none, fresh)"
-    )
-    return [Need(f"weights of init={init}", REPOS[init], None, names, (way,)) for names in ("config.json", WEIGHTS)]
 
 
 def require(needs: Sequence[Need], hub: str | None, cache: str | Path) -> None:

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt1cli import demonstrations, origins, prompting, tokenizer
-from gpt1cli.checkpoint import COPY, _check_read, _check_tables, fill, read_tensors
+from gpt1cli import demonstrations, prompting, tokenizer
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.config.task import TaskConfig
@@ -26,6 +25,9 @@ from gpt1cli.models.create import fresh
 from gpt1cli.models.heads import Classifier, Prompted, Tuned
 from gpt1cli.models.inference import head_outputs
 from gpt1cli.models.language_model import LanguageModel
+from gpt1cli.pretrained import locate
+from gpt1cli.pretrained.load import COPY, _check_tables, fill, read_tensors
+from gpt1cli.pretrained.locate import _check_read
 from gpt1cli.prompting import Prompt, Query
 from gpt1cli.runtime import Machine
 from gpt1cli.tasks import few
@@ -225,7 +227,7 @@ def of(described: Mapping[str, Any], model: Tuned, vocabulary: Tokenizer, machin
 
 def load_tuned(folder: Path) -> tuple[Tuned, Tokenizer]:
     """A fine-tuned model, with its head where it has one, fp32, on the CPU; `folder` is that of a checkpoint."""
-    config = origins.described(folder)
+    config = locate.described(folder)
     _check_read(folder)
     vocabulary = tokenizer.load(folder)
     if len(vocabulary) != config["vocabulary"]:  # its special rows would be those of other symbols

@@ -6,20 +6,26 @@ import contextlib
 import dataclasses
 import glob
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import published, rundir
+from gpt1cli import checksums, rundir
 from gpt1cli.config import options
 from gpt1cli.config.data import TokenizerConfig
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import InputError, build, shown
 from gpt1cli.config.task import TaskConfig
+from gpt1cli.data.hub import WEIGHTS, Need, tokenizer_needs
+from gpt1cli.pretrained import hf_config, locate
+from gpt1cli.pretrained.hf_config import REPOS, tokenizer_config
 
 FORMAT = 1  # of our checkpoints
 PRETRAINED = ("pretrain/*/*", "multirun/pretrain/*/*", "ablation/*/*/cells/*", "multirun/ablation/*/*/cells/*")
 TOKENIZER = ("source", "repo", "merges", "level")  # what a checkpoint's weights fix of it
+TRAINING = "training.safetensors"
+READ = ("config.json", "vocab.json", "merges.txt", "model.safetensors")  # of a checkpoint, by all but resume=
 
 
 def find(init: str, key: str = "init") -> Path:
@@ -28,7 +34,7 @@ def find(init: str, key: str = "init") -> Path:
     InputError says what was found there and what is expected.
     """
     root = os.path.expanduser(init)
-    if os.path.isfile(os.path.join(root, "config.json")) or published.is_shards(Path(root)):
+    if os.path.isfile(os.path.join(root, "config.json")) or hf_config.is_shards(Path(root)):
         return Path(root)
     checkpoints = os.path.join(root, "checkpoints")
     for link in ("best", "last"):
@@ -46,7 +52,7 @@ def find(init: str, key: str = "init") -> Path:
         found = "a file" if os.path.isfile(root) else "no such folder"
     takes = "a run folder (its best checkpoint, else its last), RUN/checkpoints/STEP"
     if key == "init":
-        takes = f"{', '.join(published.REPOS)}, none, {takes}, an exported folder, or a folder of OpenAI's npy shards"
+        takes = f"{', '.join(hf_config.REPOS)}, none, {takes}, an exported folder, or a folder of OpenAI's npy shards"
     raise InputError(f"{key}={shown(init)}: {found}\n{key} takes {takes}")
 
 
@@ -56,7 +62,7 @@ def checkpoints(init: str, which: int | str = "best") -> list[str]:
     What is no run has one, its best. InputError where there is none.
     """
     if which == "best":
-        return [init] if init in published.REPOS else [str(find(init))]
+        return [init] if init in hf_config.REPOS else [str(find(init))]
     folder = os.path.join(os.path.expanduser(init), "checkpoints")
     if not os.path.isdir(folder):
         raise InputError(f"checkpoint={which}: {shown(init)} is no run folder with checkpoints")
@@ -77,10 +83,10 @@ def step_of(checkpoint: str) -> int | None:
 def described(folder: Path) -> dict[str, Any]:
     """What a checkpoint's config.json says of its model and tokenizer. InputError lists what is wrong with it."""
     path = folder / "config.json"
-    found = published.settings_of_shards(folder) if published.is_shards(folder) else rundir.read_json(path)
-    if published.is_transformers(found):
+    found = hf_config.settings_of_shards(folder) if hf_config.is_shards(folder) else rundir.read_json(path)
+    if hf_config.is_transformers(found):
         try:
-            return published.described(found)
+            return hf_config.described(found)
         except InputError as error:
             raise InputError(f"{folder}: {error}") from None
     if found.get("format") != FORMAT:
@@ -104,12 +110,12 @@ def described(folder: Path) -> dict[str, Any]:
 
 def identity(init: str) -> dict[str, dict[str, Any]]:
     """The model and the tokenizer of init, which is not `none`. InputError where it has none."""
-    if init not in published.REPOS:
+    if init not in hf_config.REPOS:
         return described(find(init))
     model = options.values("model", "base" if init == "openai" else init)
     return {
         "model": dataclasses.asdict(build(ModelConfig, model)),
-        "tokenizer": dataclasses.asdict(published.tokenizer_config(init)),
+        "tokenizer": dataclasses.asdict(hf_config.tokenizer_config(init)),
     }
 
 
@@ -148,7 +154,7 @@ def _differences(wanted: Mapping[str, Any], init: str, folder: Path) -> Iterator
         for key in keys:
             if (value := found[group].get(key)) != wanted[group].get(key):
                 yield f"  {group}.{key}={shown(value)}, not {shown(wanted[group].get(key))}"
-    if init not in published.REPOS:  # merges may have been trained on another text
+    if init not in hf_config.REPOS:  # merges may have been trained on another text
         files = (root / "merges.txt" for root in (find(init), folder))
         if len({file.read_bytes() for file in files if file.is_file()}) > 1:
             yield "  its tokenizer was trained on another text"
@@ -168,3 +174,56 @@ def _names(folder: str) -> str:
     with contextlib.suppress(OSError):
         return shown(", ".join(sorted(os.listdir(folder)))) or "nothing"
     return "unreadable files"
+
+
+def init_needs(init: str) -> list[Need]:
+    """Weights and vocabulary of a published model; of a folder nothing. InputError where that holds no model."""
+    if init not in REPOS:
+        locate.find(init)
+        return []
+    vocabulary = tokenizer_needs(tokenizer_config(init))  # which comes with whatever model takes this one's place
+    return [dataclasses.replace(need, ways_out=()) for need in vocabulary] + weights_needs(init)
+
+
+def weights_needs(init: str) -> list[Need]:
+    """The published weights, where a run starts from them."""
+    if init not in REPOS:
+        return []
+    way = (
+        "init=RUN: a model of your own, from gpt1 pretrain corpus=text corpus.path=... (to train: or init=none, fresh)"
+    )
+    return [Need(f"weights of init={init}", REPOS[init], None, names, (way,)) for names in ("config.json", WEIGHTS)]
+
+
+def _way_on(folder: Path) -> str:
+    """What to do about a checkpoint that is not whole: the others of its run that are, the latest first."""
+    whole, step = [], folder.resolve().name
+    for other in folder.parent.iterdir() if folder.parent.name == "checkpoints" else ():
+        if other.name.isdecimal() and other.name != step:
+            with contextlib.suppress(InputError):
+                checksums.check(other, READ, "")
+                whole += [other] if all((other / name).is_file() for name in READ) else []
+    whole.sort(key=lambda path: -int(path.name))
+    if not whole:
+        return "no other checkpoint of its run is whole; copy the file again, or train again"
+    run, steps = folder.parent.parent, ", ".join(path.name for path in whole)
+    if folder.name != "last":
+        return f"whole are {folder.parent}/ {steps}: name one of them"
+    able = [path for path in whole if _resumable(path)]
+    again = (
+        f"`ln -sfn {able[0].name} {shlex.quote(str(folder))}`, then resume={run}, goes on from there; " if able else ""
+    )
+    return f"whole are the checkpoints {steps}: {again}init={whole[0]} starts a new run from its weights"
+
+
+def _resumable(folder: Path) -> bool:
+    with contextlib.suppress(InputError):
+        checksums.check(folder, ("state.json", TRAINING), "")
+        return all((folder / name).is_file() for name in ("state.json", TRAINING))
+    return False
+
+
+def _check_read(folder: Path) -> None:
+    """InputError where a file of a checkpoint that is about to be read is missing or damaged."""
+    if (folder / checksums.FILE).exists():
+        checksums.check(folder, READ, _way_on(folder))

@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -28,21 +27,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gpt1cli import checksums, disk, distributed, origins, published, rundir, tokenizer
+from gpt1cli import checksums, disk, distributed, rundir, tokenizer
 from gpt1cli.config.data import TokenizerConfig
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import InputError, build
-from gpt1cli.convert import read_published, read_shards
 from gpt1cli.data import hub
 from gpt1cli.models.create import fresh
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.optim import Optimizer
+from gpt1cli.pretrained import hf_config, locate
+from gpt1cli.pretrained.hf_weights import read_published, read_shards
+from gpt1cli.pretrained.locate import READ, TRAINING, _check_read, _way_on
 from gpt1cli.tokenizer import Tokenizer
 
 COPY = "copy vocab.json and merges.txt again from where the run was"
-TRAINING = "training.safetensors"
-READ = ("config.json", "vocab.json", "merges.txt", "model.safetensors")  # of a checkpoint, by all but resume=
 
 
 @dataclasses.dataclass
@@ -95,7 +94,7 @@ def save(
         save_file({name: weight.contiguous() for name, weight in weights.items()}, aside / "model.safetensors")
         save_file({**moments, **_generators()}, aside / TRAINING)
         (aside / "state.json").write_text(json.dumps(dataclasses.asdict(state)))
-        (aside / "config.json").write_text(json.dumps({"format": origins.FORMAT, **description}, indent=1))
+        (aside / "config.json").write_text(json.dumps({"format": locate.FORMAT, **description}, indent=1))
         vocabulary.save(aside)
         checksums.write(aside)
         for file in aside.iterdir():
@@ -173,32 +172,8 @@ def check_whole(folder: Path) -> None:
     checksums.check(folder, (*READ, "state.json", TRAINING), _way_on(folder))
 
 
-def _way_on(folder: Path) -> str:
-    """What to do about a checkpoint that is not whole: the others of its run that are, the latest first."""
-    whole, step = [], folder.resolve().name
-    for other in folder.parent.iterdir() if folder.parent.name == "checkpoints" else ():
-        if other.name.isdecimal() and other.name != step:
-            with contextlib.suppress(InputError):
-                checksums.check(other, READ, "")
-                whole += [other] if all((other / name).is_file() for name in READ) else []
-    whole.sort(key=lambda path: -int(path.name))
-    if not whole:
-        return "no other checkpoint of its run is whole; copy the file again, or train again"
-    run, steps = folder.parent.parent, ", ".join(path.name for path in whole)
-    if folder.name != "last":
-        return f"whole are {folder.parent}/ {steps}: name one of them"
-    able = [path for path in whole if _resumable(path)]
-    again = (
-        f"`ln -sfn {able[0].name} {shlex.quote(str(folder))}`, then resume={run}, goes on from there; " if able else ""
-    )
-    return f"whole are the checkpoints {steps}: {again}init={whole[0]} starts a new run from its weights"
 
 
-def _resumable(folder: Path) -> bool:
-    with contextlib.suppress(InputError):
-        checksums.check(folder, ("state.json", TRAINING), "")
-        return all((folder / name).is_file() for name in ("state.json", TRAINING))
-    return False
 
 
 def _generators() -> dict[str, Tensor]:
@@ -257,8 +232,8 @@ def load(init: str, hub_folder: str | None, cache: str) -> tuple[LanguageModel, 
 
     `init` is `openai` or `gpt2`, a run or checkpoint folder, an exported folder, or a folder of OpenAI's npy shards.
     """
-    folder = _published_folder(init, hub_folder, cache) if init in published.REPOS else origins.find(init)
-    config = origins.described(folder)
+    folder = _published_folder(init, hub_folder, cache) if init in hf_config.REPOS else locate.find(init)
+    config = locate.described(folder)
     _check_read(folder)
     rows, vocabulary = config["vocabulary"] + config["special_rows"], tokenizer.load(folder)
     if len(vocabulary) > rows:
@@ -271,9 +246,9 @@ def load(init: str, hub_folder: str | None, cache: str) -> tuple[LanguageModel, 
 
 def _body_weights(folder: Path) -> dict[str, Tensor]:
     """The weights of a language model under our names, whoever wrote the folder."""
-    if published.is_shards(folder):
+    if hf_config.is_shards(folder):
         return read_shards(folder)
-    if published.is_transformers(rundir.read_json(folder / "config.json")):
+    if hf_config.is_transformers(rundir.read_json(folder / "config.json")):
         paths = [folder / name for name in hub.WEIGHTS]
         if path := next(filter(Path.is_file, paths), None):
             return read_published(path)
@@ -293,15 +268,11 @@ def _check_tables(folder: Path, config: Mapping[str, Any], vocabulary: Tokenizer
         raise InputError(f"{folder}: its tokenizer is another one than its model was trained with; {COPY}")
 
 
-def _check_read(folder: Path) -> None:
-    """InputError where a file of a checkpoint that is about to be read is missing or damaged."""
-    if (folder / checksums.FILE).exists():
-        checksums.check(folder, READ, _way_on(folder))
 
 
 def _published_folder(init: str, hub_folder: str | None, cache: str) -> Path:
     """Where the published files lie, all of them fetched."""
-    repo = published.REPOS[init]
+    repo = hf_config.REPOS[init]
     files = [hub.file(repo, name, hub_folder, cache) for name in ("config.json", hub.WEIGHTS)]
     load_tokenizer(init, hub_folder, cache)
     return files[0].parent
@@ -309,9 +280,9 @@ def _published_folder(init: str, hub_folder: str | None, cache: str) -> Path:
 
 def load_tokenizer(init: str, hub_folder: str | None, cache: str) -> Tokenizer:
     """The tokenizer that init names, without its weights."""
-    if init not in published.REPOS:
-        return tokenizer.load(origins.find(init))
-    files = [hub.file(published.REPOS[init], name, hub_folder, cache) for name in ("vocab.json", "merges.txt")]
+    if init not in hf_config.REPOS:
+        return tokenizer.load(locate.find(init))
+    files = [hub.file(hf_config.REPOS[init], name, hub_folder, cache) for name in ("vocab.json", "merges.txt")]
     return tokenizer.load(files[0].parent)
 
 

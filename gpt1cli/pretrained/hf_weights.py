@@ -18,8 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gpt1cli import published
 from gpt1cli.config.schema import InputError
+from gpt1cli.pretrained import hf_config
 
 NAMES = {  # ours -> theirs, inside a block, in the order of OpenAI's arrays; the second value: stored transposed
     "query_key_value": ("attn.c_attn", True),
@@ -88,13 +88,13 @@ def read_shards(folder: Path) -> dict[str, Tensor]:
 
     InputError where a piece is missing or damaged, or their sum is another than that of the shapes.
     """
-    shapes = json.loads((folder / published.SHAPES).read_bytes())
+    shapes = json.loads((folder / hf_config.SHAPES).read_bytes())
     paths = sorted(folder.glob("params_*.npy"), key=lambda path: int(re.sub(r"\D", "", path.stem) or 0))
     flat = np.concatenate([np.empty(0, np.float32), *map(_piece, paths)])
     sizes = [math.prod(shape) for shape in shapes]
     if len(flat) != sum(sizes):
         raise InputError(
-            f"{folder}: {len(paths)} files params_*.npy hold {len(flat):,} numbers, {published.SHAPES} wants"
+            f"{folder}: {len(paths)} files params_*.npy hold {len(flat):,} numbers, {hf_config.SHAPES} wants"
             f" {sum(sizes):,}; the released ones are params_0.npy to params_9.npy"
         )
     parts = [f"{part}.{kind}" for part, _ in NAMES.values() for kind in ("weight", "bias")]
