@@ -14,9 +14,9 @@ from small import SHAPE, model_config, read, stir
 
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.config.task import TaskConfig
-from gpt1cli.demonstrations import Pool, check, embedded, likeness, orders_of_sets, orders_of_update
 from gpt1cli.models.inference import mean_states
 from gpt1cli.models.transformer import Transformer
+from gpt1cli.prompts.demonstrations import Pool, check, embedded, likeness, orders_of_sets, orders_of_update
 from gpt1cli.tasks.layouts import Example
 
 TASK = build(TaskConfig, read("task/snli.yaml"))

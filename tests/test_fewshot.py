@@ -15,7 +15,7 @@ from small import read
 from test_prompting import Bigrams, Letters, chain
 
 import gpt1cli
-from gpt1cli import incontext, rundir, tasks
+from gpt1cli import rundir, tasks
 from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.main import main
 from gpt1cli.cli.resolve import compose
@@ -23,7 +23,8 @@ from gpt1cli.commands import fewshot as command
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data import demo_world
-from gpt1cli.prompting import Prompt
+from gpt1cli.prompts import in_context
+from gpt1cli.prompts.prompt import Prompt
 from gpt1cli.tasks import few
 from gpt1cli.tasks.layouts import Example
 from gpt1cli.tasks.splits import Split
@@ -61,49 +62,49 @@ def result_of(run: Path) -> dict:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_demonstrations_come_from_each_class_in_turn_and_smaller_draws_begin_larger_ones(seed):
-    drawn = incontext.drawn(TASK, POOL, 8, seed, balanced=True)
+    drawn = in_context.drawn(TASK, POOL, 8, seed, balanced=True)
     labels = [example.label for example in drawn]
     assert labels == labels[:2] * 4 and sorted(labels[:2]) == [0, 1]
     assert len({example.id for example in drawn}) == 8
-    assert incontext.drawn(TASK, POOL, 3, seed, balanced=True) == drawn[:3]
-    assert incontext.drawn(TASK, POOL, 5, seed, balanced=False) == incontext.drawn(TASK, POOL, 9, seed, False)[:5]
+    assert in_context.drawn(TASK, POOL, 3, seed, balanced=True) == drawn[:3]
+    assert in_context.drawn(TASK, POOL, 5, seed, balanced=False) == in_context.drawn(TASK, POOL, 9, seed, False)[:5]
 
 
 def test_draws_differ_from_seed_to_seed_and_without_balance_follow_the_data():
-    first = {incontext.drawn(TASK, POOL, 1, seed, balanced=True)[0].label for seed in range(20)}
+    first = {in_context.drawn(TASK, POOL, 1, seed, balanced=True)[0].label for seed in range(20)}
     assert first == {0, 1}
-    counts = Counter(e.label for seed in range(300) for e in incontext.drawn(TASK, POOL, 4, seed, balanced=False))
+    counts = Counter(e.label for seed in range(300) for e in in_context.drawn(TASK, POOL, 4, seed, balanced=False))
     assert counts[1] / counts.total() == pytest.approx(0.2, abs=0.04)  # a standard error of 0.011
 
 
 def test_scores_are_balanced_by_their_halves():
     task = build(TaskConfig, read("task/stsb.yaml"))
     pool = [Example(str(i), ("a", "b"), i / 4) for i in range(21)]
-    drawn = incontext.drawn(task, pool, 6, 0, balanced=True)
+    drawn = in_context.drawn(task, pool, 6, 0, balanced=True)
     assert Counter(example.label >= 2.5 for example in drawn) == {True: 3, False: 3}
 
 
 def test_a_class_with_too_few_examples_is_refused():
-    assert len(incontext.drawn(TASK, POOL, 8, 0, balanced=True)) == 8
+    assert len(in_context.drawn(TASK, POOL, 8, 0, balanced=True)) == 8
     told = r"shots=10, of each class as many, takes more than train has of positive \(5 wanted, there are 4\); balanced"
     with pytest.raises(InputError, match=told):
-        incontext.drawn(TASK, POOL, 10, 0, balanced=True)
+        in_context.drawn(TASK, POOL, 10, 0, balanced=True)
     with pytest.raises(InputError, match="shots=21, but train has 20 examples"):
-        incontext.drawn(TASK, POOL, 21, 0, balanced=False)
+        in_context.drawn(TASK, POOL, 21, 0, balanced=False)
 
 
 def test_orders():
-    assert incontext.orders(4, "fixed", None, 7) == [[0, 1, 2, 3]]
-    assert incontext.orders(0, "permutations", None, 7) == [[]]
-    (order,) = incontext.orders(6, "random", None, 7)
+    assert in_context.orders(4, "fixed", None, 7) == [[0, 1, 2, 3]]
+    assert in_context.orders(0, "permutations", None, 7) == [[]]
+    (order,) = in_context.orders(6, "random", None, 7)
     assert (
         sorted(order) == list(range(6))
-        and len({tuple(incontext.orders(6, "random", None, s)[0]) for s in range(9)}) > 5
+        and len({tuple(in_context.orders(6, "random", None, s)[0]) for s in range(9)}) > 5
     )
-    assert sorted(incontext.orders(3, "permutations", 6, 7)) == [
+    assert sorted(in_context.orders(3, "permutations", 6, 7)) == [
         [0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0],
     ]  # fmt: skip
-    several = incontext.orders(4, "permutations", None, 7)
+    several = in_context.orders(4, "permutations", None, 7)
     assert len({tuple(one) for one in several}) == len(several) == 8
     assert all(sorted(one) == [0, 1, 2, 3] for one in several)
 
@@ -115,7 +116,7 @@ def test_scores_are_the_mean_over_orders():
     one, other = Example("1", ("b",), 0), Example("2", ("c",), 1)
     queries = [Example("3", ("b",), None)]
     orders = [[one, other], [other, one]]
-    found = incontext.asked(Bigrams(), Prompt.of(task, Letters()), orders, queries, None, 100)
+    found = in_context.asked(Bigrams(), Prompt.of(task, Letters()), orders, queries, None, 100)
     wanted = [(np.log(chain(f"c{w}b")) + np.log(chain(f"b{w}b"))) / 2 for w in "da"]
     assert found.scores == pytest.approx(np.array([wanted]))
 
@@ -124,19 +125,19 @@ def test_a_score_lies_between_the_two_words():
     task = build(TaskConfig, {**read("task/stsb.yaml"), "loss": "interpolation"})
     scores = np.log([[0.2, 0.6], [0.3, 0.1], [0.1, 0.1]])
     split = Split([Example(str(i), ("a", "b"), y) for i, y in enumerate([4.0, 0.5, 3.0])], [], 0, 0)
-    lines = incontext.predictions(task, split, scores)
+    lines = in_context.predictions(task, split, scores)
     assert [line["prediction"] for line in lines] == pytest.approx([3.75, 1.25, 2.5])
     assert lines[0]["label"] == 4.0
-    found = incontext.measured(task, split, scores)
+    found = in_context.measured(task, split, scores)
     assert found["pearson"] == pytest.approx(np.corrcoef([4, 0.5, 3], [3.75, 1.25, 2.5])[0, 1])
 
 
 def test_seeds_are_summed_up():
-    found = incontext.summed_up([{"accuracy": 0.5}, {"accuracy": 0.75}, {"accuracy": 0.7}])["accuracy"]
+    found = in_context.summed_up([{"accuracy": 0.5}, {"accuracy": 0.75}, {"accuracy": 0.7}])["accuracy"]
     assert found == {
         "mean": pytest.approx(0.65), "std": pytest.approx(statistics.stdev([0.5, 0.75, 0.7])), "min": 0.5, "max": 0.75,
     }  # fmt: skip
-    assert incontext.summed_up([{"accuracy": 0.5}])["accuracy"]["std"] is None
+    assert in_context.summed_up([{"accuracy": 0.5}])["accuracy"]["std"] is None
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -149,10 +150,10 @@ def test_every_score_is_found_again_as_one_plain_row(runs, tmp_path, init):
     model, tokenizer = gpt1cli.load(runs / init)
     pool = {e["id"]: e for e in demo_world.examples("demo_sentiment", "train")}
     known = {e["id"]: e for e in demo_world.examples("demo_sentiment", "valid")}
-    drawn = incontext.drawn(TASK, limited(pool), 2, 13, balanced=True)
+    drawn = in_context.drawn(TASK, limited(pool), 2, 13, balanced=True)
     newline, word = tokenizer.encode("a\na")[1:-1], {"negative": "terrible", "positive": "great"}
     shown = []
-    for i in incontext.orders(2, "random", None, 13)[0]:
+    for i in in_context.orders(2, "random", None, 13)[0]:
         shown.append(
             tokenizer.encode(f"{pool[drawn[i].id]['text']} all in all it was {word[pool[drawn[i].id]['label']]}")
         )

@@ -18,7 +18,7 @@ from gpt1cli.cli.main import main
 from gpt1cli.evaluation import predictor
 from gpt1cli.evaluation import predictor as evaluation_predictor
 from gpt1cli.pretrained import locate
-from gpt1cli.prompting import lay
+from gpt1cli.prompts.prompt import lay
 from gpt1cli.runtime import Machine
 from gpt1cli.tasks.layouts import Example
 

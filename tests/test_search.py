@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from small import SMALL, STORY
 
-from gpt1cli import cues, report, rundir
+from gpt1cli import report, rundir
 from gpt1cli.cli.main import main
 from gpt1cli.commands import finetune
 from gpt1cli.commands import search as command
+from gpt1cli.prompts import template_search
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -260,8 +261,8 @@ def test_a_t5_that_is_not_there_is_refused_before_anything_is_done(world, tmp_pa
 
 def test_what_a_t5_has_written_is_ranked_as_any_other(world, monkeypatch):
     texts = ["{text} it was {label}", "{text} a {label} one"]
-    monkeypatch.setattr(cues, "check", lambda *_: None)
-    monkeypatch.setattr(cues, "by_t5", lambda *_: texts)
+    monkeypatch.setattr(template_search, "check", lambda *_: None)
+    monkeypatch.setattr(template_search, "by_t5", lambda *_: texts)
     words = ["what=templates", "generator=t5", "t5=some/t5", "tune=2"]
     assert main(search(world, "t5", *words)) == 0
     found = [rundir.read_config(path)["template"] for path in sorted((world / "t5" / "prompts").iterdir())]

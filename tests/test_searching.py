@@ -15,13 +15,13 @@ from scipy.stats import pearsonr
 from small import SHAPE, model_config, stir
 from test_prompting import NEXT, Bigrams, Letters, chain, task_of, vocabulary
 
-from gpt1cli import cues, searching
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.models.lstm import LSTM
 from gpt1cli.models.transformer import Transformer
-from gpt1cli.prompting import Prompt
-from gpt1cli.searching import Candidate
+from gpt1cli.prompts import search, template_search
+from gpt1cli.prompts.prompt import Prompt
+from gpt1cli.prompts.search import Candidate
 from gpt1cli.tasks.layouts import Example
 
 
@@ -40,7 +40,7 @@ def sentiment(template: str = "{text} {label}") -> TaskConfig:
 
 
 def found_words(task: TaskConfig, pieces: int = 4, combinations: int = 100, best: int = 50) -> list[Candidate]:
-    return searching.words(Bigrams(), task, Alphabet(), EXAMPLES, pieces, combinations, best, None, 100)
+    return search.words(Bigrams(), task, Alphabet(), EXAMPLES, pieces, combinations, best, None, 100)
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
@@ -75,34 +75,34 @@ def test_only_the_likeliest_of_each_class_are_combined():
 def test_the_likeliest_pieces_are_those_of_the_mean_over_a_class():
     log_p = np.log([[0.5, 0.3, 0.1, 0.1], [0.1, 0.5, 0.2, 0.2], [0.7, 0.1, 0.15, 0.05]])
     allowed = np.array([True, True, True, False])
-    first, second = searching.likeliest(log_p, np.array([0, 0, 1]), allowed, 2)
+    first, second = search.likeliest(log_p, np.array([0, 0, 1]), allowed, 2)
     assert (first.tolist(), second.tolist()) == ([1, 0], [0, 2])
-    assert len(searching.likeliest(log_p, np.array([0, 0, 1]), allowed, 9)[0]) == 3
+    assert len(search.likeliest(log_p, np.array([0, 0, 1]), allowed, 9)[0]) == 3
 
 
 def test_many_classes_take_fewer_pieces_each():
-    assert [searching.most_each(100, classes, 10**6) for classes in (2, 3, 5, 6)] == [100, 100, 15, 10]
-    assert searching.most_each(100, 9, 5) == 1
+    assert [search.most_each(100, classes, 10**6) for classes in (2, 3, 5, 6)] == [100, 100, 15, 10]
+    assert search.most_each(100, 9, 5) == 1
 
 
 def test_those_stay_that_are_nearest_to_the_tasks_own_words():
     angles = np.radians([0, 10, 80, 95, 170])
     table = np.stack([np.cos(angles), np.sin(angles)], 1) * np.array([[1], [9], [1], [0.1], [2]])  # length says nothing
     pieces = [np.array([4, 3, 2, 1]), np.array([1, 0, 2, 3])]
-    first, second = searching.nearest(pieces, [np.array([0]), np.array([3, 4])], table, 2)
+    first, second = search.nearest(pieces, [np.array([0]), np.array([3, 4])], table, 2)
     assert (first.tolist(), second.tolist()) == ([2, 1], [2, 3])
 
 
 def test_a_bound_on_combinations_keeps_the_words_near_the_tasks_own(monkeypatch):
     kept = []
-    monkeypatch.setattr(searching, "nearest", lambda found, words, table, most: kept.append((words, most)) or found)
+    monkeypatch.setattr(search, "nearest", lambda found, words, table, most: kept.append((words, most)) or found)
     found_words(sentiment(), combinations=9)
     ((words, most),) = kept
     assert [own.tolist() for own in words] == [[0], [3]] and most == 3
 
 
 def test_three_classes_and_equal_words_against_enumeration(monkeypatch):
-    monkeypatch.setattr(searching, "AT_ONCE", 200)  # several turns
+    monkeypatch.setattr(search, "AT_ONCE", 200)  # several turns
     rng = np.random.default_rng(0)
     task = task_of("demo_entailment")
     examples = [Example(str(i), ("", ""), i % 3) for i in range(12)]
@@ -112,12 +112,12 @@ def test_three_classes_and_equal_words_against_enumeration(monkeypatch):
         if len(set(chosen)) == 3:
             hits = [max(chosen, key=lambda c, row=row: row[c]) == chosen[i % 3] for i, row in enumerate(scores)]
             wanted.append((np.mean(hits), chosen))
-    found = searching.combined(scores, columns, task, examples, best=100)
+    found = search.combined(scores, columns, task, examples, best=100)
     assert len(found) == len(wanted) and {one.columns for one in found} == {chosen for _, chosen in wanted}
     assert [one.score for one in found] == sorted((score for score, _ in wanted), reverse=True)
     assert all(dict((c, s) for s, c in wanted)[one.columns] == one.score for one in found)
     pairs = [(-one.score, -one.likelihood) for one in found]
-    assert pairs == sorted(pairs) and searching.combined(scores, columns, task, examples, best=5) == found[:5]
+    assert pairs == sorted(pairs) and search.combined(scores, columns, task, examples, best=5) == found[:5]
 
 
 def test_words_of_scores_are_ranked_by_pearson():
@@ -126,7 +126,7 @@ def test_words_of_scores_are_ranked_by_pearson():
     labels = [0, 1.5, 2, 3.2, 4, 5]
     examples = [Example(str(i), ("", ""), label) for i, label in enumerate(labels)]
     scores = rng.normal(size=(6, 4))
-    found = searching.combined(scores, [[0, 1], [2, 3, 1]], task, examples, best=9)
+    found = search.combined(scores, [[0, 1], [2, 3, 1]], task, examples, best=9)
     assert len(found) == 5
     for one in found:
         low, high = np.exp(scores[:, list(one.columns)]).T
@@ -137,7 +137,7 @@ def test_words_of_scores_are_ranked_by_pearson():
 
 
 def test_words_are_pieces_that_end_a_word():
-    allowed = searching.whole_words(vocabulary(), " ")
+    allowed = search.whole_words(vocabulary(), " ")
     words = vocabulary().pieces(np.flatnonzero(allowed))
     assert len(words) > 50 and all(word.endswith("</w>") and word != "\n</w>" for word in words)
     assert not allowed[0] and not allowed[len(vocabulary()) - 1]  # unknown, and the line break
@@ -162,7 +162,7 @@ class Bytes:
 
 
 def test_on_the_level_of_bytes_words_begin_with_a_blank():
-    assert np.flatnonzero(searching.whole_words(Bytes(), " ")).tolist() == [0, 2, 6]
+    assert np.flatnonzero(search.whole_words(Bytes(), " ")).tolist() == [0, 2, 6]
 
 
 def test_nothing_before_the_slot_is_refused():
@@ -175,9 +175,9 @@ def test_nothing_before_the_slot_is_refused():
 
 
 def test_a_prompt_is_worth_the_likelihood_of_what_is_right():
-    found = searching.worth(Bigrams(), sentiment("{text} b {label}"), Alphabet(), EXAMPLES, None, 100)
+    found = search.worth(Bigrams(), sentiment("{text} b {label}"), Alphabet(), EXAMPLES, None, 100)
     assert found.likelihood == pytest.approx(math.log(0.25)) and found.score == 0.5  # all alike: the first
-    found = searching.worth(Bigrams(), sentiment(), Alphabet(), EXAMPLES, None, 100)
+    found = search.worth(Bigrams(), sentiment(), Alphabet(), EXAMPLES, None, 100)
     wanted = [math.log(chain(two)) for two in ("ca", "ca", "ad", "dd")]
     assert found.likelihood == pytest.approx(np.mean(wanted)) and found.score == 0.75
 
@@ -187,7 +187,7 @@ def test_scores_are_worth_what_lies_between_the_ends():
         task_of("stsb", template="{sentence1} {sentence2} {label}", words={"0": "a", "5": "d"}), loss="interpolation"
     )
     examples = [Example("1", ("a", "c"), 1.0), Example("2", ("a", "a"), 5.0)]
-    found = searching.worth(Bigrams(), task, Alphabet(), examples, None, 100)
+    found = search.worth(Bigrams(), task, Alphabet(), examples, None, 100)
     first = 0.8 * math.log(chain("ca")) + 0.2 * math.log(chain("cd"))
     assert found.likelihood == pytest.approx((first + math.log(chain("ad"))) / 2) and found.score == pytest.approx(1)
 
@@ -199,20 +199,20 @@ def test_cues_are_shared_by_all_examples_the_likeliest_of_each_length_first():
         for text in map("".join, itertools.product("abcd", repeat=size)):
             values = [math.log(chain(example.texts[0][-1] + text)) for example in EXAMPLES[:3]]
             found[text] = float(np.mean(values))
-    templates = cues.by_model(Bigrams(), sentiment(), Alphabet(), EXAMPLES[:3], 84, 3, 100)
+    templates = template_search.by_model(Bigrams(), sentiment(), Alphabet(), EXAMPLES[:3], 84, 3, 100)
     texts = [one.removeprefix("{text} ").removesuffix(" {label}") for one in templates]
     assert [len(text) for text in texts] == [1] * 4 + [2] * 16 + [3] * 64 and len(set(texts)) == 84
     for size, wanted in means.items():
         said = [wanted[text] for text in texts if len(text) == size]
         assert said == pytest.approx(sorted(wanted.values(), reverse=True))
     behind_the_best = [text for text in texts[4:20] if text[0] in texts[:2]]
-    narrow = cues.by_model(Bigrams(), sentiment(), Alphabet(), EXAMPLES[:3], 2, 2, 100)
+    narrow = template_search.by_model(Bigrams(), sentiment(), Alphabet(), EXAMPLES[:3], 2, 2, 100)
     assert narrow == [f"{{text}} {text} {{label}}" for text in (*texts[:2], *behind_the_best[:2])]
 
 
 def test_a_narrow_beam_follows_the_likeliest():
     steps = list(
-        cues.beam_search(
+        template_search.beam_search(
             lambda texts: np.log([NEXT[text[-1] if text else 2] for text in texts]), lambda _: np.ones(4, bool), 1, 3
         )
     )
@@ -224,13 +224,13 @@ def test_what_has_ended_is_not_gone_on_with():
     def allowed(ids: tuple[int, ...]) -> np.ndarray:
         return np.zeros(4, bool) if ids[-1:] == (3,) else np.ones(4, bool)
 
-    steps = list(cues.beam_search(lambda texts: np.log([NEXT[0]] * len(texts)), allowed, 4, 2))
+    steps = list(template_search.beam_search(lambda texts: np.log([NEXT[0]] * len(texts)), allowed, 4, 2))
     assert [one.ids for one in steps[0]] == [(3,), (2,), (1,), (0,)]
     assert {one.ids[0] for one in steps[1]} == {2, 1} and steps[1][0].ids == (2, 3)
     assert (
         len(
             list(
-                cues.beam_search(
+                template_search.beam_search(
                     lambda texts: np.log([NEXT[0]] * len(texts)), lambda ids: np.array([not ids] * 4), 2, 9
                 )
             )
@@ -250,7 +250,7 @@ def test_what_has_ended_is_not_gone_on_with():
     ],
 )  # fmt: skip
 def test_a_cue_goes_on_from_the_texts_or_from_the_tasks_own_prompt(option, prompt, wanted):
-    assert cues.openings(task_of(option, **prompt)) == wanted
+    assert template_search.openings(task_of(option, **prompt)) == wanted
 
 
 @pytest.mark.usefixtures("exact_arithmetic")
@@ -261,7 +261,7 @@ def test_what_comes_next_behind_kept_contexts_is_that_of_whole_rows(architecture
     model = (LSTM if architecture == "lstm" else Transformer)(shape, 40).eval()
     stir(model)
     contexts, texts = [[5], [7, 8, 9, 3], [1, 2]], [(4, 4), (0, 38), (12, 3)]
-    found = cues._following(model, contexts, 39, 7)(texts)
+    found = template_search._following(model, contexts, 39, 7)(texts)
     wanted = np.zeros((3, 39))
     with torch.no_grad():
         for context, (row, text) in itertools.product(contexts, enumerate(texts)):
@@ -278,14 +278,14 @@ def test_every_template_is_read_as_it_was_written():
     examples = [
         Example(str(i), ("the cat sat .", f"it was {word} ."), i) for i, word in enumerate(("so", "big", "sad"))
     ]
-    found = cues.by_model(model, task, vocabulary(), examples, 8, 3, 4096)
+    found = template_search.by_model(model, task, vocabulary(), examples, 8, 3, 4096)
     kinds = {one.startswith("{premise} / {hypothesis} ") for one in found}
     assert len(found) == len(set(found)) and kinds == {True, False}
     for one in found:
-        prompt = Prompt.of(searching.with_template(task, one), vocabulary())
+        prompt = Prompt.of(search.with_template(task, one), vocabulary())
         assert one.endswith(" {label}") and 1 <= len(prompt.before[-1]) <= 3
     with pytest.raises(InputError, match="length=63: n_positions=64 leave no room"):
-        cues.by_model(model, task, vocabulary(), examples, 8, 63, 4096)
+        template_search.by_model(model, task, vocabulary(), examples, 8, 63, 4096)
 
 
 # --- written by a T5 --------------------------------------------------------------------------------------------------
@@ -323,8 +323,8 @@ def t5(tmp_path_factory):
 def test_the_gaps_of_a_t5_are_the_likeliest_of_all(t5):
     task = task_of("demo_sentiment", words={"negative": "bad", "positive": "good"})
     examples = [Example("1", ("the cat sat .",), 1), Example("2", ("it was so .",), 0)]
-    found = cues.by_t5("some/t5", str(t5), task, examples, 200, 3, "cpu")
-    peer, tokenizer = cues._loaded("some/t5", str(t5), "cpu")
+    found = template_search.by_t5("some/t5", str(t5), task, examples, 200, 3, "cpu")
+    peer, tokenizer = template_search._loaded("some/t5", str(t5), "cpu")
     words, x, y, z, end = range(2, 13), 13, 14, 15, 1
 
     def wanted(form: str, template: str) -> dict[str, float]:
@@ -352,20 +352,20 @@ def test_the_gaps_of_a_t5_are_the_likeliest_of_all(t5):
     assert [one for one in found if one.startswith("{text}")][:5] == best
     assert any(one.endswith("{text}") for one in found)
     for one in found:
-        Prompt.of(searching.with_template(task, one), vocabulary())
+        Prompt.of(search.with_template(task, one), vocabulary())
 
 
 @pytest.mark.parametrize(("option", "wanted"), [("sst2", [([0], []), ([], [0])]), ("snli", [([0], [1]), ([0, 1], [])])])
 def test_where_a_t5_has_its_gaps(option, wanted):
-    assert cues.gaps(task_of(option)) == wanted
+    assert template_search.gaps(task_of(option)) == wanted
 
 
 def test_a_t5_that_is_not_there_is_told(t5, monkeypatch):
     with pytest.raises(InputError, match="t5=other/t5: no such folder, and none of that name below hub="):
-        cues.check("other/t5", str(t5))
+        template_search.check("other/t5", str(t5))
     (t5 / "some" / "broken").mkdir()
     with pytest.raises(InputError, match="t5=some/broken: it cannot be loaded"):
-        cues._loaded("some/broken", str(t5), "cpu")
+        template_search._loaded("some/broken", str(t5), "cpu")
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(InputError, match="pip install 'gpt1\\[t5\\]', or generator=model"):
-        cues.check("some/t5", str(t5))
+        template_search.check("some/t5", str(t5))

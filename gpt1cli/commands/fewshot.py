@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import incontext, plots, rundir, runtime, tasks, trackers
+from gpt1cli import plots, rundir, runtime, tasks, trackers
 from gpt1cli.config.commands import FewshotConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
@@ -19,7 +19,8 @@ from gpt1cli.loggers import Progress
 from gpt1cli.pages import Block, Table
 from gpt1cli.pretrained import load, locate
 from gpt1cli.pretrained.locate import init_needs
-from gpt1cli.prompting import Prompt
+from gpt1cli.prompts import in_context
+from gpt1cli.prompts.prompt import Prompt
 from gpt1cli.runpage import write_run_report
 from gpt1cli.tasks import few
 from gpt1cli.tasks.layouts import Example
@@ -60,11 +61,11 @@ def run(config: FewshotConfig, folder: Path) -> None:
             about = {"shots": shots, "seed": seed}
             scored = found[shots][str(seed)] = {}
             for split, asked in splits.items():
-                said = incontext.asked(model, prompt, shown[shots, seed], asked.examples, *limits)
-                answers[split] += [about | line for line in incontext.predictions(task, asked, said.scores)]
+                said = in_context.asked(model, prompt, shown[shots, seed], asked.examples, *limits)
+                answers[split] += [about | line for line in in_context.predictions(task, asked, said.scores)]
                 left_out = {"dropped": sum(said.dropped) / len(said.dropped), "cut": float(sum(said.cut))}
                 if asked.labels is not None:
-                    scored[split] = incontext.measured(task, asked, said.scores) | left_out
+                    scored[split] = in_context.measured(task, asked, said.scores) | left_out
                     log({"step": shots, **about, "split": split, **scored[split]})
             progress.say(f"shots {shots}, seed {seed}: {told(scored) or 'no labels; predicted'}")
             progress.update(number)
@@ -137,14 +138,14 @@ def demonstrations(config: FewshotConfig, pool: list[Example], shots: int, seed:
     """The demonstrations of a cell in every order in which they are shown."""
     if config.pool and shots:
         pool, _ = few.draw(config.task, pool, config.pool, seed)
-    drawn = incontext.drawn(config.task, pool, shots, seed, config.balanced) if shots else []
-    orders = incontext.orders(shots, config.order, config.permutations, seed)
+    drawn = in_context.drawn(config.task, pool, shots, seed, config.balanced) if shots else []
+    orders = in_context.orders(shots, config.order, config.permutations, seed)
     return [[drawn[i] for i in order] for order in orders]
 
 
 def summary(seeds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, dict[str, float | None]]]:
     """Split -> metric -> mean, standard deviation and range over the seeds."""
-    return {split: incontext.summed_up([scored[split] for scored in seeds]) for split in seeds[0]}
+    return {split: in_context.summed_up([scored[split] for scored in seeds]) for split in seeds[0]}
 
 
 def picture(task: str, metric: str, summed: dict[int, dict[str, dict[str, Any]]]) -> plots.Picture:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt1cli import corpus, demonstrations, distributed, glue, planning, rehearsal, rundir, runtime, tasks, trackers
+from gpt1cli import corpus, distributed, glue, planning, rehearsal, rundir, runtime, tasks, trackers
 from gpt1cli.batches import Epochs
 from gpt1cli.config.commands import FinetuneConfig
 from gpt1cli.data.hub import Need, task_needs, tokenizer_needs
@@ -29,7 +29,8 @@ from gpt1cli.optim import SCHEDULES, Optimizer
 from gpt1cli.pretrained import hf_config, load
 from gpt1cli.pretrained.load import State
 from gpt1cli.pretrained.locate import weights_needs
-from gpt1cli.prompting import Prompt
+from gpt1cli.prompts import demonstrations
+from gpt1cli.prompts.prompt import Prompt
 from gpt1cli.runpage import write_run_report
 from gpt1cli.tasks import few, file
 from gpt1cli.tasks.splits import Split, load_examples, load_split, loss_of, measured, outputs_of, warn_absent

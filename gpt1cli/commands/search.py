@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from gpt1cli import cues, rundir, runtime, searching, tasks, trackers
+from gpt1cli import rundir, runtime, tasks, trackers
 from gpt1cli.cells import Cell, composed, keep_best, keep_chosen, module_of, on_dev, run_all, say
 from gpt1cli.cli import execute
 from gpt1cli.cli.overrides import quote
@@ -22,8 +22,9 @@ from gpt1cli.loggers import Progress
 from gpt1cli.pages import Table
 from gpt1cli.pretrained import load
 from gpt1cli.pretrained.locate import init_needs
+from gpt1cli.prompts import search, template_search
+from gpt1cli.prompts.search import Candidate
 from gpt1cli.runpage import write_run_report
-from gpt1cli.searching import Candidate
 from gpt1cli.tasks import few
 from gpt1cli.tasks.splits import Split, load_examples
 
@@ -35,7 +36,7 @@ def needs(config: SearchConfig) -> list[Need]:
     trackers.check(config.logger)
     tasks.check(config.task)
     if config.t5 is not None:
-        cues.check(config.t5, config.hub)
+        template_search.check(config.t5, config.hub)
     tuned = tuning(config, None)
     found = [*task_needs(config.task), *init_needs(config.init or "openai"), *module_of(tuned).needs(tuned.config)]
     return list(dict.fromkeys(found))
@@ -138,28 +139,28 @@ def searched(config: SearchConfig, folder: Path) -> list[Candidate]:
         split = Split(examples, (), 0, loaded[1])
         rundir.note_checksums(folder, tokenizer=vocabulary.identity, train=split.digest)
         progress.say(f"train: {split}; on validation as many are kept for the ranking after training")
-        own = searching.worth(model, task, vocabulary, examples, *limits)
+        own = search.worth(model, task, vocabulary, examples, *limits)
         progress.say(f"the task's own prompt: {told(config, own)}")
         if config.what == "words":
             sizes = config.pieces, config.combinations, config.tune
-            found = searching.words(model, task, vocabulary, examples, *sizes, *limits)
+            found = search.words(model, task, vocabulary, examples, *sizes, *limits)
         else:
             if config.t5 is not None:
-                texts = cues.by_t5(
+                texts = template_search.by_t5(
                     config.t5, config.hub, task, examples, config.beam, config.length, str(machine.device)
                 )
             else:
-                texts = cues.by_model(
+                texts = template_search.by_model(
                     model, task, vocabulary, examples, config.beam, config.length, machine.token_budget
                 )
             progress.total = len(texts)
             progress.say(f"{len(texts)} templates written by {config.t5 or 'the model itself'}")
             found = []
             for number, text in enumerate(texts, start=1):
-                told_apart = searching.with_template(task, text)
-                found.append(searching.worth(model, told_apart, vocabulary, examples, *limits))
+                told_apart = search.with_template(task, text)
+                found.append(search.worth(model, told_apart, vocabulary, examples, *limits))
                 progress.update(number)
-            found = searching.ranked(found)[: config.tune]
+            found = search.ranked(found)[: config.tune]
         if not found:
             larger = "pieces=" if config.what == "words" else "beam="
             raise InputError(

@@ -20,7 +20,7 @@ from gpt1cli.models.inference import ending_log_probabilities
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.pretrained import load, locate
 from gpt1cli.pretrained.locate import init_needs
-from gpt1cli.probing import Probes, against, best_threshold, likelihoods, load_probes, measured, predictions
+from gpt1cli.prompts.zero_shot import Probes, against, best_threshold, likelihoods, load_probes, measured, predictions
 from gpt1cli.report import told_apart
 from gpt1cli.runpage import write_run_report
 from gpt1cli.runtime import Machine

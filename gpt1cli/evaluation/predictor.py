@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from gpt1cli import demonstrations, prompting, tokenizer
+from gpt1cli import tokenizer
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.config.task import TaskConfig
-from gpt1cli.demonstrations import Pool
 from gpt1cli.models.batch import Asked, Item
 from gpt1cli.models.create import fresh
 from gpt1cli.models.heads import Classifier, Prompted, Tuned
@@ -28,7 +27,10 @@ from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.pretrained import locate
 from gpt1cli.pretrained.load import COPY, _check_tables, fill, read_tensors
 from gpt1cli.pretrained.locate import _check_read
-from gpt1cli.prompting import Prompt, Query
+from gpt1cli.prompts import demonstrations
+from gpt1cli.prompts.demonstrations import Pool
+from gpt1cli.prompts.prompt import Prompt, Query, lay
+from gpt1cli.prompts.scoring import answers
 from gpt1cli.runtime import Machine
 from gpt1cli.tasks import few
 from gpt1cli.tasks.layouts import Example, Ids
@@ -140,7 +142,7 @@ class ByPrompt:
         items, cut, left_out = [], 0, 0
         for query, example, chosen in zip(queries, examples, places, strict=True):
             ids = [self.shown.ids[i] for i in chosen] if self.shown else []
-            laid = prompting.lay(self.prompt, ids, query, self.fit.n_positions)
+            laid = lay(self.prompt, ids, query, self.fit.n_positions)
             after = len(laid.rows[0]) - laid.shared - len(query.words[0])
             asked = Asked(tuple(laid.scored), after, right_of(self.prompt, example))
             items.append(Item.of(laid.rows, example.label, laid.shared if self.fit.branches else 0, asked))
@@ -190,7 +192,7 @@ class ByPrompt:
         for chosen, members in sharing.items():
             if len(members) >= TOGETHER:
                 ids, some = [shown.ids[i] for i in chosen], [examples[i] for i in members]
-                parts.append((members, prompting.answers(model.body, self.prompt, ids, some, *limits).scores))
+                parts.append((members, answers(model.body, self.prompt, ids, some, *limits).scores))
         if alone := [i for members in sharing.values() if len(members) < TOGETHER for i in members]:
             some = [examples[i] for i in alone]
             items = self.behind(list(self.prompt.queries(some)), some, [places[i] for i in alone]).items

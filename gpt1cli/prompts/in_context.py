@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from gpt1cli import probing
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.metrics import score
 from gpt1cli.models.language_model import LanguageModel
-from gpt1cli.prompting import Answers, Prompt, answers
+from gpt1cli.prompts import zero_shot
+from gpt1cli.prompts.prompt import Prompt
+from gpt1cli.prompts.scoring import Answers, answers
 from gpt1cli.tasks.few import class_names, class_of
 from gpt1cli.tasks.layouts import Example
 from gpt1cli.tasks.splits import Split, predicted
@@ -107,14 +108,14 @@ def measured(task: TaskConfig, split: Split, scores: np.ndarray) -> dict[str, fl
     """The task's metrics on a labelled split, of classes also how many are tied. scores [N,L]"""
     assert split.labels is not None
     if task.classes:
-        return probing.measured(task, split.labels, scores)
+        return zero_shot.measured(task, split.labels, scores)
     return score(task.metrics, split.labels, answers_of(task, scores))
 
 
 def predictions(task: TaskConfig, split: Split, scores: np.ndarray) -> list[dict[str, Any]]:
     """For each example id, label and prediction, of classes also the score of each. scores [N,L]"""
     if task.classes:
-        return list(probing.predictions(task, split, scores))
+        return list(zero_shot.predictions(task, split, scores))
     lines = predicted(task, split.examples, scores)
     return [{"id": e.id, "label": e.label, **line} for e, line in zip(split.examples, lines, strict=True)]
 

@@ -23,8 +23,8 @@ from gpt1cli.config.task import TaskConfig
 from gpt1cli.config.template import SLOT, parse
 from gpt1cli.models.inference import device_of, read
 from gpt1cli.models.language_model import LanguageModel
-from gpt1cli.prompting import Prompt, lay
-from gpt1cli.searching import with_template
+from gpt1cli.prompts.prompt import Prompt, lay
+from gpt1cli.prompts.search import with_template
 from gpt1cli.tasks.few import class_of
 from gpt1cli.tasks.layouts import Example
 from gpt1cli.tokenizer import UNKNOWN, Tokenizer

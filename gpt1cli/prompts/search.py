@@ -23,7 +23,8 @@ from gpt1cli.config.task import TaskConfig
 from gpt1cli.metrics import pearson
 from gpt1cli.models.inference import next_log_probabilities
 from gpt1cli.models.language_model import LanguageModel
-from gpt1cli.prompting import Prompt, answers, lay
+from gpt1cli.prompts.prompt import Prompt, lay
+from gpt1cli.prompts.scoring import answers
 from gpt1cli.tasks.few import class_of
 from gpt1cli.tasks.layouts import Example
 from gpt1cli.tasks.splits import predictions
