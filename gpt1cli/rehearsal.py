@@ -25,8 +25,8 @@ from gpt1cli.loggers import Progress, short
 from gpt1cli.models.batch import Batch
 from gpt1cli.objectives import Loss
 from gpt1cli.optim import Optimizer
-from gpt1cli.pages import Table
 from gpt1cli.planning import Work, hours
+from gpt1cli.reporting.page import Table
 from gpt1cli.runtime import Machine, peak_memory_bytes
 
 M = TypeVar("M", bound=nn.Module)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 from small import exact
 
-from gpt1cli import plots
+from gpt1cli.reporting import plots
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from small import read
 
 from gpt1cli.config.schema import build
 from gpt1cli.config.task import TaskConfig
-from gpt1cli.report import Finished, find_runs
+from gpt1cli.reporting.collect import Finished, find_runs
 
 
 def task_config(task: str) -> dict[str, Any]:

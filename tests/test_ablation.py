@@ -17,13 +17,14 @@ import pytest
 from mirror import data_set
 from small import SMALL, STORY
 
-from gpt1cli import curves, rundir, studies
+from gpt1cli import rundir, studies
 from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.main import main
 from gpt1cli.cli.resolve import compose
 from gpt1cli.commands import finetune
 from gpt1cli.config.commands import SweepsConfig
 from gpt1cli.config.schema import InputError
+from gpt1cli.reporting import figure2
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -316,7 +317,7 @@ def test_a_study_pretrains_both_architectures_itself_and_probes_every_kept_check
     assert steps == {(str(cells / f"pretrain-{start}"), k) for start in ("transformer", "lstm") for k in (1, 2, 4)}
     page = (world / "own" / "report.html").read_text()
     assert "Figure 2, left" in page and "Figure 2, right: what" in page and "Figure 2, right: after" in page
-    drawn = curves.read(cells / "zeroshot-demo_sentiment" / "plots" / "zeroshot.csv")
+    drawn = figure2.read(cells / "zeroshot-demo_sentiment" / "plots" / "zeroshot.csv")
     assert {(curve.architecture, len(curve.points)) for curve in drawn} == {("transformer", 3), ("lstm", 3)}
 
 

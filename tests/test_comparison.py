@@ -10,8 +10,8 @@ from runs import found, write_run
 from scipy.stats import bootstrap, pearsonr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from gpt1cli.comparison import SUMS, compare, table
-from gpt1cli.paper import layouts, rows_of
+from gpt1cli.reporting.bootstrap import SUMS, compare, table
+from gpt1cli.reporting.paper_tables import layouts, rows_of
 
 PEERS = {
     "accuracy": accuracy_score,

@@ -16,12 +16,13 @@ from runs import task_config, write_run
 from small import SMALL, STORY
 from test_ablation import planned
 
-from gpt1cli import cells, comparison, fewstudy, fewtable, rundir
+from gpt1cli import cells, fewstudy, rundir
 from gpt1cli.cli.main import main
 from gpt1cli.commands import ablation, finetune
 from gpt1cli.config.schema import InputError
-from gpt1cli.paper import FIELDS
-from gpt1cli.report import Finished, find_runs
+from gpt1cli.reporting import bootstrap, lmbff_table
+from gpt1cli.reporting.collect import Finished, find_runs
+from gpt1cli.reporting.paper_tables import FIELDS
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -237,9 +238,9 @@ def few_run(
     return write_run(folder, task, scores, {"test": lines} if lines else None, {"test": 872}, **{**own, **changes})
 
 
-def laid(root: Path) -> tuple[list[fewtable.Line], list[dict[str, Any]], str]:
-    lines, _ = fewtable.lines_of(find_runs([str(root)]))
-    table, records = fewtable.table_of(lines)
+def laid(root: Path) -> tuple[list[lmbff_table.Line], list[dict[str, Any]], str]:
+    lines, _ = lmbff_table.lines_of(find_runs([str(root)]))
+    table, records = lmbff_table.table_of(lines)
     return lines, records, table.markdown()
 
 
@@ -281,7 +282,7 @@ def test_what_makes_a_row_and_what_does_not(tmp_path):
     def row(name: str, **changes: Any) -> str | None:
         few_run(tmp_path / name, "sst2", 0.5, **changes)
         config = yaml.safe_load((tmp_path / name / "config.yaml").read_text())
-        return fewtable.row_of(Finished(tmp_path / name, config, result(tmp_path / name)))
+        return lmbff_table.row_of(Finished(tmp_path / name, config, result(tmp_path / name)))
 
     assert row("a") == "head" and row("b", method="prompt") == "prompt"
     assert row("c", method="prompt", demos="random") == "prompt_demos"
@@ -303,7 +304,7 @@ def test_what_else_differs_makes_a_row_of_its_own(tmp_path):
 
 def test_one_row_alone_is_no_table(tmp_path):
     few_run(tmp_path / "a", "sst2", 0.5)
-    assert fewtable.lines_of(find_runs([str(tmp_path)])) == ([], set())
+    assert lmbff_table.lines_of(find_runs([str(tmp_path)])) == ([], set())
 
 
 def test_what_prompts_bring_is_the_difference_to_the_head_for_the_same_seeds(tmp_path):
@@ -313,10 +314,10 @@ def test_what_prompts_bring_is_the_difference_to_the_head_for_the_same_seeds(tmp
             right = np.mean([int(one) == i % 2 for i, one in enumerate(answers)])
             few_run(tmp_path / f"{method}{seed}", "sst2", right, method=method, seed=seed, answers=answers)
     lines, *_ = laid(tmp_path)
-    worth = fewtable.worth(lines)
+    worth = lmbff_table.worth(lines)
     labels = np.arange(20) % 2
     sides = [[np.array([int(one) for one in said[m][s]]) for s in (1, 2)] for m in ("prompt", "head")]
-    found = comparison.compare("accuracy", labels, *sides)
+    found = bootstrap.compare("accuracy", labels, *sides)
     assert worth.rows == [
         [
             "prompts bring", "sst2", "prompt (manual) - standard fine-tuning", "test (20)", "accuracy", "1, 2",
@@ -332,7 +333,7 @@ def test_zero_shot_stands_beside_every_seed(tmp_path):
         told["shots"] = {str(shots): {"seeds": {str(seeds[0]): {"test": {"accuracy": 0.5}}}}}
         (tmp_path / name / "result.json").write_text(json.dumps(told))
     lines, *_ = laid(tmp_path)
-    (row,) = fewtable.worth(lines).rows
+    (row,) = lmbff_table.worth(lines).rows
     assert (
         row[:3] == ["demonstrations bring", "sst2", "in context, no training - prompt, zero-shot"]
         and row[5] == "13, 21"
@@ -340,13 +341,13 @@ def test_zero_shot_stands_beside_every_seed(tmp_path):
 
 
 def test_the_papers_numbers_are_those_that_a_second_source_confirms():
-    columns = [fewtable.Column(**column) for column in fewtable.published()["few"]["columns"]]
+    columns = [lmbff_table.Column(**column) for column in lmbff_table.published()["few"]["columns"]]
     known = {(c.task, row): list(numbers) for c in columns for row, numbers in c.paper.items()}
     assert known == {
         ("sst2", "zeroshot"): [83.6], ("rte", "zeroshot"): [51.3], ("mrpc", "zeroshot"): [61.9],
         ("qnli", "zeroshot"): [50.8], ("sst2", "prompt"): [92.7, 0.9], ("rte", "prompt"): [69.1, 3.6],
         ("mrpc", "prompt"): [74.5, 5.3], ("qnli", "prompt"): [64.5, 4.2],
     }  # fmt: skip
-    assert list(fewtable.published()["few"]["rows"]) == list(fewstudy.ROWS) and ablation.FAMILIES["few"] is fewstudy
+    assert list(lmbff_table.published()["few"]["rows"]) == list(fewstudy.ROWS) and ablation.FAMILIES["few"] is fewstudy
     with pytest.raises(InputError, match="no finished run"):
         find_runs(["/nowhere"])

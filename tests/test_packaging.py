@@ -81,6 +81,6 @@ def test_the_wheel_carries_conf_and_the_command(tmp_path: Path):
         (entry_points,) = (archive.read(name).decode() for name in names if name.endswith("entry_points.txt"))
     options = {f"gpt1cli/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert "gpt1cli/conf/model/base.yaml" in options
-    assert options <= names and {"gpt1cli/config/commands.py", "gpt1cli/published_numbers.yaml"} <= names
+    assert options <= names and {"gpt1cli/config/commands.py", "gpt1cli/reporting/published_numbers.yaml"} <= names
     assert not [name for name in names if name.startswith(("conf/", "tests/"))]
     assert "gpt1 = gpt1cli.__main__:main" in entry_points

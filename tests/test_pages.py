@@ -15,9 +15,9 @@ from runs import write_run
 from small import read
 
 from gpt1cli.cli.main import main
-from gpt1cli.pages import Table
-from gpt1cli.plots import by_factors
-from gpt1cli.runpage import differences, write_run_report
+from gpt1cli.reporting.page import Table
+from gpt1cli.reporting.plots import by_factors
+from gpt1cli.reporting.run_report import differences, write_run_report
 
 EVIL = "<b>&\"'|$x<script>alert(1)</script>"
 ELEMENTS = {

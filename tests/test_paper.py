@@ -10,7 +10,7 @@ from runs import found, write_run
 from small import read
 
 from gpt1cli.cli.main import main
-from gpt1cli.paper import Row, layouts, likenesses, overall_of, rows_of, table_of
+from gpt1cli.reporting.paper_tables import Row, layouts, likenesses, overall_of, rows_of, table_of
 
 VALIDATION = "on the validation split, where the paper has the test split"
 LSTM = read("model/base.yaml") | {"architecture": "lstm", "lstm_units": 2048}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt1cli.report import Finished, summed_up, tables, variants
+from gpt1cli.reporting.collect import Finished, summed_up, tables, variants
 
 BASE = {
     "init": "a", "lr": 0.1, "pretrained": True, "seed": 0, "model": {"name": "mini", "d_model": 256},

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from small import SMALL, STORY
 
-from gpt1cli import report, rundir
+from gpt1cli import rundir
 from gpt1cli.cli.main import main
 from gpt1cli.commands import finetune
 from gpt1cli.commands import search as command
 from gpt1cli.prompts import template_search
+from gpt1cli.reporting import collect
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -118,7 +119,7 @@ def test_the_best_answer_together(world):
     assert f"| the 2 best together | {found['test']['accuracy']:.3f} |" in (run / "report.md").read_text()
     assert main(["report", f"runs=[{run / 'ensemble'}]", f"hydra.run.dir={world / 'reported'}"]) == 0
     assert f"{found['test']['accuracy']:.3f}" in (world / "reported" / "report.md").read_text()
-    assert run / "ensemble" not in {one.folder for one in report.find_runs([str(world)])}
+    assert run / "ensemble" not in {one.folder for one in collect.find_runs([str(world)])}
 
 
 def on_dev(run: Path) -> tuple[float, float]:
@@ -152,7 +153,7 @@ def test_scores_and_files_of_ones_own_are_searched(world):
 def test_a_report_leaves_what_a_search_has_tuned_to_the_search(world):
     assert main(["report", f"runs=[{world / 'words' / 'tuned'}]", f"hydra.run.dir={world / 'named'}"]) == 0
     assert "| demo_sentiment | " in (world / "named" / "report.md").read_text()
-    folders = {run.folder.name for run in report.find_runs([str(world)])}
+    folders = {run.folder.name for run in collect.find_runs([str(world)])}
     assert "pre" in folders and not {"001", "002"} & folders
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import glob
 import io
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gpt1cli import fewstudy, pages, paper, rundir, studies
+from gpt1cli import fewstudy, rundir, studies
 from gpt1cli.cells import Cell, keep_best, keep_chosen, module_of, run_all, say, warn
 from gpt1cli.cli import execute
-from gpt1cli.commands import report
 from gpt1cli.config.commands import (
     FewshotConfig,
     FinetuneConfig,
@@ -24,8 +22,9 @@ from gpt1cli.config.commands import (
 )
 from gpt1cli.config.schema import InputError
 from gpt1cli.data.hub import Need, task_needs
-from gpt1cli.pages import Table
-from gpt1cli.report import Finished, find_runs
+from gpt1cli.reporting import page
+from gpt1cli.reporting.page import Table
+from gpt1cli.reporting.report import summarise
 
 FAMILIES = {"transfer": studies, "few": fewstudy}  # study.kind -> which cells there are
 
@@ -119,7 +118,7 @@ def rehearse(config: SweepsConfig, folder: Path) -> None:
     rows.append(["all", f"{runs}", "", f"{hours:.3g}", f"{held / 1e9:.3f}"])
     table = Table("What the study takes", ["cell", "runs", "hours each", "hours", "GB kept"], rows)
     table.show()
-    pages.write(folder, "A dry run", [table])
+    page.write(folder, "A dry run", [table])
     about = {"status": "finished", "command": "ablation", "dry_run": True, "name": config.name}
     rundir.finish(folder, {**about, "cells": runs, "hours": hours, "bytes": held})
     print(f"a dry run: nothing was trained; {hours:.3g} hours of training alone, {held / 1e9:.2f} GB: {folder}")
@@ -134,23 +133,5 @@ def kept_bytes(cell: Cell, config: SweepsConfig, parameters: int) -> int:
     return 12 * parameters * (2 + further)  # best and last
 
 
-def summarise(folder: Path, failed: Mapping[str, str]) -> None:
-    """What gpt1 report makes of all finished cells below a folder, and which failed."""
-    finished = [path for path in folder.rglob("cells/*/result.json") if not rundir.read_json(path).get("dry_run")]
-    runs: Sequence[Finished] = find_runs([glob.escape(str(folder))]) if finished else ()
-    configs = [path for place in (".", "*") for path in folder.glob(f"{place}/config.yaml")]
-    studies_of = [rundir.read_config(path).get("study", {}) for path in configs]
-    named = [key for key in paper.layouts() if key in {study.get("name") for study in studies_of}]
-    figures = not any(study.get("tasks") for study in studies_of)  # alone: a study of no table has none
-    blocks, records = report.laid_out(runs, named if named or figures else None)
-    lines = [[name, message] for name, message in failed.items()]
-    report.write(folder, runs, [*blocks, *([Table("Failed", ["cell", "why"], lines)] if failed else [])], records)
 
 
-def summarise_all(folder: Path) -> None:
-    """The joint table of a sweep's jobs, each of them a study."""
-    studied = [rundir.read_json(path) for path in sorted(folder.glob("*/result.json"))]
-    if studied and all(one.get("dry_run") for one in studied):
-        return
-    summarise(folder, {name: why for one in studied for name, why in one.get("failed", {}).items()})
-    print(f"gpt1: all jobs together: {folder / 'report.md'}, report.html, table.csv", flush=True)

@@ -20,9 +20,9 @@ from gpt1cli.config.schema import InputError
 from gpt1cli.data import hub
 from gpt1cli.data.hub import Need
 from gpt1cli.loggers import Progress, short
-from gpt1cli.pages import Table
-from gpt1cli.plots import save_sizes
 from gpt1cli.pretrained.hf_config import OPENAI
+from gpt1cli.reporting.page import Table
+from gpt1cli.reporting.plots import save_sizes
 
 HEADER = ("contender", "a second", "range", "gpt1 is", "floor", "of the ceiling", "peak memory")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from gpt1cli import pages, rundir
+from gpt1cli import rundir
 from gpt1cli.config import options
 from gpt1cli.config.commands import DoctorConfig
 from gpt1cli.config.data import CorpusConfig, TokenizerConfig
@@ -31,9 +31,10 @@ from gpt1cli.data import hub
 from gpt1cli.data.hub import Need
 from gpt1cli.loggers import short
 from gpt1cli.models import create
-from gpt1cli.pages import Table
 from gpt1cli.pretrained import locate
 from gpt1cli.pretrained.hf_config import REPOS
+from gpt1cli.reporting import page
+from gpt1cli.reporting.page import Table
 from gpt1cli.runtime import has_fast_bf16
 
 OWN = {"file": "task.train", "text": "corpus.path"}  # source -> the key that names the user's files
@@ -69,7 +70,7 @@ def run(config: DoctorConfig, folder: Path) -> None:
             tables.append(Table(titles[part], ["what", "state", "remedy"], rows))
             tables[-1].show()
             found += seen
-    pages.write(folder, "What is at hand here", tables)
+    page.write(folder, "What is at hand here", tables)
     problems = sum(bool(one.remedy) for one in found)
     print(f"{problems} of {len(found)} findings have a remedy: {folder / 'report.md'}" if problems else "all is well")
     about = {"status": "finished", "command": "doctor", "name": config.name}

@@ -23,7 +23,7 @@ from gpt1cli.evaluation.predictor import load_tuned
 from gpt1cli.evaluation.warnings import collapse_warning
 from gpt1cli.loggers import Progress
 from gpt1cli.pretrained import locate
-from gpt1cli.runpage import write_run_report
+from gpt1cli.reporting.run_report import write_run_report
 from gpt1cli.tasks.splits import Split, load_split, warn_absent
 
 

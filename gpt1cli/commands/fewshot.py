@@ -10,18 +10,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import plots, rundir, runtime, tasks, trackers
+from gpt1cli import rundir, runtime, tasks, trackers
 from gpt1cli.config.commands import FewshotConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data.hub import Need, task_needs
 from gpt1cli.loggers import Progress
-from gpt1cli.pages import Block, Table
 from gpt1cli.pretrained import load, locate
 from gpt1cli.pretrained.locate import init_needs
 from gpt1cli.prompts import in_context
 from gpt1cli.prompts.prompt import Prompt
-from gpt1cli.runpage import write_run_report
+from gpt1cli.reporting import plots
+from gpt1cli.reporting.page import Block, Table
+from gpt1cli.reporting.run_report import write_run_report
 from gpt1cli.tasks import few
 from gpt1cli.tasks.layouts import Example
 from gpt1cli.tasks.splits import Split, load_examples, warn_absent

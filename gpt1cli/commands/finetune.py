@@ -31,7 +31,7 @@ from gpt1cli.pretrained.load import State
 from gpt1cli.pretrained.locate import weights_needs
 from gpt1cli.prompts import demonstrations
 from gpt1cli.prompts.prompt import Prompt
-from gpt1cli.runpage import write_run_report
+from gpt1cli.reporting.run_report import write_run_report
 from gpt1cli.tasks import few, file
 from gpt1cli.tasks.splits import Split, load_examples, load_split, loss_of, measured, outputs_of, warn_absent
 from gpt1cli.tokenizer import Tokenizer

@@ -26,7 +26,7 @@ from gpt1cli.optim import SCHEDULES, Optimizer
 from gpt1cli.pretrained import load
 from gpt1cli.pretrained.load import State
 from gpt1cli.pretrained.locate import weights_needs
-from gpt1cli.runpage import write_run_report
+from gpt1cli.reporting.run_report import write_run_report
 from gpt1cli.runtime import Machine
 from gpt1cli.tokenizer import Tokenizer
 

@@ -19,12 +19,12 @@ from gpt1cli.config.prompt import PromptConfig
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.data.hub import Need, task_needs
 from gpt1cli.loggers import Progress
-from gpt1cli.pages import Table
 from gpt1cli.pretrained import load
 from gpt1cli.pretrained.locate import init_needs
 from gpt1cli.prompts import search, template_search
 from gpt1cli.prompts.search import Candidate
-from gpt1cli.runpage import write_run_report
+from gpt1cli.reporting.page import Table
+from gpt1cli.reporting.run_report import write_run_report
 from gpt1cli.tasks import few
 from gpt1cli.tasks.splits import Split, load_examples
 

@@ -7,12 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import curves, disk, rundir, runtime, tasks, trackers
+from gpt1cli import disk, rundir, runtime, tasks, trackers
 from gpt1cli.config import options
 from gpt1cli.config.commands import ZeroshotConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
-from gpt1cli.curves import Curve
 from gpt1cli.data.hub import Need, task_needs
 from gpt1cli.evaluation.warnings import zero_shot_collapse_warning
 from gpt1cli.loggers import Progress
@@ -21,8 +20,10 @@ from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.pretrained import load, locate
 from gpt1cli.pretrained.locate import init_needs
 from gpt1cli.prompts.zero_shot import Probes, against, best_threshold, likelihoods, load_probes, measured, predictions
-from gpt1cli.report import told_apart
-from gpt1cli.runpage import write_run_report
+from gpt1cli.reporting import figure2
+from gpt1cli.reporting.collect import told_apart
+from gpt1cli.reporting.figure2 import Curve
+from gpt1cli.reporting.run_report import write_run_report
 from gpt1cli.runtime import Machine
 from gpt1cli.tasks.splits import warn_absent
 from gpt1cli.tokenizer import Tokenizer
@@ -75,10 +76,10 @@ def run(config: ZeroshotConfig, folder: Path) -> None:
             placed = task.zeroshot.reference is not None
             y = task.metrics[0] + (", from chance (0) to reference (1)" if placed else "")
             several = list(drawn.values())
-            pictures = [curves.picture("zeroshot", f"{task.name} without training", y, several, zero=placed)]
+            pictures = [figure2.picture("zeroshot", f"{task.name} without training", y, several, zero=placed)]
             with disk.writing(folder / "plots"):
                 (folder / "plots").mkdir()
-            rundir.write_text(folder / "plots" / "zeroshot.csv", curves.table(several))
+            rundir.write_text(folder / "plots" / "zeroshot.csv", figure2.table(several))
         write_answers(folder, answers, several=bool(config.runs))
         for init, split in ((init, split) for init, said in answers.items() for split in said):
             if warning := zero_shot_collapse_warning(task, split, answers[init][split]):
@@ -150,7 +151,7 @@ def point_of(task: TaskConfig, found: dict[str, Any]) -> tuple[int, float] | Non
     if found["step"] is None or split is None:
         return None
     value = found[split][task.metrics[0]]
-    return found["step"], curves.relative(value, task.zeroshot.chance, task.zeroshot.reference)
+    return found["step"], figure2.relative(value, task.zeroshot.chance, task.zeroshot.reference)
 
 
 def write_answers(folder: Path, answers: dict[str, dict[str, list[dict[str, Any]]]], several: bool) -> None:

@@ -19,9 +19,9 @@ import numpy as np
 
 from gpt1cli import rundir
 from gpt1cli.config.schema import InputError
-from gpt1cli.pages import Table
-from gpt1cli.paper import Row
-from gpt1cli.report import Finished, by_seed, varying
+from gpt1cli.reporting.collect import Finished, by_seed, varying
+from gpt1cli.reporting.page import Table
+from gpt1cli.reporting.paper_tables import Row
 
 RESAMPLES = 10_000
 AT_ONCE = 4_000_000  # counts held in memory

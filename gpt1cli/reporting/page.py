@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 
 from gpt1cli import disk, rundir
-from gpt1cli.plots import Picture
+from gpt1cli.reporting.plots import Picture
 
 WIDTH = 160  # columns of a table that no terminal fits
 WORD = 20  # letters of a word that a table keeps in one piece

@@ -15,11 +15,11 @@ from typing import Any
 
 import yaml
 
-from gpt1cli import plots
 from gpt1cli.config import options
-from gpt1cli.pages import Table
-from gpt1cli.plots import Picture
-from gpt1cli.report import Finished, by_seed, variants
+from gpt1cli.reporting import plots
+from gpt1cli.reporting.collect import Finished, by_seed, variants
+from gpt1cli.reporting.page import Table
+from gpt1cli.reporting.plots import Picture
 
 SHAPES = {  # architecture -> what tells the paper's own size from others
     "transformer": {key: options.values("model", "base")[key] for key in ("n_layer", "d_model", "n_head", "d_ff")},

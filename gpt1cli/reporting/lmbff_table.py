@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt1cli import comparison, plots, rundir
-from gpt1cli.pages import Table
-from gpt1cli.paper import FIELDS, SIGNS, is_part, published
-from gpt1cli.plots import Picture
-from gpt1cli.report import Finished, by_seed, grouped, varying
+from gpt1cli import rundir
+from gpt1cli.reporting import bootstrap, plots
+from gpt1cli.reporting.collect import Finished, by_seed, grouped, varying
+from gpt1cli.reporting.page import Table
+from gpt1cli.reporting.paper_tables import FIELDS, SIGNS, is_part, published
+from gpt1cli.reporting.plots import Picture
 
 GRID = ("batch_size", "lr")  # what validation chooses, for every task, row and seed
 SEARCHED = ("prompt", "task.prompt.")  # what a search finds anew for every seed
@@ -205,7 +206,7 @@ def worth(lines: Sequence[Line]) -> Table | None:
                 for second in [line for line in lines if line.row == other and line.label == first.label]:
                     for task in [task for task in first.runs if task in second.runs]:
                         sides = _side_by_side(first.runs[task], second.runs[task])
-                        line = comparison.line(*sides)
+                        line = bootstrap.line(*sides)
                         named = f"{first} - {second}".replace("  + ", "+ ")
                         if isinstance(line, str):
                             left_out.append(f"{task}, {named}: {line}")
@@ -214,7 +215,7 @@ def worth(lines: Sequence[Line]) -> Table | None:
     if not found and not left_out:
         return None
     header = ["what", "task", "rows", "split", "metric", "seeds", "first", "second", "difference", "95% interval", "p"]
-    return Table("What prompts and demonstrations bring", header, found, [comparison.ABOUT, *left_out])
+    return Table("What prompts and demonstrations bring", header, found, [bootstrap.ABOUT, *left_out])
 
 
 def _side_by_side(first: Sequence[Finished], second: Sequence[Finished]) -> list[Sequence[Finished]]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from gpt1cli import rundir
 from gpt1cli.config.commands import COMMANDS
 from gpt1cli.config.schema import InputError, check, flat, shown
-from gpt1cli.pages import Table
+from gpt1cli.reporting.page import Table
 
 # Keys that tell one run from another of the same kind without making it another experiment.
 NO_VARIANT = {

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import pages, plots, rundir
+from gpt1cli import rundir
 from gpt1cli.config import options
 from gpt1cli.config.commands import COMMANDS
 from gpt1cli.config.schema import annotation_of, flat, shown
-from gpt1cli.pages import Block, Command, Table
-from gpt1cli.plots import Picture
+from gpt1cli.reporting import page, plots
+from gpt1cli.reporting.page import Block, Command, Table
+from gpt1cli.reporting.plots import Picture
 
 WHERE = ("name", "out", "cache", "hub")  # settings that say where, and not what
 
@@ -32,7 +33,7 @@ def write_run_report(folder: Path, result: Mapping[str, Any], drawn: Sequence[Bl
         *_predicted(folder, config, result),
         Table("Settings that differ from the default", ["key", "value", "default"], changed, ["all: config.yaml"]),
     ]
-    pages.write(folder, f"{result['command']} {result['name']}", blocks)
+    page.write(folder, f"{result['command']} {result['name']}", blocks)
 
 
 def again(folder: Path, command: str) -> list[str]:
