@@ -19,7 +19,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gpt1cli import rundir
 from gpt1cli.cli import execute
 from gpt1cli.cli.hydra_loader import Composer, Source
 from gpt1cli.cli.overrides import quote
@@ -28,7 +27,9 @@ from gpt1cli.config import options
 from gpt1cli.config.commands import RunConfig, SearchConfig, SweepsConfig, TrainConfig
 from gpt1cli.config.schema import InputError, annotation_of, flat, shown
 from gpt1cli.config.training import LoggerConfig
-from gpt1cli.loggers import clock, write_log
+from gpt1cli.runs.console import clock, write_log
+from gpt1cli.runs.files import read_config, read_json
+from gpt1cli.runs.folder import claim, clear, is_finished, is_run, lock
 
 HOW = ("runtime.", "logger.")  # how a cell is executed and followed: its parent's own, handed to each
 Parent = SweepsConfig | SearchConfig
@@ -129,10 +130,10 @@ def run_all(
         if lost := [name for name in cell.after if name in failed]:
             failed[cell.name] = f"not run, for want of {', '.join(lost)}"
             continue
-        if rundir.is_run(place) and (other := differences(cell, rundir.read_config(place / "config.yaml"))):
+        if is_run(place) and (other := differences(cell, read_config(place / "config.yaml"))):
             told = "\n  ".join(other)
             raise InputError(f"{place} was begun with another configuration:\n  {told}\nstart a new one instead")
-        if rundir.is_finished(place, None):
+        if is_finished(place, None):
             tidy(cell)
             continue
         last = done + len(cells) == of  # cells before those, of pretraining, take another time
@@ -155,15 +156,15 @@ def run_all(
 
 def run_one(cell: Cell, place: Path, parent: Parent) -> None:
     """One cell in its folder: begun, or gone on with where it was interrupted."""
-    resumed = rundir.is_run(place) and hasattr(cell.config, "resume")
+    resumed = is_run(place) and hasattr(cell.config, "resume")
     config = cell.config
-    if rundir.is_run(place) and not resumed:  # interrupted, and nothing to go on from
-        rundir.clear(place)
+    if is_run(place) and not resumed:  # interrupted, and nothing to go on from
+        clear(place)
     if resumed:
         free = [*(word for word in cell.words if word.startswith("runtime.")), *followed(parent.logger)]
         config = compose(composer_of(cell.command, parent), [f"resume={quote(str(place))}", *free]).config
     folders = ["--config-dir", parent.config_dir] if parent.config_dir else []
-    with rundir.lock(place) if resumed else rundir.claim(place):
+    with lock(place) if resumed else claim(place):
         execute.execute(module_of(cell), cell.command, config, place, resumed, [*folders, cell.command, *cell.words])
 
 
@@ -174,7 +175,7 @@ def module_of(cell: Cell) -> ModuleType:
 
 def on_dev(place: Path, headline: str) -> tuple[float, float]:
     """What a finished run is chosen by: its headline metric on validation, and of equals the lower loss there."""
-    valid = rundir.read_json(place / "result.json")["valid"]
+    valid = read_json(place / "result.json")["valid"]
     return valid[headline], -valid["loss"]
 
 
@@ -193,7 +194,7 @@ def keep_best(place: Path) -> None:
 
 def keep_chosen(places: Iterable[Path], headline: str, most: int = 1) -> None:
     """Of those that are finished the weights of the best alone stay; what the others scored and predicted does, too."""
-    done = [place for place in places if rundir.is_finished(place, None)]
+    done = [place for place in places if is_finished(place, None)]
     ranked = sorted(done, key=lambda place: on_dev(place, headline), reverse=True)  # of equals the first
     for place in ranked[most:]:
         shutil.rmtree(place / "checkpoints", ignore_errors=True)

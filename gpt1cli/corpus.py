@@ -31,12 +31,13 @@ from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
-from gpt1cli import checksums, disk, documents, rundir, text, tokenizer
+from gpt1cli import documents, text, tokenizer
 from gpt1cli.config.data import TokenizerConfig
 from gpt1cli.config.schema import InputError, shown
 from gpt1cli.data import demo_world, hub
 from gpt1cli.documents import Source, demo, parts
-from gpt1cli.loggers import Progress
+from gpt1cli.runs.console import Progress
+from gpt1cli.runs.files import _put, appearing, of, read_json, write_json, write_text, writing
 from gpt1cli.tokenizer import Tokenizer
 from gpt1cli.workers import on_all_cores
 
@@ -113,29 +114,8 @@ def _key(*parts_of_it: Any) -> str:
     return hashlib.sha256(json.dumps(parts_of_it, sort_keys=True).encode()).hexdigest()[:24]
 
 
-@contextlib.contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
-    """A folder to write into, renamed to its place when the block ends well; one that came first stays."""
-    aside = folder.with_name(f".{folder.name}-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        with disk.writing(folder):
-            aside.mkdir(parents=True)
-            yield aside
-            _put(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
-def _put(aside: Path, folder: Path) -> None:
-    for file in aside.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    try:
-        aside.rename(folder)
-    except OSError:
-        if not folder.exists():  # else another process has prepared the same, which is as good
-            raise
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------
@@ -158,7 +138,7 @@ def prepare(source: Source, name: str, vocabulary: Tokenizer, cache: str, report
         with _alone(folder, reporting) as aside:
             if not folder.exists():  # else the process that was waited for has prepared it
                 _prepare(aside, source, vocabulary, reporting)
-                with disk.writing(folder):
+                with writing(folder):
                     _put(aside, folder)
     meta = described(folder)
     if not _seen_whole(folder):
@@ -175,7 +155,7 @@ def described(folder: Path) -> dict[str, Any]:
     """What a prepared corpus says of itself. InputError where that is damaged, or of another format."""
     again = f"remove {folder}, and it is prepared again"
     try:
-        meta = rundir.read_json(folder / "meta.json")
+        meta = read_json(folder / "meta.json")
         if meta["format"] != FORMAT:
             raise InputError(f"{folder / 'meta.json'}: format {shown(meta['format'])}; this gpt1 reads {FORMAT}")
         if meta["dtype"] not in ("uint16", "uint32"):
@@ -200,7 +180,7 @@ def check(folder: Path, meta: Mapping[str, Any]) -> None:
             found = "missing" if held is None else f"{held:,} bytes, {size:,} were written"
             raise InputError(f"{path}: {found}; {again}")
         written = meta.get("checksums", {}).get(path.name)  # none by an older gpt1
-        if written and (told := checksums.of(path)) != written:
+        if written and (told := of(path)) != written:
             raise InputError(f"{path}: damaged (its checksum is {told}, {written} was written); {again}")
     with contextlib.suppress(OSError):  # a cache that cannot be written to is read again next time
         _seen(folder).write_text(json.dumps({"states": states}))  # torn, it counts as none
@@ -227,7 +207,7 @@ def _states(folder: Path) -> dict[str, list[int]]:
 def _seen_whole(folder: Path) -> bool:
     """Whether the shards are the files that were found whole before."""
     with contextlib.suppress(InputError):
-        return rundir.read_json(_seen(folder)).get("states") == _states(folder)
+        return read_json(_seen(folder)).get("states") == _states(folder)
     return False
 
 
@@ -235,7 +215,7 @@ def _seen_whole(folder: Path) -> bool:
 def _alone(folder: Path, reporting: Reporting) -> Iterator[Path]:
     """The folder aside of a folder, for this process alone; another one that works there is waited for."""
     path = folder.with_name(f".{folder.name}.lock")
-    with disk.writing(folder):
+    with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         handle = _lock(path, reporting)
@@ -309,7 +289,7 @@ def _prepare(aside: Path, source: Source, vocabulary: Tokenizer, reporting: Repo
             shutil.rmtree(aside)  # once mended it is another corpus
             raise
     # From here on only what can be done twice: what meta.json tells is true, and nothing else is left.
-    with disk.writing(aside / "train.bin"):
+    with writing(aside / "train.bin"):
         os.truncate(aside / "train.bin", json.loads((aside / "meta.json").read_text())["train_tokens"] * dtype.itemsize)
     for file in [aside / "done.json", *aside.glob("*.begins"), *aside.glob(".*")]:
         file.unlink(missing_ok=True)
@@ -337,12 +317,12 @@ def _write(folder: Path, source: Source, vocabulary: Tokenizer, dtype: np.dtype,
             split = "valid" if done.documents % VALID_EVERY == 0 else "train"
             if part.first:
                 done.begin = done.tokens[split]
-                with disk.writing(folder / f"{split}.begins"):
+                with writing(folder / f"{split}.begins"):
                     files[f"{split}.begins"].write(np.int64(done.begin).tobytes())
             opened = done.tokens[split] > done.begin  # blank lines before the first word of a document are no token
             between = newline if opened and part.newline else ids[:0] if opened else opening
             for piece in [between, ids] if len(ids) else []:
-                with disk.writing(folder / f"{split}.bin"):
+                with writing(folder / f"{split}.bin"):
                     files[f"{split}.bin"].write(piece.astype(dtype).tobytes())
                 done.tokens[split] += len(piece)
             progress.update(done.characters)
@@ -360,22 +340,22 @@ def _encode(loaded: Tokenizer | None, parts: list[str]) -> list[np.ndarray]:
 
 def _save(folder: Path, done: _Done, files: Mapping[str, BinaryIO]) -> None:
     for name, file in files.items():  # before done.json: it must never tell of more than there is
-        with disk.writing(folder / name):
+        with writing(folder / name):
             file.flush()
             os.fsync(file.fileno())
-    rundir.write_json(folder / "done.json", asdict(done))
+    write_json(folder / "done.json", asdict(done))
 
 
 def _take_up(folder: Path, dtype: np.dtype) -> _Done:
     """What an earlier process has done, its files cut to just that; nothing where they do not hold as much."""
     done = fresh = _Done(documents.PART)
     with contextlib.suppress(InputError, TypeError):  # none there, or one of another version
-        done = _Done(**rundir.read_json(folder / "done.json"))
+        done = _Done(**read_json(folder / "done.json"))
     held = {file.name: file.stat().st_size for file in folder.iterdir()}
     if done.cut != fresh.cut or any(held.get(name, 0) < size for name, size in done.sizes(dtype).items()):
         done = fresh
     for name, size in done.sizes(dtype).items():
-        with disk.writing(folder / name), open(folder / name, "ab") as file:
+        with writing(folder / name), open(folder / name, "ab") as file:
             file.truncate(size)
     return done
 
@@ -391,7 +371,7 @@ def _complete(folder: Path, done: _Done, vocabulary: Tokenizer, dtype: np.dtype)
         kept = tokens["train"] - int(tokens["train"] * VALID_SHARE)
         tokens = {"train": kept, "valid": tokens["train"] - kept}
         with (
-            disk.writing(folder / "valid.bin"),
+            writing(folder / "valid.bin"),
             open(folder / "train.bin", "rb") as train,
             open(folder / "valid.bin", "wb") as valid,
         ):
@@ -402,7 +382,7 @@ def _complete(folder: Path, done: _Done, vocabulary: Tokenizer, dtype: np.dtype)
         whole = ends["train"]
         ends = {"train": np.append(whole[whole < kept], kept), "valid": np.append(0, whole[whole > kept] - kept)}
     for split in ends:
-        with disk.writing(folder / f"{split}-documents.npy"):
+        with writing(folder / f"{split}-documents.npy"):
             np.save(folder / f"{split}-documents.npy", ends[split])
     kept_bytes = {f"{split}.bin": count * dtype.itemsize for split, count in tokens.items()}
     meta = {
@@ -413,9 +393,9 @@ def _complete(folder: Path, done: _Done, vocabulary: Tokenizer, dtype: np.dtype)
         "documents": done.documents,
         "characters": done.characters,
         "tokenizer": vocabulary.identity,
-        "checksums": {name: checksums.of(folder / name, size) for name, size in kept_bytes.items()},
+        "checksums": {name: of(folder / name, size) for name, size in kept_bytes.items()},
     }
-    rundir.write_text(folder / "meta.json", json.dumps(meta, indent=1))
+    write_text(folder / "meta.json", json.dumps(meta, indent=1))
 
 
 # --- windows ----------------------------------------------------------------------------------------------------------

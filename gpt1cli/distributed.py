@@ -31,9 +31,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from gpt1cli import disk, signals
 from gpt1cli.config.commands import TrainConfig
 from gpt1cli.config.schema import InputError
+from gpt1cli.runs import files, signals
 
 T = TypeVar("T")
 Run = Callable[[Any, Path], None]  # a command's run(config, folder)
@@ -232,7 +232,7 @@ def _rank(place: Mapping[str, int], function: Run, config: TrainConfig, folder: 
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except Exception as error:
-        if unwritten := disk.found(error):
+        if unwritten := files.found(error):
             words.send(("unwritten", unwritten, ""))
             raise SystemExit(2) from None
         about = f"rank {place['RANK']}: {type(error).__name__}: {error}"

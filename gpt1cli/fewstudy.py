@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt1cli import rundir, studies
+from gpt1cli import studies
 from gpt1cli.cells import Cell, composed
 from gpt1cli.config.commands import FewshotConfig, FinetuneConfig, SearchConfig, SweepsConfig
 from gpt1cli.config.prompt import PromptConfig
 from gpt1cli.config.schema import InputError, annotation_of, build, unknown
+from gpt1cli.runs.files import read_config
 from gpt1cli.studies import Kind, Stage, home, prerequisites
 from gpt1cli.tasks import few
 
@@ -187,7 +188,7 @@ def _searched(cell: Cell, folder: Path | None, search: str) -> Cell:
     if folder is None or not (best := home(folder) / search / "best.yaml").exists():
         return cell
     assert isinstance(cell.config, FinetuneConfig)
-    task = dataclasses.replace(cell.config.task, prompt=build(PromptConfig, rundir.read_config(best)))
+    task = dataclasses.replace(cell.config.task, prompt=build(PromptConfig, read_config(best)))
     words = (*(word for word in cell.words if not word.startswith("task.prompt.")), f"prompt={best}")
     return dataclasses.replace(cell, words=words, config=dataclasses.replace(cell.config, prompt=str(best), task=task))
 

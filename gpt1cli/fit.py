@@ -13,16 +13,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gpt1cli import distributed, rundir, signals
+from gpt1cli import distributed
 from gpt1cli.batches import ahead
 from gpt1cli.config.commands import TrainConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.evaluation import warnings
-from gpt1cli.loggers import Progress
 from gpt1cli.models.batch import Batch
 from gpt1cli.objectives import Loss
 from gpt1cli.optim import Optimizer
 from gpt1cli.pretrained.load import State
+from gpt1cli.runs import folder, signals
+from gpt1cli.runs.console import Progress
 from gpt1cli.runtime import Machine, peak_memory_bytes
 
 M = TypeVar("M", bound=nn.Module)
@@ -65,7 +66,7 @@ def fit(
     if state.step > plan.steps:
         raise InputError(f"the run has done {state.step:,} updates already, more than the {plan.steps:,} asked for")
     if not distributed.rank():
-        rundir.reopen(run)  # here and not earlier: whatever a resumed run is refused for, it stays finished
+        folder.reopen(run)  # here and not earlier: whatever a resumed run is refused for, it stays finished
     device = next(model.parameters()).device
     batches = ahead(batches, plan.steps) if device.type == "cuda" else batches
     pending: list[dict[str, Tensor]] = []  # losses, norms and counts that are still on the device

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gpt1cli import disk, rundir
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
+from gpt1cli.runs.files import read_jsonl, write_bytes, write_text, writing
 
 
 class File(NamedTuple):
@@ -61,11 +61,11 @@ def write_submission(folder: Path, task: TaskConfig, split: str, limit: int | No
         return None
     if limit is not None:
         return f"{split}: no submission/{name}.tsv, for limit.test={limit} left a part of the split"
-    rows = rundir.read_jsonl(folder / "predictions" / f"{split}.jsonl")
+    rows = read_jsonl(folder / "predictions" / f"{split}.jsonl")
     path = folder / "submission" / f"{name}.tsv"
-    with disk.writing(path):
+    with writing(path):
         path.parent.mkdir(exist_ok=True)
-    rundir.write_text(path, text([_string(FILES[name], task, row["prediction"]) for row in rows]))
+    write_text(path, text([_string(FILES[name], task, row["prediction"]) for row in rows]))
     return f"{split}: {path}"
 
 
@@ -100,5 +100,5 @@ def pack(target: Path, files: Mapping[str, Path]) -> list[tuple[str, str]]:
                 found = text([file.filler] * file.size)
             entry = zipfile.ZipInfo(f"{name}.tsv")  # without a time: the same files give the same bytes
             archive.writestr(entry, found, zipfile.ZIP_DEFLATED)
-    rundir.write_bytes(target, packed.getvalue())
+    write_bytes(target, packed.getvalue())
     return told

@@ -17,16 +17,17 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from gpt1cli import rundir
 from gpt1cli.config.commands import TrainConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.fit import OutOfMemory, gradients
-from gpt1cli.loggers import Progress, short
 from gpt1cli.models.batch import Batch
 from gpt1cli.objectives import Loss
 from gpt1cli.optim import Optimizer
 from gpt1cli.planning import Work, hours
 from gpt1cli.reporting.page import Table
+from gpt1cli.runs.console import Progress, short
+from gpt1cli.runs.files import write_json
+from gpt1cli.runs.folder import finish
 from gpt1cli.runtime import Machine, peak_memory_bytes
 
 M = TypeVar("M", bound=nn.Module)
@@ -53,7 +54,7 @@ def dry_run(
     what, here, there = facts(work), machine_here(work, machine), described(work, config, machine)
     work_table(f"gpt1 {command} {config.name}", what).show()
     memory_table(here, there).show()
-    rundir.write_json(folder / "plan.json", {**what, "here": here, "described": there})  # what is known so far
+    write_json(folder / "plan.json", {**what, "here": here, "described": there})  # what is known so far
     whole = [list(batches) for batches in updates]
     done = [passes[:PASSES] for passes in whole]
     share = sum(map(len, done)) / sum(map(len, whole))
@@ -62,9 +63,9 @@ def dry_run(
         progress.say(f"timing {part}{len(done)} updates, the first of which warms up")
         here |= measured(work, rehearse(model, objective, _followed(done, progress), optimizer), share)
     time_table(here, there).show()
-    rundir.write_json(folder / "plan.json", {**what, "here": here, "described": there})
+    write_json(folder / "plan.json", {**what, "here": here, "described": there})
     told = {"status": "finished", "command": command, "dry_run": True, "name": config.name, "seed": config.seed}
-    rundir.finish(folder, {**told, "hours": here["hours"]})
+    finish(folder, {**told, "hours": here["hours"]})
     print(f"a dry run: nothing was trained; plan: {folder / 'plan.json'}")
 
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from gpt1cli import rundir
 from gpt1cli.cells import Cell, composed
 from gpt1cli.config.commands import FinetuneConfig, SweepsConfig
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import InputError
+from gpt1cli.runs.files import read_config
 
 STARTS = {"transformer": "init", "lstm": "init_lstm"}  # architecture -> what names a run of it
 ARCHITECTURES = tuple(STARTS)
@@ -169,6 +169,6 @@ def beginnings(config: SweepsConfig, folder: Path | None) -> list[str]:
 def _begun(folder: Path | None) -> list[str]:
     """The LSTM that the cells have begun with, so that a study goes on with it where a newer one could be found."""
     for path in sorted(home(folder).glob("*-lstm-seed*/config.yaml")) if folder else ():
-        stored = rundir.read_config(path)
+        stored = read_config(path)
         return [f"init_lstm={stored['init'] if stored['pretrained'] else 'none'}"]
     return []

@@ -30,10 +30,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gpt1cli import bytelevel, disk
+from gpt1cli import bytelevel
 from gpt1cli import text as rules
 from gpt1cli.config.schema import InputError
 from gpt1cli.lookup import Lookup
+from gpt1cli.runs import files
 
 UNKNOWN = "<unk>"
 END_OF_WORD = "</w>"
@@ -173,7 +174,7 @@ class Tokenizer:
         vocabulary = json.dumps(self.vocabulary, ensure_ascii=False)
         merges = "\n".join([MERGES_HEADER, *(f"{left} {right}" for left, right in self.merges), ""])
         for name, text in ((VOCABULARY_FILE, vocabulary), (MERGES_FILE, merges)):
-            with disk.writing(folder / name):
+            with files.writing(folder / name):
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_text(text, encoding="utf-8", newline="\n")
 

@@ -17,7 +17,7 @@ import pytest
 from mirror import data_set
 from small import SMALL, STORY
 
-from gpt1cli import rundir, studies
+from gpt1cli import studies
 from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.main import main
 from gpt1cli.cli.resolve import compose
@@ -25,6 +25,8 @@ from gpt1cli.commands import finetune
 from gpt1cli.config.commands import SweepsConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.reporting import figure2
+from gpt1cli.runs import files, record
+from gpt1cli.runs import folder as runs_folder
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -175,7 +177,7 @@ def test_each_cell_is_an_ordinary_run_with_its_best_weights(done, world):
         (step,) = {path.resolve().name for path in (cell / "checkpoints").iterdir()}
         kept = set(os.listdir(cell / "checkpoints" / step))
         assert "model.safetensors" in kept and "training.safetensors" not in kept
-    lstm = rundir.read_config(done / "cells" / "demo_sentiment-lstm-seed1" / "config.yaml")
+    lstm = files.read_config(done / "cells" / "demo_sentiment-lstm-seed1" / "config.yaml")
     assert lstm["init"] == str(world / "out/pretrain/story/lstm") and lstm["pretrained"] and lstm["seed"] == 1
     assert result(done)["cells"] == 4 and result(done)["failed"] == {}
     assert "demo_sentiment" in (done / "report.md").read_text()
@@ -234,7 +236,7 @@ def test_what_a_killed_process_left_half_written_does_not_stop_a_cell(world):
     cell.mkdir(parents=True)
     (cell / ".config.yaml-1").write_text("half")
     cells = world / "torn" / "cells"
-    with rundir.claim(cell):
+    with runs_folder.claim(cell):
         assert sorted(os.listdir(cell)) == [".lock"] and cells.exists()
 
 
@@ -253,8 +255,8 @@ def test_an_interrupted_cell_goes_on_and_those_behind_it_are_begun(world, monkey
     assert f"the study goes on with gpt1 sweeps resume={world / 'stopped'}" in capsys.readouterr().err
     assert main(["sweeps", f"resume={world / 'stopped'}"]) == 0
     cells = world / "stopped" / "cells"
-    first = rundir.environment(cells / "demo_sentiment-full-seed0")
-    assert len(first["resumed"]) == 1 and "resumed" not in rundir.environment(cells / "demo_sentiment-lstm-seed0")
+    first = record.environment(cells / "demo_sentiment-full-seed0")
+    assert len(first["resumed"]) == 1 and "resumed" not in record.environment(cells / "demo_sentiment-lstm-seed0")
     assert {result(cell)["steps"] for cell in cells.iterdir()} == {6}
 
 
@@ -289,7 +291,7 @@ def test_a_dry_run_tells_hours_and_disk_of_all_cells(world, capsys):
     assert main(study(world, "dry", "seeds=[0,1,2]", "dry_run=true")) == 0
     told, found = capsys.readouterr().out, result(world / "dry")
     assert found["cells"] == 6 and found["hours"] > 0
-    plans = [rundir.read_json(path) for path in (world / "dry" / "cells").rglob("plan.json")]
+    plans = [files.read_json(path) for path in (world / "dry" / "cells").rglob("plan.json")]
     assert found["bytes"] == 3 * sum(4 * plan["parameters"]["all"] for plan in plans) and len(plans) == 2
     assert found["hours"] == pytest.approx(3 * sum(plan["here"]["hours"] for plan in plans))
     assert "| demo_sentiment-lstm-seed0 | 3 |" in (world / "dry" / "report.md").read_text()
@@ -309,10 +311,10 @@ def test_a_study_pretrains_both_architectures_itself_and_probes_every_kept_check
     names = {"pretrain-transformer", "pretrain-lstm", "zeroshot-demo_sentiment", *tuned}
     assert {path.name for path in cells.iterdir()} == names
     for name, start in (("full", "transformer"), ("lstm", "lstm")):
-        stored = rundir.read_config(cells / f"demo_sentiment-{name}-seed0" / "config.yaml")
+        stored = files.read_config(cells / f"demo_sentiment-{name}-seed0" / "config.yaml")
         assert stored["init"] == str(cells / f"pretrain-{start}") and stored["model"]["architecture"] == start
     assert result(cells / "demo_sentiment-layers0-seed0")["train"].keys() >= {"accuracy", "loss"}
-    lines = rundir.read_jsonl(cells / "zeroshot-demo_sentiment" / "metrics.jsonl")
+    lines = files.read_jsonl(cells / "zeroshot-demo_sentiment" / "metrics.jsonl")
     steps = {(line["init"], line["step"]) for line in lines}
     assert steps == {(str(cells / f"pretrain-{start}"), k) for start in ("transformer", "lstm") for k in (1, 2, 4)}
     page = (world / "own" / "report.html").read_text()
@@ -385,7 +387,7 @@ def test_a_study_of_ones_own_takes_tasks_of_ones_own(world, mine, capsys):
     assert result(cell)["valid"]["accuracy"] >= 0
     page = (folder / "report.md").read_text()
     assert "Table 5 on other tasks" in page and "What the differences are worth" in page and "Fine-tuning" not in page
-    assert rundir.environment(cell)["command_line"][:2] == ["--config-dir", str(mine / "conf")]
+    assert record.environment(cell)["command_line"][:2] == ["--config-dir", str(mine / "conf")]
     shutil.rmtree(cell)
     assert main(["sweeps", f"resume={folder}"]) == 0 and (cell / "result.json").exists()
 
@@ -432,7 +434,7 @@ def test_a_study_goes_on_with_the_lstm_that_it_has_begun_with(world, tmp_path):
             if again:
                 shutil.rmtree(cell)
                 assert main(["sweeps", f"resume={tmp_path / start}"]) == 0
-            stored = rundir.read_config(cell / "config.yaml")
+            stored = files.read_config(cell / "config.yaml")
             assert (stored["pretrained"], Path(stored["init"]).name) == expected
 
 

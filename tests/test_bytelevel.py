@@ -19,7 +19,7 @@ from gpt1cli import bytelevel, corpus, documents, tokenizer, workers
 from gpt1cli.config.data import CorpusConfig, TokenizerConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.data import demo_world
-from gpt1cli.loggers import Progress
+from gpt1cli.runs.console import Progress
 from gpt1cli.tokenizer import ByteTokenizer, Tokenizer, load, train_bytes
 
 UGLY = [

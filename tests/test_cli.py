@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from gpt1cli import rundir
 from gpt1cli.cli import help, main
 from gpt1cli.cli.argv import sort
 from gpt1cli.cli.help import EXAMPLES
@@ -24,6 +23,8 @@ from gpt1cli.config import options, schema
 from gpt1cli.config.commands import DESCRIPTIONS
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.version import __version__
+from gpt1cli.runs import files as runs_files
+from gpt1cli.runs import record
 
 REPORT = ["report", "runs=[somewhere]"]  # the command that composes fastest
 
@@ -195,9 +196,9 @@ def test_a_run_gets_its_configuration_and_a_folder_of_its_own(commands):
     [(built, folder)] = commands.seen
     assert isinstance(built, config_commands.PretrainConfig) and (built.steps, built.epochs) == (5, None)
     assert folder.parent == Path.cwd() / "my, 'runs'" / "pretrain" / "demo"
-    assert rundir.read_config(folder / "config.yaml")["out"] == "my, 'runs'"
-    assert rundir.environment(folder)["command_line"] == words
-    assert rundir.read_config(folder / ".hydra" / "config.yaml")["model"]["name"] == "tiny"
+    assert runs_files.read_config(folder / "config.yaml")["out"] == "my, 'runs'"
+    assert record.environment(folder)["command_line"] == words
+    assert runs_files.read_config(folder / ".hydra" / "config.yaml")["model"]["name"] == "tiny"
     assert (os.getcwd(), sys.argv, "HYDRA_FULL_ERROR" in os.environ) == (directory, arguments, False)
 
 
@@ -298,9 +299,9 @@ def test_a_resumed_run_works_in_its_own_folder_and_keeps_its_record(commands):
     assert main.main(["pretrain", f"resume={commands.seen[0][1]}", "steps=9"]) == 0
     (first, folder), (again, same) = commands.seen
     assert folder == same and (again.steps, again.lr, again.resume) == (9, first.lr, str(folder))
-    stored = rundir.read_config(folder / "config.yaml")
+    stored = runs_files.read_config(folder / "config.yaml")
     assert (stored["steps"], stored["resume"]) == (9, None)
-    assert rundir.environment(folder)["command_line"] == ["pretrain", "model=tiny", "corpus=demo", "steps=5"]
+    assert record.environment(folder)["command_line"] == ["pretrain", "model=tiny", "corpus=demo", "steps=5"]
     assert "steps=5" in (folder / ".hydra" / "overrides.yaml").read_text()
 
 
@@ -327,7 +328,7 @@ def test_a_sweep_runs_every_job_in_its_own_folder_and_one_failure_stops_no_other
     first, second = (folder for _, folder in commands.seen)
     assert first.parent == second.parent and first.parent.parent == Path.cwd() / "outputs" / "multirun" / "report"
     assert (first.name, second.name) == ("0", "1") and (first / "error.txt").exists()
-    assert rundir.environment(second)["command_line"] == ["-m", *REPORT, "seed=0,1"]
+    assert record.environment(second)["command_line"] == ["-m", *REPORT, "seed=0,1"]
     assert "gpt1: ValueError: boom; traceback in" in capsys.readouterr().err
 
 

@@ -19,8 +19,8 @@ from sklearn.metrics import accuracy_score
 from small import SMALL, STORY
 
 import gpt1cli
-from gpt1cli import rundir
 from gpt1cli.cli.main import main
+from gpt1cli.runs import files
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -66,7 +66,7 @@ def test_pretraining_writes_the_whole_run_folder(world):
     result = json.loads((run / "result.json").read_text())
     assert (result["status"], result["command"], result["steps"]) == ("finished", "pretrain", 6)
     assert result["tokens"] == 6 * 4 * 32
-    lines = rundir.read_jsonl(run / "metrics.jsonl")
+    lines = files.read_jsonl(run / "metrics.jsonl")
     assert [line["step"] for line in lines if line["split"] == "valid"] == [0, 3, 6]
     assert all(
         line["perplexity"] == pytest.approx(math.exp(line["loss"])) for line in lines if line["split"] == "valid"
@@ -133,7 +133,7 @@ def test_finetuning_writes_predictions_that_give_its_metrics(world):
     result = json.loads((world / "tuned" / "result.json").read_text())
     assert result["examples"] == {"train": 12, "valid": 8, "test": 9} and result["steps"] == 6
     for split in ("valid", "test"):
-        rows = rundir.read_jsonl(world / "tuned" / "predictions" / f"{split}.jsonl")
+        rows = files.read_jsonl(world / "tuned" / "predictions" / f"{split}.jsonl")
         labels, predictions = [row["label"] for row in rows], [row["prediction"] for row in rows]
         assert result[split]["accuracy"] == pytest.approx(accuracy_score(labels, predictions))
         assert all(max(row["scores"], key=row["scores"].get) == row["prediction"] for row in rows)
@@ -142,7 +142,7 @@ def test_finetuning_writes_predictions_that_give_its_metrics(world):
 
 def test_the_best_checkpoint_is_the_one_scored(world):
     assert main(finetune(world, "scored", "lr=0.05")) == 0
-    valid = [line for line in rundir.read_jsonl(world / "scored" / "metrics.jsonl") if line["split"] == "valid"]
+    valid = [line for line in files.read_jsonl(world / "scored" / "metrics.jsonl") if line["split"] == "valid"]
     result = json.loads((world / "scored" / "result.json").read_text())
     best = max(valid, key=lambda line: (line["accuracy"], -line["step"]))
     assert result["best_step"] == best["step"]
@@ -175,9 +175,9 @@ def test_what_is_transferred(world):
 def test_ablations_do_what_they_say(world):
     for ablation, aux_lm, pretrained in (("full", 1, 1), ("no_aux_lm", 0, 1), ("no_pretrain", 1, 0)):
         assert main(finetune(world, ablation, f"ablation={ablation}", "steps=1", "log_every=1")) == 0
-        line = next(x for x in rundir.read_jsonl(world / ablation / "metrics.jsonl") if x["split"] == "train")
+        line = next(x for x in files.read_jsonl(world / ablation / "metrics.jsonl") if x["split"] == "train")
         assert ("lm_loss" in line) == bool(aux_lm)
-        assert rundir.read_config(world / ablation / "config.yaml")["pretrained"] == bool(pretrained)
+        assert files.read_config(world / ablation / "config.yaml")["pretrained"] == bool(pretrained)
 
 
 def test_a_sweep_and_its_report(world, capsys):

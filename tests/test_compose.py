@@ -17,12 +17,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from gpt1cli import rundir
 from gpt1cli.cli import overrides
 from gpt1cli.cli.hydra_loader import Composer, Source
 from gpt1cli.cli.resolve import Composed, compose
 from gpt1cli.config import commands, options
 from gpt1cli.config.schema import InputError
+from gpt1cli.runs import files
 
 
 @pytest.fixture(autouse=True)
@@ -56,8 +56,8 @@ def refusal(command: str, *words: str, sweep: bool = False) -> str:
 def run_folder(folder: Path, command: str, *words: str) -> Path:
     """A run folder as a run of that command line would have left it."""
     folder.mkdir(parents=True)
-    rundir.write_json(folder / "environment.json", {"command": command})
-    rundir.write_text(folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(once(command, *words))))
+    files.write_json(folder / "environment.json", {"command": command})
+    files.write_text(folder / "config.yaml", yaml.safe_dump(dataclasses.asdict(once(command, *words))))
     return folder
 
 
@@ -362,7 +362,7 @@ def test_an_ensemble_takes_the_task_of_its_first_run(tmp_path):
         task = dataclasses.asdict(made("finetune", f"task={task}", "init=none").task)
         shape = {"model": options.values("model", "tiny"), "tokenizer": options.values("tokenizer", "demo")}
         about = {"format": 1, **shape, "vocabulary": 9, "special_rows": 3, "task": task}
-        rundir.write_json(folder / "config.json", about)
+        files.write_json(folder / "config.json", about)
     built = made("evaluate", f"runs=[{tmp_path / 'b' / 'checkpoints' / '1'},{tmp_path / 'a' / 'checkpoints' / '1'}]")
     assert built.task.name == built.name == "mrpc" and len(built.members) == 2
     message = refusal("evaluate", "run=x", "runs=[x,x]", "task=rte")
@@ -404,19 +404,19 @@ def test_config_keeps_an_ablation_and_says_that_it_cannot_be_taken_back():
 
 def test_a_stored_configuration_is_data_and_not_a_program(tmp_path):
     run = run_folder(tmp_path / "run", "finetune", *RUN)
-    stored = rundir.read_config(run / "config.yaml")
-    rundir.write_text(run / "config.yaml", yaml.safe_dump(stored | {"out": "${oc.env:HOME}"}))
+    stored = files.read_config(run / "config.yaml")
+    files.write_text(run / "config.yaml", yaml.safe_dump(stored | {"out": "${oc.env:HOME}"}))
     assert made("finetune", f"config={run}").out == "${oc.env:HOME}"
-    rundir.write_text(run / "config.yaml", yaml.safe_dump(stored | {"lr": "fast", "hydra": {"run": {"dir": "x"}}}))
+    files.write_text(run / "config.yaml", yaml.safe_dump(stored | {"lr": "fast", "hydra": {"run": {"dir": "x"}}}))
     message = refusal("finetune", f"config={run}")
     assert f"{run / 'config.yaml'}" in message and "lr=fast is refused" in message and "hydra: no such key" in message
 
 
 def test_what_an_older_run_did_not_store_keeps_its_default(tmp_path):
     run = run_folder(tmp_path / "run", "finetune", *RUN)
-    stored = rundir.read_config(run / "config.yaml")
+    stored = files.read_config(run / "config.yaml")
     del stored["head_dropout"], stored["optimizer"]["eps"]
-    rundir.write_text(run / "config.yaml", yaml.safe_dump(stored))
+    files.write_text(run / "config.yaml", yaml.safe_dump(stored))
     built = made("finetune", f"config={run}")
     assert (built.head_dropout, built.optimizer.eps, built.lr) == (0.1, 1e-8, 0.25)
 

@@ -22,7 +22,7 @@ import pytest
 from gpt1cli import corpus, documents, tokenizer, workers
 from gpt1cli.config.data import CorpusConfig, TokenizerConfig
 from gpt1cli.config.schema import InputError
-from gpt1cli.loggers import Progress
+from gpt1cli.runs.console import Progress
 
 QUIET = functools.partial(Progress, None, mode="none")
 

@@ -12,17 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt1cli import checksums, corpus, documents, tokenizer
+from gpt1cli import corpus, documents, tokenizer
 from gpt1cli.config.data import CorpusConfig, TokenizerConfig
 from gpt1cli.config.model import Finetuning, ModelConfig, Pretraining
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.training import OptimizerConfig
 from gpt1cli.evaluation import predictor
-from gpt1cli.loggers import Progress
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.optim import Optimizer
 from gpt1cli.pretrained import load, locate
 from gpt1cli.pretrained.load import State
+from gpt1cli.runs import files
+from gpt1cli.runs.console import Progress
 
 SMALL = ModelConfig("small", 1, 16, 2, 32, 16, 0.0, 0.0, 0.0, 1e-5, 0.02, Pretraining(4, 16, 1e-3, 2), Finetuning(1e-3))
 TOKENIZER = TokenizerConfig("bpe", "corpus", None, 9)
@@ -118,7 +119,7 @@ def rewritten(path: Path, **changes: object) -> None:
     """A file of JSON with other values, whose checksum was made anew: written so, not damaged."""
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     (path.parent / "checksums.json").unlink()
-    checksums.write(path.parent)
+    files.write(path.parent)
 
 
 def test_what_a_newer_gpt1_wrote_says_so(run):
@@ -190,11 +191,11 @@ def test_a_shard_is_read_through_once_and_not_at_every_start(tmp_path, monkeypat
     folder = shards(tmp_path).folder
     read: list[Path] = []
 
-    def of(path: Path, size: int | None = None, original=checksums.of) -> str:
+    def of(path: Path, size: int | None = None, original=files.of) -> str:
         read.append(path)
         return original(path, size)
 
-    monkeypatch.setattr(checksums, "of", of)
+    monkeypatch.setattr(files, "of", of)
     shards(tmp_path)
     assert read == []
     os.utime(folder / "valid.bin", ns=(1, 1))  # as if another file had been put in its place

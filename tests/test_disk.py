@@ -24,9 +24,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from small import SMALL, STORY
 
-from gpt1cli import disk, distributed, rundir
+from gpt1cli import distributed
 from gpt1cli.cli.main import main
 from gpt1cli.pretrained import load
+from gpt1cli.runs import files
+from gpt1cli.runs import files as runs_files
+from gpt1cli.runs import folder as runs_folder
 
 REASON = {errno.ENOSPC: "disk is full", errno.EDQUOT: "quota is used up", errno.EIO: "disk reports an error"}
 
@@ -110,7 +113,7 @@ def lines_fail(monkeypatch: pytest.MonkeyPatch, number: int, at: int) -> None:
             else original(path, *rest, **more)
         )
 
-    monkeypatch.setattr(rundir, "open", opened, raising=False)
+    monkeypatch.setattr(runs_folder, "open", opened, raising=False)
 
 
 def is_told(told: str, number: int, *parts: str) -> None:
@@ -150,7 +153,7 @@ def test_a_training_whose_disk_fails_goes_on_with_room_to_the_same_weights(world
     assert (run / "metrics.jsonl").read_bytes().endswith(b"}\n")
     assert main(["pretrain", f"resume={run}"]) == 0
     assert same_weights(run, world / "whole")
-    ours, theirs = (rundir.read_jsonl(folder / "metrics.jsonl") for folder in (run, world / "whole"))
+    ours, theirs = (runs_files.read_jsonl(folder / "metrics.jsonl") for folder in (run, world / "whole"))
     assert [(line["step"], line["split"], line["loss"]) for line in ours] == [
         (line["step"], line["split"], line["loss"]) for line in theirs
     ]
@@ -249,10 +252,10 @@ def test_a_report_without_room_leaves_no_half_of_one(world, tmp_path, capsys, wh
 
 def test_what_several_processes_cannot_write_is_told_by_the_first(tmp_path):
     """As a rank sends it on, through a pipe."""
-    unwritten = disk.Unwritten(errno.ENOSPC, "No space left on device", "/full/checkpoints/4")
-    with pytest.raises(disk.Unwritten) as raised:
+    unwritten = files.Unwritten(errno.ENOSPC, "No space left on device", "/full/checkpoints/4")
+    with pytest.raises(files.Unwritten) as raised:
         distributed._tell([2, None], pickle.loads(pickle.dumps([("unwritten", unwritten, "")])), tmp_path)
-    assert disk.told(raised.value).startswith("/full/checkpoints/4 cannot be written: the disk is full (No space left")
+    assert files.told(raised.value).startswith("/full/checkpoints/4 cannot be written: the disk is full (No space left")
 
 
 # --- places that take nothing -----------------------------------------------------------------------------------------
@@ -371,9 +374,9 @@ def test_an_error_over_another_file_or_a_pipe_is_not_one_of_this_write(tmp_path)
         ValueError("of the work itself"),
         SafetensorError("InvalidHeader"),
     ):
-        with pytest.raises(type(other)) as raised, disk.writing(tmp_path / "a" / "b"):
+        with pytest.raises(type(other)) as raised, files.writing(tmp_path / "a" / "b"):
             raise other
-        assert raised.value is other and disk.found(other) is None
+        assert raised.value is other and files.found(other) is None
 
 
 def test_the_write_that_failed_is_found_below_what_a_library_made_of_it():
@@ -383,7 +386,7 @@ def test_the_write_that_failed_is_found_below_what_a_library_made_of_it():
         except OSError as error:
             raise RuntimeError("An error occurred while generating the dataset") from error
     except RuntimeError as error:
-        found = disk.found(error)
+        found = files.found(error)
     assert found is not None and found.filename == "/cache/x.arrow"
-    assert disk.told(found, "cache=").startswith("/cache/x.arrow cannot be written: the disk quota is used up")
-    assert disk.found(FileNotFoundError(errno.ENOENT, "No such file or directory", "x")) is None  # one that is read
+    assert files.told(found, "cache=").startswith("/cache/x.arrow cannot be written: the disk quota is used up")
+    assert files.found(FileNotFoundError(errno.ENOENT, "No such file or directory", "x")) is None  # one that is read

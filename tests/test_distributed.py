@@ -16,13 +16,14 @@ import pytest
 import torch
 from small import item
 
-from gpt1cli import distributed, rundir
+from gpt1cli import distributed
 from gpt1cli.batches import portion
 from gpt1cli.cli.main import main
 from gpt1cli.config.schema import InputError
 from gpt1cli.models.batch import items_batch, windows_batch
 from gpt1cli.objectives import Loss
 from gpt1cli.pretrained.load import read_tensors
+from gpt1cli.runs import files, record
 
 EXACT = [f"model.{kind}_dropout=0" for kind in ("embedding", "attention", "residual")] + ["runtime.precision=fp32"]
 # of five sequences one process has three and the other two; with two at a time the last part leaves one without any
@@ -38,7 +39,7 @@ def ran(folder: Path, *words: str) -> Path:
 
 def lines(folder: Path, split: str) -> list[dict]:
     """The lines of metrics of one split."""
-    return [line for line in rundir.read_jsonl(folder / "metrics.jsonl") if line["split"] == split]
+    return [line for line in files.read_jsonl(folder / "metrics.jsonl") if line["split"] == split]
 
 
 def assert_same_course(found: Path, wanted: Path) -> None:
@@ -64,7 +65,7 @@ def test_two_processes_learn_what_one_does_and_one_goes_on_from_their_checkpoint
     alone = json.loads((one / "result.json").read_text())
     together = json.loads((found / "result.json").read_text())
     assert together["tokens"] == alone["tokens"] == 20 * 5 * 32
-    assert rundir.environment(found)["devices"] == 2
+    assert record.environment(found)["devices"] == 2
 
     weights, moments = (read_tensors(found / "checkpoints" / "last" / f"{name}.safetensors")
                         for name in ("model", "training"))  # fmt: skip
@@ -214,7 +215,7 @@ def test_a_stop_saves_a_checkpoint_first(tmp_path, number):
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 128 + number and not error
-    last = rundir.read_json(tmp_path / "run" / "checkpoints" / "last" / "state.json")["step"]
+    last = files.read_json(tmp_path / "run" / "checkpoints" / "last" / "state.json")["step"]
     assert last == lines(tmp_path / "run", "train")[-1]["step"]
 
 
@@ -244,7 +245,7 @@ def test_torchrun_starts_the_same_run(one, tmp_path):
     words = [*PRETRAIN, *STEPS, *EXACT, f"hydra.run.dir={tmp_path / 'run'}"]
     subprocess.run([*launcher, "-m", "gpt1cli", *words], check=True, timeout=200, capture_output=True)
     assert_same_course(tmp_path / "run", one)
-    assert rundir.environment(tmp_path / "run")["devices"] == 2
+    assert record.environment(tmp_path / "run")["devices"] == 2
 
 
 @pytest.mark.slow
@@ -256,6 +257,6 @@ def test_fine_tuning_on_two_processes_equals_that_on_one(one, tmp_path, shard):
     found = ran(tmp_path / "two", *words, "log_every=1", "runtime.devices=2", f"runtime.shard={shard}")
     for a, b in zip(lines(found, "train"), lines(wanted, "train"), strict=True):
         assert (a["loss"], a["lm_loss"]) == pytest.approx((b["loss"], b["lm_loss"]), abs=1e-5)
-    for a, b in zip(*(rundir.read_jsonl(run / "predictions" / "test.jsonl") for run in (found, wanted)), strict=True):
+    for a, b in zip(*(files.read_jsonl(run / "predictions" / "test.jsonl") for run in (found, wanted)), strict=True):
         assert (a["id"], a["prediction"]) == (b["id"], b["prediction"])
         assert a["scores"] == pytest.approx(b["scores"], abs=1e-4)

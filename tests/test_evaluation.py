@@ -15,13 +15,13 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 from small import read
 
-from gpt1cli import rundir
 from gpt1cli.batches import TOKEN_BUDGET
 from gpt1cli.cli.main import main
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.evaluation.evaluate import answered_as, refuse_other_labels
 from gpt1cli.objectives import fine_tuning
+from gpt1cli.runs import files, record
 from gpt1cli.tasks.layouts import Example
 from gpt1cli.tasks.splits import Split, measured, predictions
 
@@ -68,7 +68,7 @@ def finetune(cache: Path, run: Path, *words: str) -> tuple[dict, dict[str, list[
     """The result of a fine-tuning run, and its predictions by split."""
     length = () if any(word.startswith("epochs=") for word in words) else ("steps=6",)
     assert main(["finetune", *SMALL, *length, f"cache={cache}", f"hydra.run.dir={run}", *words]) == 0
-    predicted = {path.stem: rundir.read_jsonl(path) for path in (run / "predictions").glob("*.jsonl")}
+    predicted = {path.stem: files.read_jsonl(path) for path in (run / "predictions").glob("*.jsonl")}
     return json.loads((run / "result.json").read_text()), predicted
 
 
@@ -94,7 +94,7 @@ def test_seeds_train_on_their_own_rows_and_are_tested_on_the_same(cache, tmp_pat
         _, predicted = finetune(cache, tmp_path / seed[-1], "task=demo_sentiment", seed, *LIMITS)
         ids.append([line["id"] for line in predicted["test"]])
     assert ids[0] == ids[1]
-    train, other = (rundir.environment(tmp_path / seed)["checksums"] for seed in "01")
+    train, other = (record.environment(tmp_path / seed)["checksums"] for seed in "01")
     assert train["train"] != other["train"] and train["valid"] == other["valid"]
 
 
@@ -164,7 +164,7 @@ def test_a_run_scored_again_says_the_same(entailment, tmp_path):
         path = f"predictions/{split}.jsonl"
         assert (entailment / path).read_text() == (tmp_path / "again" / path).read_text()
     assert (again["command"], again["name"], again["status"]) == ("evaluate", "demo_entailment", "finished")
-    checksums = [rundir.environment(run)["checksums"] for run in (entailment, tmp_path / "again")]
+    checksums = [record.environment(run)["checksums"] for run in (entailment, tmp_path / "again")]
     assert {name: checksums[0][name] for name in ("tokenizer", "valid", "test")} == checksums[1]
     assert f"{again['test']['accuracy']:.6g}" in (tmp_path / "again" / "report.md").read_text()
 
@@ -202,7 +202,7 @@ def test_one_split_is_scored_also_that_of_training(entailment, tmp_path):
     assert evaluate(entailment, tmp_path / "train", "split=train", *LIMITS) == 0
     result = json.loads((tmp_path / "train/result.json").read_text())
     assert result["examples"] == {"train": 24} and "valid" not in result
-    lines = rundir.read_jsonl(tmp_path / "train/predictions/train.jsonl")
+    lines = files.read_jsonl(tmp_path / "train/predictions/train.jsonl")
     found = accuracy_score([line["label"] for line in lines], [line["prediction"] for line in lines])
     assert result["train"]["accuracy"] == pytest.approx(found)
 
@@ -215,7 +215,7 @@ def test_another_task_with_the_same_labels_is_scored_and_one_with_others_refused
     card = "---\nconfigs:\n- config_name: ax\n  data_files:\n  - split: test\n    path: ax/test-*\n---\n"
     (root.parent / "README.md").write_text(card)
     assert evaluate(entailment, tmp_path / "ax", "task=ax", f"hub={tmp_path / 'hub'}") == 0
-    lines = rundir.read_jsonl(tmp_path / "ax/predictions/test.jsonl")
+    lines = files.read_jsonl(tmp_path / "ax/predictions/test.jsonl")
     assert [line["label"] for line in lines] == [None] * 3
     assert {line["prediction"] for line in lines} <= {"entailment", "neutral", "contradiction"}
     assert "test" not in json.loads((tmp_path / "ax/result.json").read_text())

@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import OpenAIGPTDoubleHeadsModel, OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
 
 import gpt1cli
-from gpt1cli import rundir
 from gpt1cli.cli.main import main
 from gpt1cli.evaluation import predictor
 from gpt1cli.models.heads import Classifier
 from gpt1cli.pretrained import locate
 from gpt1cli.pretrained.hf_weights import from_published
+from gpt1cli.runs import files, record
 
 POSITIONS = 32
 SMALL = (
@@ -78,7 +78,7 @@ KINDS = pytest.mark.parametrize("change", [unchanged, stir], ids=["trained", "st
 def copied(run: Path, to: Path, *, config: Change = unchanged, weights: Change = unchanged) -> Path:
     """A copy of a run whose best checkpoint has another config.json or other weights."""
     shutil.copytree(run, to, symlinks=True)
-    settings, tensors = rundir.read_json(to / CONFIG), load_file(to / WEIGHTS)
+    settings, tensors = files.read_json(to / CONFIG), load_file(to / WEIGHTS)
     config(settings)
     weights(tensors)
     (to / CONFIG).write_text(json.dumps(settings))
@@ -144,7 +144,7 @@ def test_the_checkpoint_that_is_named_is_the_one_exported(world, tmp_path):
     save_file(stirred, other / "checkpoints/3/model.safetensors")
     assert export(other / "checkpoints" / "3", tmp_path / "out") == 0
     assert torch.equal(gpt1cli.load(tmp_path / "out")[0].positions.weight, stirred["positions.weight"])
-    lines = rundir.read_jsonl(other / "metrics.jsonl")
+    lines = files.read_jsonl(other / "metrics.jsonl")
     valid = {line["step"]: line["loss"] for line in lines if line["split"] == "valid"}
     page = (tmp_path / "out" / "README.md").read_text()  # with what was measured of it, and of no other
     assert f"- valid: loss {valid[3]:.4g}, " in page and page.count("- valid: ") == 1 and "best" not in page
@@ -301,7 +301,7 @@ def test_the_card_tells_command_results_settings_and_limits(world, tmp_path, cap
 
 def test_a_command_in_the_card_can_be_pasted_into_a_shell(world, tmp_path):
     ours = copied(world / "language", tmp_path / "run")
-    rundir.note(ours, command_line=["pretrain", "corpus.path=my books/*.txt"])
+    record.note(ours, command_line=["pretrain", "corpus.path=my books/*.txt"])
     assert export(ours, tmp_path / "out") == 0
     assert "gpt1 pretrain 'corpus.path=my books/*.txt'\n" in (tmp_path / "out" / "README.md").read_text()
 

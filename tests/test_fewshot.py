@@ -15,7 +15,7 @@ from small import read
 from test_prompting import Bigrams, Letters, chain
 
 import gpt1cli
-from gpt1cli import rundir, tasks
+from gpt1cli import tasks
 from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.main import main
 from gpt1cli.cli.resolve import compose
@@ -25,6 +25,7 @@ from gpt1cli.config.task import TaskConfig
 from gpt1cli.data import demo_world
 from gpt1cli.prompts import in_context
 from gpt1cli.prompts.prompt import Prompt
+from gpt1cli.runs import files as runs_files
 from gpt1cli.tasks import few
 from gpt1cli.tasks.layouts import Example
 from gpt1cli.tasks.splits import Split
@@ -157,7 +158,7 @@ def test_every_score_is_found_again_as_one_plain_row(runs, tmp_path, init):
         shown.append(
             tokenizer.encode(f"{pool[drawn[i].id]['text']} all in all it was {word[pool[drawn[i].id]['label']]}")
         )
-    lines = rundir.read_jsonl(tmp_path / "run" / "predictions" / "valid.jsonl")
+    lines = runs_files.read_jsonl(tmp_path / "run" / "predictions" / "valid.jsonl")
     assert len(lines) == 12 and {"shots", "seed"}.isdisjoint(lines[0])
     dropped = 0
     for line in lines:
@@ -190,7 +191,7 @@ def limited(pool: dict[str, dict]) -> list[Example]:
 def test_a_curve_over_shots_with_its_seeds(runs, tmp_path, capsys):
     words = ("task=demo_sentiment", "shots=[0,1,3]", "seeds=[1,2]", f"init={runs / 'a'}")
     assert fewshot(tmp_path / "run", *words, "checkpoint=2") == 0
-    result, lines = result_of(tmp_path / "run"), rundir.read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    result, lines = result_of(tmp_path / "run"), runs_files.read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert [(line["shots"], line["seed"]) for line in lines] == [(0, 1), (1, 1), (1, 2), (3, 1), (3, 2)]
     several = [line["accuracy"] for line in lines if line["shots"] == 3]
     wanted = {
@@ -205,7 +206,7 @@ def test_a_curve_over_shots_with_its_seeds(runs, tmp_path, capsys):
     assert [row["shots"] for row in rows] == ["0", "1", "3"] and float(rows[2]["mean"]) == pytest.approx(wanted["mean"])
     page = (tmp_path / "run" / "report.md").read_text()
     assert "## Over the number of demonstrations" in page and "](plots/fewshot.png)" in page
-    predicted = rundir.read_jsonl(tmp_path / "run" / "predictions" / "valid.jsonl")
+    predicted = runs_files.read_jsonl(tmp_path / "run" / "predictions" / "valid.jsonl")
     assert len(predicted) == 5 * 12 and (predicted[-1]["shots"], predicted[-1]["seed"]) == (3, 2)
     assert main(["report", f"runs=[{tmp_path / 'run'}]", f"hydra.run.dir={tmp_path / 'report'}"]) == 0
     page = (tmp_path / "report" / "report.md").read_text()
@@ -222,13 +223,13 @@ def test_a_prompt_of_ones_own_with_calibration_and_a_description(runs, tmp_path)
     words = ("task=demo_entailment", "shots=1", "seeds=[3]", "order=permutations", f"init={runs / 'a'}")
     own = (f"prompt={tmp_path / 'mine.yaml'}", "task.prompt.separator= / ")
     assert fewshot(tmp_path / "run", *words, *own) == 0
-    prompt = rundir.read_config(tmp_path / "run" / "config.yaml")["task"]["prompt"]
+    prompt = runs_files.read_config(tmp_path / "run" / "config.yaml")["task"]["prompt"]
     assert (prompt["template"], prompt["separator"]) == ("premise {premise} so {label} , {hypothesis}", " / ")
     assert fewshot(tmp_path / "plain", *words, *own, "task.prompt.content_free=null") == 0
     for name in ("run", "plain"):
-        assert len(rundir.read_jsonl(tmp_path / name / "predictions" / "valid.jsonl")) == 12
+        assert len(runs_files.read_jsonl(tmp_path / name / "predictions" / "valid.jsonl")) == 12
     first, second = (
-        rundir.read_jsonl(tmp_path / name / "predictions" / "valid.jsonl")[0]["scores"] for name in ("run", "plain")
+        runs_files.read_jsonl(tmp_path / name / "predictions" / "valid.jsonl")[0]["scores"] for name in ("run", "plain")
     )
     assert first != second
 
@@ -248,7 +249,7 @@ def test_rows_without_a_header_as_released(runs, tmp_path):
     files = (f"task.train={tmp_path / 'train.csv'}", f"task.test={tmp_path / 'test.csv'}")
     words = ("task=mr", *files, "shots=4", "seeds=[5]", "split=test", f"init={runs / 'a'}")
     assert main(["fewshot", *words, *QUIET, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
-    lines = rundir.read_jsonl(tmp_path / "run" / "predictions" / "test.jsonl")
+    lines = runs_files.read_jsonl(tmp_path / "run" / "predictions" / "test.jsonl")
     assert [(line["id"], line["label"]) for line in lines] == [(str(i + 1), str(i % 2)) for i in range(6)]
 
 

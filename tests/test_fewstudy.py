@@ -16,13 +16,14 @@ from runs import task_config, write_run
 from small import SMALL, STORY
 from test_ablation import planned
 
-from gpt1cli import cells, fewstudy, rundir
+from gpt1cli import cells, fewstudy
 from gpt1cli.cli.main import main
 from gpt1cli.commands import ablation, finetune
 from gpt1cli.config.schema import InputError
 from gpt1cli.reporting import bootstrap, lmbff_table
 from gpt1cli.reporting.collect import Finished, find_runs
 from gpt1cli.reporting.paper_tables import FIELDS
+from gpt1cli.runs import files, record
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -124,16 +125,16 @@ def test_all_rows_learn_from_the_same_examples_and_are_tested_on_the_same(done):
     assert {path.name for path in home.iterdir()} == {"pretrain-transformer"} | {
         p.name for p in [*trained, *asked, search]
     }
-    sums = [rundir.environment(path)["checksums"] for path in trained]
+    sums = [record.environment(path)["checksums"] for path in trained]
     assert len({one["train"] for one in sums}) == len({one["valid"] for one in sums}) == 1
-    assert rundir.environment(search)["checksums"]["train"] == sums[0]["train"]
-    ids = [[line["id"] for line in rundir.read_jsonl(p / "predictions" / "test.jsonl")] for p in [*trained, *asked]]
+    assert record.environment(search)["checksums"]["train"] == sums[0]["train"]
+    ids = [[line["id"] for line in files.read_jsonl(p / "predictions" / "test.jsonl")] for p in [*trained, *asked]]
     assert all(one == ids[0] for one in ids) and len(ids[0]) == 8
     assert all(
-        rundir.read_config(path / "config.yaml")["init"] == str(home / "pretrain-transformer") for path in trained
+        files.read_config(path / "config.yaml")["init"] == str(home / "pretrain-transformer") for path in trained
     )
-    auto = rundir.read_config(trained[-1] / "config.yaml")
-    best = rundir.read_config(search / "best.yaml")
+    auto = files.read_config(trained[-1] / "config.yaml")
+    best = files.read_config(search / "best.yaml")
     assert auto["prompt"] == str(search / "best.yaml") and auto["task"]["prompt"]["words"] == best["words"]
     assert result(asked[1])["shots"].keys() == {"6"}
     assert result(done)["cells"] == 8 and result(done)["failed"] == {}

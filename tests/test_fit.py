@@ -15,19 +15,21 @@ import pytest
 import torch
 from small import NO_DROPOUT
 
-from gpt1cli import rundir, signals, tokenizer
+from gpt1cli import tokenizer
 from gpt1cli.config.model import Finetuning, ModelConfig, Pretraining
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.training import OptimizerConfig
 from gpt1cli.corpus import random_windows
 from gpt1cli.fit import Plan, fit
-from gpt1cli.loggers import Progress
 from gpt1cli.models.batch import windows_batch
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.objectives import Loss, language_modelling
 from gpt1cli.optim import Optimizer, cosine
 from gpt1cli.pretrained import load
 from gpt1cli.pretrained.load import State
+from gpt1cli.runs import files, signals
+from gpt1cli.runs import folder as runs_folder
+from gpt1cli.runs.console import Progress
 
 SMALL = ModelConfig("small", 1, 16, 2, 32, 16, 0.1, 0.1, 0.1, 1e-5, 0.02, Pretraining(4, 16, 1e-3, 2), Finetuning(1e-3))
 ADAMW = OptimizerConfig("adamw", 0.9, 0.999, 1e-8, 0.01, 1.0)
@@ -49,7 +51,7 @@ def train(
     model = Transformer(SMALL, 30)
     optimizer = Optimizer(model, ADAMW, precision)
     state = load.resume(folder, optimizer) or State()
-    rundir.cut_metrics(folder / "metrics.jsonl", state.step if state.step else -1)
+    runs_folder.cut_metrics(folder / "metrics.jsonl", state.step if state.step else -1)
 
     def batches(step, halvings):
         windows = random_windows(TOKENS, 16, 4, 0, step)
@@ -63,7 +65,7 @@ def train(
             model, objective, batches, optimizer, lambda step: 1e-2 * cosine(step, STEPS, 2),
             evaluate or (lambda: ({"loss": 1.0}, -1.0)), save or write,
             Plan(steps, log_every=5, eval_every=4, checkpoint_every=2, keep=(3,), evaluate_first=True),
-            state, folder, functools.partial(rundir.append_jsonl, folder / "metrics.jsonl"), progress,
+            state, folder, functools.partial(files.append_jsonl, folder / "metrics.jsonl"), progress,
         )  # fmt: skip
     return optimizer, state
 
@@ -78,7 +80,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_metrics_are_written_when_due(tmp_path):
     train(tmp_path)
-    lines = rundir.read_jsonl(tmp_path / "metrics.jsonl")
+    lines = files.read_jsonl(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in lines if line["split"] == "train"] == [5, 10, 12]
     assert [line["step"] for line in lines if line["split"] == "valid"] == [0, 4, 8, 12]
     assert all(
@@ -95,7 +97,7 @@ def test_the_loss_reported_is_the_mean_since_the_last_line(tmp_path):
         return loss
 
     train(tmp_path, objective=watched)
-    line = next(line for line in rundir.read_jsonl(tmp_path / "metrics.jsonl") if line["split"] == "train")
+    line = next(line for line in files.read_jsonl(tmp_path / "metrics.jsonl") if line["split"] == "train")
     updates = [sum(t for t, _ in seen[i : i + 2]) / sum(c for _, c in seen[i : i + 2]) for i in range(0, 10, 2)]
     assert line["loss"] == pytest.approx(np.mean(updates), rel=1e-6)
 
@@ -205,7 +207,7 @@ def test_a_killed_run_resumed_reaches_the_same_weights(tmp_path, precision, kill
     assert (resumed_state.step, resumed_state.tokens) == (state.step, state.tokens)
     keep = ("step", "split", "loss", "lr")
     lines = [
-        [{k: line[k] for k in keep if k in line} for line in rundir.read_jsonl(tmp_path / run / "metrics.jsonl")]
+        [{k: line[k] for k in keep if k in line} for line in files.read_jsonl(tmp_path / run / "metrics.jsonl")]
         for run in ("whole", "killed")
     ]
     assert lines[0] == lines[1]
@@ -308,7 +310,7 @@ def test_the_split_into_micro_batches_does_not_show(tmp_path, monkeypatch):
     for split in (1, 2, 4):
         train(tmp_path / str(split), split=split)
         curves.append(
-            [li["loss"] for li in rundir.read_jsonl(tmp_path / str(split) / "metrics.jsonl") if li["split"] == "train"]
+            [li["loss"] for li in files.read_jsonl(tmp_path / str(split) / "metrics.jsonl") if li["split"] == "train"]
         )
     assert curves[0] == pytest.approx(curves[1], abs=1e-5) and curves[0] == pytest.approx(curves[2], abs=1e-5)
 

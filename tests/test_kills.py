@@ -27,8 +27,9 @@ from runs import write_run
 from safetensors.torch import load_file
 from small import SMALL, STORY
 
-from gpt1cli import loggers, rundir
 from gpt1cli.cli.main import main
+from gpt1cli.runs import console, files, record
+from gpt1cli.runs import folder as runs_folder
 
 FORK = multiprocessing.get_context("fork")
 STEPS = ("fsync", "rename", "unlink", "rmdir", "mkdir", "symlink")  # what the state of the files on disk depends on
@@ -266,8 +267,8 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, step: float) -> None:
     faked = type("datetime", (datetime.datetime,), {"now": clock.stamp})
     monkeypatch.setattr(time, "time", clock)
     monkeypatch.setattr(hydra.core.utils, "datetime", faked)  # run folders are named by it
-    monkeypatch.setattr(rundir, "datetime", SimpleNamespace(datetime=faked, UTC=datetime.UTC))
-    monkeypatch.setattr(loggers, "datetime", faked)
+    monkeypatch.setattr(runs_folder, "datetime", SimpleNamespace(datetime=faked, UTC=datetime.UTC))
+    monkeypatch.setattr(console, "datetime", faked)
 
 
 def test_runs_begun_at_the_same_time_have_folders_of_their_own(tmp_path, monkeypatch):
@@ -290,8 +291,8 @@ def test_a_clock_that_is_put_back_breaks_nothing(world, tmp_path, monkeypatch):
     a, b = (load_file(run / "checkpoints" / "last" / "model.safetensors") for run in (first, second))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert main(["pretrain", f"resume={first}", "steps=4"]) == 0
-    assert len(rundir.environment(first)["resumed"]) == 1
+    assert len(record.environment(first)["resumed"]) == 1
     for run in (first, second):
-        seconds = [line["seconds"] for line in rundir.read_jsonl(run / "metrics.jsonl")]
+        seconds = [line["seconds"] for line in files.read_jsonl(run / "metrics.jsonl")]
         assert seconds == sorted(seconds) and seconds[0] >= 0
         assert json.loads((run / "result.json").read_text())["seconds"] > 0

@@ -18,11 +18,13 @@ import torch
 from safetensors.torch import load_file
 from small import SMALL, STORY
 
-from gpt1cli import rundir
 from gpt1cli.cli import execute, sweep
 from gpt1cli.cli.hydra_loader import EXTRAS, Composer, Source
 from gpt1cli.cli.main import main
 from gpt1cli.config.schema import InputError
+from gpt1cli.runs import files as runs_files
+from gpt1cli.runs import folder as runs_folder
+from gpt1cli.runs import record
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -192,7 +194,7 @@ def test_what_a_launcher_itself_raises_is_one_line_with_a_traceback_on_disk(caps
 def test_a_sweep_goes_on_with_another_launcher_and_nothing_else(tmp_path, capsys):
     composer = Composer("report")
     stored = {"command": "report", "overrides": ["runs=['x']", "hydra/launcher=submitit_local", *LOCAL]}
-    rundir.write_json(tmp_path / sweep.SWEEP, stored)
+    runs_files.write_json(tmp_path / sweep.SWEEP, stored)
     assert sweep.again(composer, tmp_path, [f"resume={tmp_path}"]) == stored["overrides"]
     assert sweep.again(composer, tmp_path, [f"resume={tmp_path}", *JOBLIB]) == ["runs=['x']", *JOBLIB]
     with pytest.raises(InputError, match=r"n_job: no such key"):
@@ -202,15 +204,15 @@ def test_a_sweep_goes_on_with_another_launcher_and_nothing_else(tmp_path, capsys
 
 
 def test_the_process_that_works_in_a_folder_is_known(tmp_path):
-    assert rundir.holder(tmp_path) is None
+    assert runs_folder.holder(tmp_path) is None
     code = f"from gpt1cli import rundir; import pathlib, sys; x = rundir.claim(pathlib.Path({str(tmp_path)!r})); "
     code += "print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout and other.stdout.readline() == b"held\n"
-        assert rundir.holder(tmp_path) == other.pid
+        assert runs_folder.holder(tmp_path) == other.pid
         other.kill()
         other.wait()
-    assert rundir.holder(tmp_path) is None
+    assert runs_folder.holder(tmp_path) is None
 
 
 # --- started again by a scheduler -------------------------------------------------------------------------------------
@@ -309,7 +311,7 @@ def until_trained(run: Path, process: subprocess.Popen[str], lines: int = 2) -> 
     """The process that trains in a folder, once it has written some lines of metrics."""
     while process.poll() is None:
         path = run / "metrics.jsonl"
-        if path.exists() and path.read_text().count("\n") >= lines and (pid := rundir.holder(run)):
+        if path.exists() and path.read_text().count("\n") >= lines and (pid := runs_folder.holder(run)):
             return pid
         time.sleep(0.05)
     raise AssertionError(f"it ended before it was disturbed:\n{process.communicate()[0]}")
@@ -365,7 +367,7 @@ def test_a_preempted_job_of_submitit_saves_goes_back_into_the_queue_and_reaches_
     os.kill(until_trained(job, process, 5), signal.SIGUSR2)
     told = process.communicate()[0]
     assert process.returncode == 0, told
-    assert len(rundir.environment(job)["resumed"]) == 1
+    assert len(record.environment(job)["resumed"]) == 1
     assert "stopped by SIGUSR2 at step" in (job / "run.log").read_text()
     assert same(weights(job), weights(tmp_path / "whole"))
 
@@ -384,12 +386,12 @@ def test_a_sweep_elsewhere_that_is_told_to_end_saves_its_jobs_and_goes_on(world,
     assert process.returncode == status and "Traceback" not in told, told
     assert "ending the jobs, each with its checkpoint" in told and (folder / "0" / "checkpoints" / "last").exists()
     time.sleep(1)
-    assert not any(rundir.holder(path.parent) for path in folder.glob("*/.lock"))
+    assert not any(runs_folder.holder(path.parent) for path in folder.glob("*/.lock"))
     again = start(["pretrain", f"resume={folder}"])
     told = again.communicate()[0]
     assert again.returncode == 0, told
     assert [result(folder / str(job))["steps"] for job in range(4)] == [400] * 4
-    assert "resumed" in rundir.environment(folder / "0")
+    assert "resumed" in record.environment(folder / "0")
 
 
 @pytest.mark.slow
@@ -470,6 +472,6 @@ def test_jobs_in_slurms_queue_are_waited_for_and_a_preempted_one_goes_on(world, 
         os.kill(job, number)
     told = process.communicate()[0]
     assert process.returncode == 0, told
-    assert len(rundir.environment(folder / "0")["resumed"]) == 1 and result(folder / "1")["steps"] == 400
+    assert len(record.environment(folder / "0")["resumed"]) == 1 and result(folder / "1")["steps"] == 400
     assert main(pretrain(world, *long, f"hydra.run.dir={tmp_path / 'whole'}")) == 0
     assert same(weights(folder / "0"), weights(tmp_path / "whole"))

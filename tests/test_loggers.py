@@ -9,13 +9,13 @@ import threading
 
 import pytest
 
-from gpt1cli import loggers
-from gpt1cli.loggers import Progress, clock, short
+from gpt1cli.runs import console
+from gpt1cli.runs.console import Progress, clock, short
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from gpt1cli.loggers import Progress
+from gpt1cli.runs.console import Progress
 with Progress(None, total=600, mode={mode!r}, start=100) as progress:
     progress.update(110, loss=4.21299, lr=2.5e-4, tokens_per_second=12345.6)
     progress.say("step 110: valid [loss] 4.1 :smile:")
@@ -63,7 +63,7 @@ def shown(written: bytes) -> str:
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that the test moves: now[0] seconds."""
     time = [1000.0]
-    monkeypatch.setattr(loggers, "monotonic", lambda: time[0])
+    monkeypatch.setattr(console, "monotonic", lambda: time[0])
     return time
 
 
@@ -143,7 +143,7 @@ def test_nothing_done_prints_nothing(capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.parametrize("mode", ["plain", "none"])
-def test_no_thread_without_a_live_line(mode: loggers.Mode):
+def test_no_thread_without_a_live_line(mode: console.Mode):
     before = threading.active_count()
     with Progress(None, total=10, mode=mode) as progress:
         progress.update(1)
@@ -170,7 +170,7 @@ def test_amounts_with_a_unit_are_short(now: list[float]):
 
 
 @pytest.mark.parametrize("mode", ["plain", "none"])
-def test_what_is_said_is_kept_in_run_log(mode: loggers.Mode, tmp_path, capsys: pytest.CaptureFixture[str]):
+def test_what_is_said_is_kept_in_run_log(mode: console.Mode, tmp_path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "run.log").write_text("an earlier session\n")
     with Progress(tmp_path, total=10, mode=mode) as progress:
         progress.say("reading café.txt")

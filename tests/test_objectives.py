@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import OpenAIGPTLMHeadModel
 
-from gpt1cli import rundir
 from gpt1cli.batches import Epochs
 from gpt1cli.fit import Plan, fit
 from gpt1cli.models.batch import Asked, Batch, Item, by_length, items_batch, windows_batch
@@ -29,6 +28,7 @@ from gpt1cli.objectives import TASK_LOSSES, Loss, fine_tuning, interpolation, la
 from gpt1cli.optim import Optimizer, cosine, linear
 from gpt1cli.pretrained.hf_weights import from_published
 from gpt1cli.pretrained.load import State
+from gpt1cli.runs import files
 
 CLASSES = TASK_LOSSES["cross_entropy"]
 V, LABELS = 37, 3  # 34 words and three special rows: 34 `_start_`, 36 `_classify_`
@@ -312,7 +312,7 @@ def our_curve(
         plan=Plan(steps=STEPS, log_every=1, eval_every=STEPS, checkpoint_every=STEPS),
         state=State(),
         run=folder,
-        log=functools.partial(rundir.append_jsonl, folder / "metrics.jsonl"),
+        log=functools.partial(files.append_jsonl, folder / "metrics.jsonl"),
         progress=Silent(),
     )
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())

@@ -14,9 +14,9 @@ import pandas
 import pytest
 from small import SMALL, STORY
 
-from gpt1cli import rundir
 from gpt1cli.cli.main import main
 from gpt1cli.commands import predict
+from gpt1cli.runs import files
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -52,12 +52,12 @@ def predicted(root, run, *words):
     target = root / "answers.jsonl"
     target.unlink(missing_ok=True)
     assert main(["predict", f"run={root / run}", f"out={root / 'out'}", *QUIET, *words, f"output={target}"]) == 0
-    return rundir.read_jsonl(target)
+    return files.read_jsonl(target)
 
 
 @pytest.mark.parametrize("run", ["single", "choice", "scores"])
 def test_answers_are_those_of_the_runs_own_scoring(world, run):
-    valid = rundir.read_jsonl(world / run / "predictions" / "valid.jsonl")
+    valid = files.read_jsonl(world / run / "predictions" / "valid.jsonl")
     found = {line["id"]: line for line in predicted(world, run, f"input={world / f'{run}.csv'}")}
     assert len(found) == 20 and valid
     for line in valid:
@@ -183,7 +183,7 @@ def named(world):
 
 
 def test_ids_that_stand_twice_are_no_hindrance_to_predict_for_its_ids_are_lines(world, named):
-    assert {line["id"] for line in rundir.read_jsonl(named / "predictions" / "valid.jsonl")} <= set("0123456789")
+    assert {line["id"] for line in files.read_jsonl(named / "predictions" / "valid.jsonl")} <= set("0123456789")
     pandas.DataFrame([{"text": "a cat", "n": 1}, {"text": "a dog", "n": 1}]).to_csv(world / "twice.csv", index=False)
     assert [line["id"] for line in predicted(world, "named", f"input={world / 'twice.csv'}")] == ["2", "3"]
 
@@ -241,8 +241,8 @@ def test_a_text_of_ten_megabytes_is_trained_on_answered_and_scored(world, tmp_pa
         assert process.returncode == 0
         assert used.ru_maxrss * 1024 < 350 * BIG, words[0]
         assert used.ru_utime < 600, words[0]
-    assert [line["id"] for line in rundir.read_jsonl(answers)] == [str(n) for n in range(2, 10)]
-    short = [line for line in rundir.read_jsonl(answers) if line["id"] != "5"]
+    assert [line["id"] for line in files.read_jsonl(answers)] == [str(n) for n in range(2, 10)]
+    short = [line for line in files.read_jsonl(answers) if line["id"] != "5"]
     frame = pandas.DataFrame([row for n, row in enumerate(rows) if n != 3])
     frame.to_csv(world / "short.csv", index=False)
     alone = predicted(world, "single", f"input={world / 'short.csv'}")

@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 from small import SMALL
 from transformers import AutoModelForCausalLM
 
-from gpt1cli import rundir, tasks
+from gpt1cli import tasks
 from gpt1cli.cli.main import main
 from gpt1cli.evaluation import predictor
 from gpt1cli.evaluation import predictor as evaluation_predictor
 from gpt1cli.pretrained import locate
 from gpt1cli.prompts.prompt import lay
+from gpt1cli.runs import files
 from gpt1cli.runtime import Machine
 from gpt1cli.tasks.layouts import Example
 
@@ -67,9 +68,9 @@ def loaded(run: Path):
 def test_a_run_on_few_examples_has_so_many_of_each_class_and_tests_on_what_is_official(world):
     result = json.loads((world / "run" / "result.json").read_text())
     assert result["examples"] == {"train": 8, "valid": 8, "test": 20}
-    lines = rundir.read_jsonl(world / "run" / "metrics.jsonl")
+    lines = files.read_jsonl(world / "run" / "metrics.jsonl")
     assert [line["step"] for line in lines if line["split"] == "valid"] == [2, 4, 6]
-    labels = [line["label"] for line in rundir.read_jsonl(world / "run" / "predictions" / "valid.jsonl")]
+    labels = [line["label"] for line in files.read_jsonl(world / "run" / "predictions" / "valid.jsonl")]
     assert sorted(labels) == ["negative"] * 4 + ["positive"] * 4
     page = (world / "run" / "report.md").read_text()
     for told in ("method | prompt | head", "shots | 4 | null", "demos | similar | none"):
@@ -99,13 +100,13 @@ def test_evaluate_and_predict_ask_as_the_run_itself_did(world):
                  "runtime.threads=1", f"hydra.run.dir={world / 'evaluated'}"]) == 0  # fmt: skip
     was, now = (json.loads((world / name / "result.json").read_text())["test"] for name in ("run", "evaluated"))
     assert now == was
-    lines = rundir.read_jsonl(world / "run" / "predictions" / "test.jsonl")
+    lines = files.read_jsonl(world / "run" / "predictions" / "test.jsonl")
     rows = tasks.load(loaded(world / "run")[1].prompt.task, "test", None, str(world / "cache")).examples
     chosen = {row.id: row.texts[0] for row in rows}
     (world / "rows.txt").write_text("".join(f"{chosen[line['id']]}\n" for line in lines))
     assert main(["predict", f"run={world / 'run'}", f"input={world / 'rows.txt'}", f"output={world / 'told.jsonl'}",
                  "runtime.threads=1", f"hydra.run.dir={world / 'predicted'}"]) == 0  # fmt: skip
-    told = rundir.read_jsonl(world / "told.jsonl")
+    told = files.read_jsonl(world / "told.jsonl")
     assert [(line["prediction"], line["scores"]) for line in told] == [(x["prediction"], x["scores"]) for x in lines]
 
 
@@ -140,7 +141,7 @@ def test_an_ensemble_is_the_mean_of_its_members_scores(world):
     found = {}
     for name, words in names.items():
         assert main(["evaluate", *words, *common, f"hydra.run.dir={world / name}"]) == 0
-        lines = rundir.read_jsonl(world / name / "predictions" / "test.jsonl")
+        lines = files.read_jsonl(world / name / "predictions" / "test.jsonl")
         found[name] = np.array([list(line["scores"].values()) for line in lines])
     mean = np.exp((np.log(found["a"]) + np.log(found["b"])) / 2)
     np.testing.assert_allclose(found["both"], mean / mean.sum(1, keepdims=True), atol=1e-4)
@@ -167,7 +168,7 @@ def test_an_exported_prompt_run_is_a_language_model_with_a_card_that_says_how_to
 @pytest.mark.slow
 def test_the_auxiliary_loss_is_an_option_and_a_head_is_trained_on_the_same_examples(world):
     assert main(finetune(world, "aux", *PROMPT, "aux_lm=true", "steps=2", "log_every=1")) == 0
-    lines = rundir.read_jsonl(world / "aux" / "metrics.jsonl")
+    lines = files.read_jsonl(world / "aux" / "metrics.jsonl")
     assert all({"task_loss", "lm_loss"} <= line.keys() for line in lines if line["split"] == "train")
     assert main(finetune(world, "head", "shots=4", "steps=2")) == 0
     sums = [json.loads((world / name / "environment.json").read_text())["checksums"] for name in ("aux", "head")]
@@ -188,7 +189,7 @@ def test_choices_pronouns_and_an_lstm_are_asked_through_prompts_too(world, name)
     words = (*PROMPT, *OTHERS[name], "model.n_positions=160", "demo_sets=2", "steps=2", "eval_every=2", "limit.test=8")
     assert main(finetune(world, name, *words)) == 0
     model, asked = loaded(world / name)
-    lines = rundir.read_jsonl(world / name / "predictions" / "test.jsonl")
+    lines = files.read_jsonl(world / name / "predictions" / "test.jsonl")
     assert len(lines) == 8 and {line["prediction"] for line in lines} <= set(asked.prompt.task.labels)
     assert model.body.branches == (name != "lstm")
 
@@ -201,8 +202,8 @@ def test_scores_lie_between_two_words(world, tmp_path):
            "task.text=a", "task.text_b=b", "init=none", "tokenizer=demo",
            "task.prompt.template='{a} {b} ? {label}'", "task.prompt.words.0=no", "task.prompt.words.5=yes"]  # fmt: skip
     assert main(finetune(world, "scores", *own, *SIMILAR, "steps=4", "eval_every=2")) == 0
-    assert rundir.read_config(world / "scores" / "config.yaml")["task"]["loss"] == "interpolation"
-    lines = rundir.read_jsonl(world / "scores" / "predictions" / "valid.jsonl")
+    assert files.read_config(world / "scores" / "config.yaml")["task"]["loss"] == "interpolation"
+    lines = files.read_jsonl(world / "scores" / "predictions" / "valid.jsonl")
     assert len(lines) == 8 and all(0 < line["prediction"] < 5 for line in lines)
     assert sorted(line["label"] < 2.5 for line in lines) == [False] * 4 + [True] * 4
     assert main(["evaluate", f"run={world / 'scores'}", "split=valid", f"hydra.run.dir={world / 'scored'}"]) == 0

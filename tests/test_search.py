@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from small import SMALL, STORY
 
-from gpt1cli import rundir
 from gpt1cli.cli.main import main
 from gpt1cli.commands import finetune
 from gpt1cli.commands import search as command
 from gpt1cli.prompts import template_search
 from gpt1cli.reporting import collect
+from gpt1cli.runs import files
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -55,16 +55,16 @@ def result(folder: Path) -> dict:
 
 def test_the_best_are_tuned_ranked_by_validation_and_written_for_prompt(world):
     run = world / "words"
-    candidates = rundir.read_json(run / "candidates.json")["candidates"]
+    candidates = files.read_json(run / "candidates.json")["candidates"]
     assert [one["score"] for one in candidates] == sorted((one["score"] for one in candidates), reverse=True)
     scores = {name: result(run / "tuned" / name)["valid"] for name in ("001", "002", "003")}
     order = sorted(scores, key=lambda name: (-scores[name]["accuracy"], scores[name]["loss"]))
     for rank, name in enumerate(order, start=1):
         ranked, candidate = (
-            rundir.read_config(run / place) for place in (f"prompts/{rank:03}.yaml", f"candidates/{name}.yaml")
+            files.read_config(run / place) for place in (f"prompts/{rank:03}.yaml", f"candidates/{name}.yaml")
         )
         assert ranked == candidate and ranked.keys() == {"template", "words"}
-        stored = rundir.read_config(run / "tuned" / name / "config.yaml")
+        stored = files.read_config(run / "tuned" / name / "config.yaml")
         assert stored["task"]["prompt"]["words"] == candidate["words"] and stored["prompt"].endswith(f"{name}.yaml")
         assert (stored["method"], stored["shots"], stored["seed"], stored["steps"]) == ("prompt", 4, 13, 2)
     assert result(run)["best"] == order[0] and result(run)["valid"] == scores[order[0]]
@@ -74,7 +74,7 @@ def test_the_best_are_tuned_ranked_by_validation_and_written_for_prompt(world):
 
 
 def candidates_word(run: Path) -> str:
-    return rundir.read_config(run / "best.yaml")["words"]["negative"]
+    return files.read_config(run / "best.yaml")["words"]["negative"]
 
 
 def test_weights_of_the_best_alone_stay(world):
@@ -94,11 +94,11 @@ def test_the_best_prompt_is_taken_by_the_other_commands(world):
 
 def test_templates_are_written_by_the_model_and_tuned(world):
     assert main(search(world, "templates", "what=templates", "beam=6", "length=2", "tune=2", "keep=all")) == 0
-    found = [rundir.read_config(path)["template"] for path in sorted((world / "templates/prompts").iterdir())]
+    found = [files.read_config(path)["template"] for path in sorted((world / "templates/prompts").iterdir())]
     assert len(set(found)) == 2
     assert all(one.startswith("{text} ") and one.endswith(" {label}") for one in found)
     assert len([*(world / "templates" / "tuned").glob("*/checkpoints")]) == 2
-    candidates = rundir.read_json(world / "templates" / "candidates.json")["candidates"]
+    candidates = files.read_json(world / "templates" / "candidates.json")["candidates"]
     assert candidates[0]["likelihood"] >= candidates[1]["likelihood"]
 
 
@@ -144,9 +144,9 @@ def test_scores_and_files_of_ones_own_are_searched(world):
     own.append(f"prompt={world / 'mine.yaml'}")
     words = [word for word in search(world, "file", *own) if word != "task=demo_sentiment" and "limit" not in word]
     assert main(words) == 0
-    stored = rundir.read_config(world / "file" / "tuned" / "001" / "config.yaml")
+    stored = files.read_config(world / "file" / "tuned" / "001" / "config.yaml")
     assert stored["task"]["train"] == str(world / "rows.csv") and stored["task"]["loss"] == "interpolation"
-    assert set(rundir.read_config(world / "file" / "best.yaml")["words"]) == {"0", "5"}
+    assert set(files.read_config(world / "file" / "best.yaml")["words"]) == {"0", "5"}
     assert "train pearson" in (world / "file" / "report.md").read_text()
 
 
@@ -266,5 +266,5 @@ def test_what_a_t5_has_written_is_ranked_as_any_other(world, monkeypatch):
     monkeypatch.setattr(template_search, "by_t5", lambda *_: texts)
     words = ["what=templates", "generator=t5", "t5=some/t5", "tune=2"]
     assert main(search(world, "t5", *words)) == 0
-    found = [rundir.read_config(path)["template"] for path in sorted((world / "t5" / "prompts").iterdir())]
+    found = [files.read_config(path)["template"] for path in sorted((world / "t5" / "prompts").iterdir())]
     assert sorted(found) == sorted(texts)

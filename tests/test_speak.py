@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import gpt1cli
-from gpt1cli import rundir
 from gpt1cli.cli.main import main
 from gpt1cli.models.inference import token_log_probabilities
+from gpt1cli.runs import files
 
 QUIET = ("runtime.threads=1", "runtime.progress=none", "runtime.precision=fp32")
 SHAPE = (
@@ -46,7 +46,7 @@ def test_every_line_is_scored_in_its_place(language, tmp_path, monkeypatch):
     monkeypatch.setattr("gpt1cli.commands.score.LINES", 2)  # read at a time
     (tmp_path / "lines.txt").write_text("\n".join(LINES) + "\n")
     assert speak("score", tmp_path / "run", f"init={language}", f"input={tmp_path / 'lines.txt'}") == 0
-    scored = rundir.read_jsonl(tmp_path / "run" / "scores.jsonl")
+    scored = files.read_jsonl(tmp_path / "run" / "scores.jsonl")
     assert [line["line"] for line in scored] == [1, 2, 3, 4, 5] and [line["text"] for line in scored] == LINES
     model, tokenizer = gpt1cli.load(language)
     everything = []
@@ -76,7 +76,7 @@ def test_lines_come_from_stdin_too(language, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "stdin", stdin)
         assert speak("score", tmp_path / "no", f"init={language}", "input=-") == 2
     assert "input=-: no UTF-8 text" in capsys.readouterr().err
-    texts = [line["text"] for line in rundir.read_jsonl(tmp_path / "run" / "scores.jsonl")]
+    texts = [line["text"] for line in files.read_jsonl(tmp_path / "run" / "scores.jsonl")]
     assert texts == ["The old man.", "The sea."]
 
 
@@ -100,7 +100,7 @@ def test_what_is_printed_is_what_is_written(language, tmp_path, capsys):
     words = (f"init={language}", "prompt=The old man", "temperature=0", "tokens=12")
     assert speak("generate", tmp_path / "run", *words) == 0
     printed = capsys.readouterr()
-    (line,) = rundir.read_jsonl(tmp_path / "run" / "generated.jsonl")
+    (line,) = files.read_jsonl(tmp_path / "run" / "generated.jsonl")
     assert printed.out == line["text"] + "\n" and line["text"].startswith("the old man")
     assert len(line["tokens"]) == 12 and line["prompt"] == "The old man"
     _, tokenizer = gpt1cli.load(language)
@@ -113,7 +113,7 @@ def test_samples_follow_the_seed(language, tmp_path):
     def texts(name: str, *words: str) -> list[str]:
         shape = ("tokens=10", "samples=3", "temperature=1.5", "top_k=20", "top_p=0.99")
         assert speak("generate", tmp_path / name, f"init={language}", "prompt=the", *shape, *words) == 0
-        return [line["text"] for line in rundir.read_jsonl(tmp_path / name / "generated.jsonl")]
+        return [line["text"] for line in files.read_jsonl(tmp_path / name / "generated.jsonl")]
 
     first = texts("a")
     assert first == texts("b") and first != texts("c", "seed=1") and len(set(first)) == 3

@@ -14,10 +14,12 @@ from small import read
 from strategies import accepted_or_refused, ran, state_of
 from test_fuzz_files import QUIET, remade, world  # noqa: F401 (world is a fixture)
 
-from gpt1cli import rundir, tokenizer
+from gpt1cli import tokenizer
 from gpt1cli.config.schema import InputError, flat
 from gpt1cli.evaluation import predictor
 from gpt1cli.pretrained import load
+from gpt1cli.runs import files
+from gpt1cli.runs import folder as runs_folder
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -68,7 +70,7 @@ def test_keys_of_a_newer_gpt1_are_named_with_its_version(run, tmp_path, key):
         before = state_of(run)
         ended = ran("finetune", *words)
         assert ended.status == 2 and f"{key.replace('__', '.')}: no such key" in ended.err
-        newer = f"gpt1 9.0.0 wrote it, this is gpt1 {rundir.__version__}: update gpt1"
+        newer = f"gpt1 9.0.0 wrote it, this is gpt1 {runs_folder.__version__}: update gpt1"
         assert (newer in ended.err) == (version == "9.0.0")
         assert state_of(run) == before
 
@@ -130,11 +132,11 @@ def test_nothing_in_a_strangers_run_is_resolved(run, tmp_path, monkeypatch):
     assert ended.status == 2 and "name=${oc.env:GPT1_SECRET} is refused" in ended.err  # as it stands
     ended = ran("finetune", f"config={run}", "name=mine", f"hydra.run.dir={tmp_path / 'again'}", *places(tmp_path))
     assert ended.status == 0, ended.err
-    assert texts_of(rundir.read_config(tmp_path / "again" / "config.yaml")["task"]) == RESOLVED
+    assert texts_of(files.read_config(tmp_path / "again" / "config.yaml")["task"]) == RESOLVED
     about = at_checkpoint(tmp_path / "again") / "config.json"
     assert texts_of(json.loads(about.read_text())["task"]) == RESOLVED
     ended = ran("evaluate", f"run={tmp_path / 'again'}", f"hydra.run.dir={tmp_path / 'scored'}", *places(tmp_path))
-    assert texts_of(rundir.read_config(tmp_path / "scored" / "config.yaml")["task"]) == RESOLVED
+    assert texts_of(files.read_config(tmp_path / "scored" / "config.yaml")["task"]) == RESOLVED
     assert not any(b"swordfish" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
@@ -151,7 +153,7 @@ def test_nothing_in_a_strangers_prompt_is_resolved(world, tmp_path, monkeypatch)
     ended = ran(*words)
     assert ended.status == 0, ended.err
     assert (
-        rundir.read_config(tmp_path / "run" / "config.yaml")["task"]["prompt"]["description"] == prompt["description"]
+        files.read_config(tmp_path / "run" / "config.yaml")["task"]["prompt"]["description"] == prompt["description"]
     )
 
 
@@ -223,10 +225,10 @@ def test_the_logs_that_wandb_links_to_its_own_do_not_stop_a_run(tmp_path):
     logs.mkdir(parents=True)
     (tmp_path / "core.log").write_text("wandb's\n")
     (logs / "debug-core.log").symlink_to(tmp_path / "core.log")
-    rundir.refuse_links(tmp_path / "run")
+    runs_folder.refuse_links(tmp_path / "run")
     (tmp_path / "run" / "wandb" / "offline-run-2").symlink_to(tmp_path)
     with pytest.raises(InputError, match="wandb/offline-run-2 -> "):
-        rundir.refuse_links(tmp_path / "run")
+        runs_folder.refuse_links(tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", LINKS)
@@ -315,7 +317,7 @@ def test_labels_and_ids_are_no_paths_and_no_formulas(world, tmp_path):  # noqa: 
     words += [f"init={world / 'pretrained'}", "steps=1", "batch_size=4", f"hydra.run.dir={tmp_path / 'run'}"]
     assert ran(*words, *places(tmp_path)).status == 0
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["rows.jsonl", "run"]
-    answered = rundir.read_jsonl(tmp_path / "run" / "predictions" / "valid.jsonl")
+    answered = files.read_jsonl(tmp_path / "run" / "predictions" / "valid.jsonl")
     assert {line["label"] for line in answered} == set(labels)
     assert "<b>" not in (tmp_path / "run" / "report.html").read_text()
 

@@ -23,7 +23,7 @@ import yaml
 from small import SMALL, STORY
 from wandb_server import served
 
-from gpt1cli import distributed, rundir, studies, trackers
+from gpt1cli import distributed, studies
 from gpt1cli.cells import differences
 from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.main import main
@@ -31,7 +31,10 @@ from gpt1cli.cli.resolve import compose
 from gpt1cli.config.commands import TrainConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.training import LoggerConfig
-from gpt1cli.trackers import Tracker
+from gpt1cli.runs import files, trackers
+from gpt1cli.runs import folder as runs_folder
+from gpt1cli.runs import record as runs_record
+from gpt1cli.runs.trackers import Tracker
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -184,7 +187,7 @@ def followed(config: TrainConfig, name: str) -> TrainConfig:
 def begun(config: TrainConfig, folder: Path) -> Path:
     """The folder of a run that has begun."""
     folder.mkdir(parents=True)
-    rundir.record(folder, dataclasses.asdict(config), ["pretrain"], {"command": "pretrain"})
+    runs_record.record(folder, dataclasses.asdict(config), ["pretrain"], {"command": "pretrain"})
     return folder
 
 
@@ -206,11 +209,11 @@ def test_a_run_that_was_killed_and_resumed_has_one_whole_curve(root, plain, name
     if name == "wandb":  # its process ends with ours, and the name of its file tells seconds
         importlib.import_module("wandb").teardown(exit_code=1)
         time.sleep(1)
-    rundir.cut_metrics(folder / "metrics.jsonl", 10)
+    runs_folder.cut_metrics(folder / "metrics.jsonl", 10)
     with trackers.recording(config, folder, told.append) as log:
         for line in LINES[3:]:
             log({**line, "seconds": line["seconds"] + 0.5})
-        rundir.finish(folder, RESULT)
+        runs_folder.finish(folder, RESULT)
     found, settings = READERS[name](root, folder)
     assert_same(found, WHOLE)
     assert settings["model.n_layer"] == str(plain.model.n_layer) and settings["corpus.name"] == "demo"
@@ -227,7 +230,7 @@ def test_a_tracker_that_is_named_later_gets_what_was_before(root, plain):
         with trackers.recording(followed(plain, name), folder, print) as log:
             for line in lines:
                 log(line)
-    rundir.finish(folder, RESULT)
+    runs_folder.finish(folder, RESULT)
     for name in ("trackio", "mlflow", "tensorboard", "mlflow"):  # of a finished run too
         with trackers.recording(followed(plain, name), folder, print):
             pass
@@ -249,11 +252,11 @@ def test_wandb_online_goes_on_from_what_its_server_has(root, plain, monkeypatch)
                 log(line)
             raise Killed
         sent = len(server.files["wandb-history.jsonl"])
-        rundir.cut_metrics(folder / "metrics.jsonl", 10)
+        runs_folder.cut_metrics(folder / "metrics.jsonl", 10)
         with trackers.recording(config, folder, told.append) as log:
             for line in LINES[3:]:
                 log({**line, "seconds": line["seconds"] + 0.5})
-            rundir.finish(folder, RESULT)
+            runs_folder.finish(folder, RESULT)
         wandb.teardown()
     assert sent == 6 and told == [f"wandb: {server.url}/me/gpt1/runs/{server.run}"] * 2
     found: Curves = {}
@@ -270,7 +273,7 @@ def test_several_runs_in_one_are_told_apart(root, plain):
         log({"init": "b", "step": None, "split": "test", "accuracy": 0.75})
     with pytest.raises(AssertionError, match="FAILED"):  # it has no result.json, and yet has ended well
         read_mlflow(root, folder)
-    rundir.finish(folder, {"runs": {}})
+    runs_folder.finish(folder, {"runs": {}})
     found, _ = read_mlflow(root, folder)
     assert found == {"a/x_1/test/accuracy": [(100, 0.5)], "b/test/accuracy": [(0, 0.75)]}
 
@@ -321,8 +324,8 @@ def test_a_tracker_that_fails_is_told_once_and_costs_nothing(root, plain, monkey
                 monkeypatch.setattr(storage, "TRACKIO_DIR", root / "netrc" / "a file is no folder")
                 (root / "netrc").write_text("")
             log(line)
-        rundir.finish(folder, RESULT)
-    assert rundir.read_jsonl(folder / "metrics.jsonl") == LINES
+        runs_folder.finish(folder, RESULT)
+    assert files.read_jsonl(folder / "metrics.jsonl") == LINES
     assert len(told) == 2 and told[1].startswith("warning: logger=trackio failed, and the run goes on without it: ")
     assert told[1].endswith(f"metrics.jsonl has everything, and resume={folder} sends the rest")
     monkeypatch.undo()
@@ -337,7 +340,7 @@ def test_a_server_that_is_not_there_is_told_and_the_run_goes_on(root, plain, mon
     folder, told = begun(plain, root / "pretrain" / "demo" / "unreachable"), []
     with trackers.recording(followed(plain, "mlflow"), folder, told.append) as log:
         log(LINES[0])
-    assert rundir.read_jsonl(folder / "metrics.jsonl") == LINES[:1]
+    assert files.read_jsonl(folder / "metrics.jsonl") == LINES[:1]
     assert len(told) == 1 and "logger=mlflow failed" in told[0] and "127.0.0.1" in told[0]
 
 
@@ -371,7 +374,7 @@ def test_a_failing_tracker_does_not_stop_a_fine_tuning_and_another_gets_it_whole
     told = (folder / "run.log").read_text()
     assert told.count("warning: logger=") == 1
     assert "logger=trackio failed, and the run goes on without it: ConnectionError: nobody answers;" in told
-    lines, result = rundir.read_jsonl(folder / "metrics.jsonl"), rundir.read_json(folder / "result.json")
+    lines, result = files.read_jsonl(folder / "metrics.jsonl"), files.read_json(folder / "result.json")
     assert [line["step"] for line in lines if line["split"] == "train"] == [1, 2, 3] and "accuracy" in result["test"]
 
     wanted = curves([*lines, {"step": 3, "split": "test", **result["test"], "seconds": result["seconds"]}])
@@ -380,7 +383,7 @@ def test_a_failing_tracker_does_not_stop_a_fine_tuning_and_another_gets_it_whole
         assert main(["finetune", f"resume={folder}", f"logger={name}"]) == 0
         assert_same(READERS[name](world, folder)[0], wanted)
     assert (folder / "metrics.jsonl").read_bytes() == before
-    assert rundir.read_config(folder / "config.yaml")["logger"] == {"name": "trackio", "project": "gpt1"}
+    assert files.read_config(folder / "config.yaml")["logger"] == {"name": "trackio", "project": "gpt1"}
 
 
 @pytest.mark.slow
@@ -393,20 +396,20 @@ def test_a_pretraining_ended_by_sigkill_and_resumed_has_the_curve_of_one_that_wa
     alone = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}  # with a process of its own
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=alone) as process:
         until = time.monotonic() + 240
-        while not ((folder / "metrics.jsonl").exists() and len(rundir.read_jsonl(folder / "metrics.jsonl")) > 20):
+        while not ((folder / "metrics.jsonl").exists() and len(files.read_jsonl(folder / "metrics.jsonl")) > 20):
             assert time.monotonic() < until and process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL and not (folder / "result.json").exists()
     assert main(["pretrain", f"resume={folder}", f"cache={world / 'cache'}"]) == 0
     found, wanted = READERS[name](world, folder)[0], READERS[name](world, whole)[0]
-    assert_same(found, curves(rundir.read_jsonl(folder / "metrics.jsonl")))
+    assert_same(found, curves(files.read_jsonl(folder / "metrics.jsonl")))
     assert_same(found, wanted)
 
 
 def test_a_run_of_before_there_were_trackers_is_resumed_and_repeated(root, plain):
     path = begun(plain, root / "pretrain" / "demo" / "old") / "config.yaml"
-    stored = rundir.read_config(path)
+    stored = files.read_config(path)
     assert stored.pop("logger") == {"name": "none", "project": None}
     path.write_text(yaml.safe_dump(stored))
     composer = Composer("pretrain")

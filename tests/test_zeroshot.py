@@ -12,9 +12,9 @@ import torch
 from sklearn.metrics import matthews_corrcoef, roc_auc_score
 
 import gpt1cli
-from gpt1cli import rundir
 from gpt1cli.cli.main import main
 from gpt1cli.data import demo_world
+from gpt1cli.runs import files
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -50,7 +50,7 @@ def result_of(run: Path) -> dict:
 
 
 def predicted(run: Path, split: str = "valid") -> list[dict]:
-    return rundir.read_jsonl(run / "predictions" / f"{split}.jsonl")
+    return files.read_jsonl(run / "predictions" / f"{split}.jsonl")
 
 
 def log_p(init: Path, texts: Sequence[str], scored: int = 1, positions: int = 128) -> list[float]:
@@ -147,7 +147,7 @@ def points(run: Path) -> list[dict[str, str]]:
 def test_every_kept_checkpoint_is_a_point_of_the_curve(runs, tmp_path):
     words = ("task=demo_sentiment", "task.zeroshot.reference=0.9", f"init={runs / 'a'}", "checkpoint=all")
     assert zeroshot(tmp_path / "run", *words) == 0
-    lines = [line for line in rundir.read_jsonl(tmp_path / "run" / "metrics.jsonl") if line["split"] == "valid"]
+    lines = [line for line in files.read_jsonl(tmp_path / "run" / "metrics.jsonl") if line["split"] == "valid"]
     assert [line["step"] for line in lines] == [2, 4, 6]
     found = points(tmp_path / "run")
     assert [(point["label"], point["architecture"], int(point["step"])) for point in found] == [

@@ -17,10 +17,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from gpt1cli import disk, rundir
 from gpt1cli.config.commands import FewshotConfig, FinetuneConfig, RunConfig, SearchConfig, TrainConfig
 from gpt1cli.config.schema import InputError, shown
 from gpt1cli.config.task import TaskConfig
+from gpt1cli.runs import files
+from gpt1cli.runs.files import write_text
+from gpt1cli.runs.folder import abandon, is_bare, is_run
+from gpt1cli.runs.record import record
 
 R = TypeVar("R", bound=RunConfig)
 
@@ -77,14 +80,14 @@ def execute(
     try:
         with on_disk(run, folder):
             stored = dataclasses.asdict(run) | ({"resume": None} if resumed else {})
-            rundir.record(folder, stored, words, {"command": command})
+            record(folder, stored, words, {"command": command})
             start(module, run, folder)
     except Failed:  # it has said why
         raise
     except InputError:
         if not resumed:
             with contextlib.suppress(OSError):  # of a disk that has failed
-                rundir.abandon(folder)
+                abandon(folder)
         raise
     except Exception as error:
         told = "" if isinstance(error, BrokenPipeError) and stdout_is_gone() else fault(error, folder)
@@ -102,18 +105,18 @@ def on_disk(run: RunConfig, folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         cache = Path(run.cache).absolute()
-        if not (unwritten := disk.found(error, [cache, folder])):
+        if not (unwritten := files.found(error, [cache, folder])):
             raise
         place = Path(os.fsdecode(unwritten.filename)).absolute() if unwritten.filename else folder
         keys = {"cache=": cache, "output=": Path(getattr(run, "output", None) or cache).absolute()}
         elsewhere = next((key for key, named in keys.items() if place.is_relative_to(named)), "")
         again = "the same command"
         with contextlib.suppress(OSError):
-            if hasattr(run, "resume") and rundir.is_run(folder) and not rundir.is_bare(folder):
+            if hasattr(run, "resume") and is_run(folder) and not is_bare(folder):
                 again = f"resume={folder}"
             elif not elsewhere:
                 elsewhere = "out="
-        raise InputError(disk.told(unwritten, elsewhere, again)) from error
+        raise InputError(files.told(unwritten, elsewhere, again)) from error
 
 
 def say(message: str) -> None:
@@ -131,7 +134,7 @@ def fault(error: Exception, folder: Path | None) -> str:
     for place in (folder, None):
         with contextlib.suppress(OSError):
             path = (place or Path(tempfile.mkdtemp(prefix="gpt1-"))) / "error.txt"
-            rundir.write_text(path, text)
+            write_text(path, text)
             return f"{message}; traceback in {path}"
     return f"{message}; its traceback could not be written"
 

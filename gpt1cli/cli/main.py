@@ -14,13 +14,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt1cli import disk, rundir, signals
 from gpt1cli.cli import execute, help
 from gpt1cli.cli.argv import ALIASES, FLAGS, CommandLine, sort
 from gpt1cli.cli.help import front_page
 from gpt1cli.config import commands, options
 from gpt1cli.config.schema import InputError, shown
 from gpt1cli.config.version import __version__
+from gpt1cli.runs import files, signals
+from gpt1cli.runs.folder import claim, lock
 
 if TYPE_CHECKING:
     from gpt1cli.cli.hydra_loader import Composer, Source
@@ -47,8 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and execute.stdout_is_gone():  # gpt1 --help | head -1
             return 0
-        if unwritten := disk.found(error):
-            execute.say(f"gpt1: {disk.told(unwritten)}")
+        if unwritten := files.found(error):
+            execute.say(f"gpt1: {files.told(unwritten)}")
             return 2
         execute.say(execute.fault(error, None))
         return 1
@@ -183,7 +184,7 @@ def _single(composer: Composer, overrides: list[str], words: list[str]) -> None:
         pinned.append(f"hydra.output_subdir=.hydra/resumed-{time.strftime('%Y%m%d-%H%M%S')}")
     with (
         execute.on_disk(run, composed.folder),
-        rundir.lock(composed.folder) if composed.resumed else rundir.claim(composed.folder),
+        lock(composed.folder) if composed.resumed else claim(composed.folder),
     ):
         hydra_main(composer.source, composer.command, [*implied(composer, overrides), *overrides, *pinned], job)
     if failures:

@@ -17,7 +17,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from gpt1cli import rundir
 from gpt1cli.cli import overrides
 from gpt1cli.cli.hydra_loader import Composer, absolute, hydra_known, told_by_hydra
 from gpt1cli.cli.overrides import FOUND, NO_PATHS, PATHS
@@ -27,6 +26,10 @@ from gpt1cli.config.schema import InputError, bare, flat, shown
 from gpt1cli.config.study import AblationConfig
 from gpt1cli.config.training import FewConfig
 from gpt1cli.pretrained import locate
+from gpt1cli.runs import record
+from gpt1cli.runs.files import read_config
+from gpt1cli.runs.folder import unused
+from gpt1cli.runs.record import environment
 
 BROUGHT = {"model", "tokenizer", "init", "epochs"}  # by a task of the demo, for the commands that have these keys
 FREE = ("runtime", "logger", "cache", "resume", "config")  # what may differ of a resumed run, besides more steps
@@ -91,7 +94,7 @@ def compose(composer: Composer, words: list[str]) -> Composed:
         data = {key: _plain(tree, key) if key != "hydra" else raw[key] for key in raw}  # a stored one is an unknown key
         folder = absolute(named["resume"] if resumed else OmegaConf.select(tree, "hydra.run.dir"))
     if not resumed and not any(word.lstrip("+").startswith("hydra.run.dir=") for word in words):
-        folder = rundir.unused(folder)
+        folder = unused(folder)
     for key in PATHS:
         if value := _get(data, key):
             _put(data, key, _at_home(value))
@@ -122,10 +125,10 @@ def _stored(composer: Composer, words: list[str]) -> tuple[str, dict[str, Any]] 
         path = os.path.join(path, "config.yaml") if os.path.isdir(path) else path
     else:
         return None
-    command = rundir.environment(Path(path).parent).get("command", composer.command)
+    command = environment(Path(path).parent).get("command", composer.command)
     if command != composer.command:
         raise InputError(f"{path} is the configuration of gpt1 {shown(command)}, this is gpt1 {composer.command}")
-    return path, rundir.read_config(path)
+    return path, read_config(path)
 
 
 @contextlib.contextmanager
@@ -136,7 +139,7 @@ def _told_of(stored: tuple[str, dict[str, Any]] | None) -> Iterator[None]:
     except InputError as error:
         if stored is None:
             raise
-        newer = rundir.newer(Path(stored[0]).parent)
+        newer = record.newer(Path(stored[0]).parent)
         raise InputError(f"{stored[0]}, with what was named besides:\n{error}{newer}") from None
 
 
@@ -285,7 +288,7 @@ def _written_prompt(path: str) -> dict[str, Any]:
     InputError where it is no yaml, or where it is one that says something else than its writer thought.
     """
     try:
-        written = rundir.read_config(Path(path))
+        written = read_config(Path(path))
     except InputError as error:
         raise InputError(f"{error}; a text that begins with a brace stands in quotes") from error
     if written.keys() == {"prompt"} and isinstance(written["prompt"], dict):

@@ -28,7 +28,6 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from gpt1cli import disk, rundir, signals
 from gpt1cli.cli import execute
 from gpt1cli.cli.argv import CommandLine
 from gpt1cli.cli.hydra_loader import LAUNCHER, Composer, Source, hydra_main, launching
@@ -36,6 +35,10 @@ from gpt1cli.cli.overrides import quote
 from gpt1cli.cli.resolve import FREE, Composed, compose, implied
 from gpt1cli.config import options, schema
 from gpt1cli.config.schema import InputError, flat, shown
+from gpt1cli.runs import files, signals
+from gpt1cli.runs.files import read_config, read_json, write_json
+from gpt1cli.runs.folder import LOCK, claim, clear, holder, is_finished, is_run, lock
+from gpt1cli.runs.record import environment
 
 SWEEP = "sweep.json"  # in a sweep's folder: what it is a sweep of
 FAILED = "failed"  # there, for each job that failed: its exit status and what it told
@@ -61,7 +64,7 @@ def begun(line: CommandLine, command: str) -> Path | None:
     free = {*named, *launching(line.overrides)}
     if other := [*flags, *(word for word in line.overrides if word not in free)]:
         raise InputError(f"{named[-1]} goes on with a sweep as it was begun: leave {shown(' '.join(other))} out")
-    stored = rundir.read_json(folder / SWEEP)
+    stored = read_json(folder / SWEEP)
     if stored.get("command") != command:
         raise InputError(f"{folder} is a sweep of gpt1 {shown(stored.get('command'))}, this is gpt1 {command}")
     return folder
@@ -69,14 +72,14 @@ def begun(line: CommandLine, command: str) -> Path | None:
 
 def source_of(begun: Path) -> Source:
     """Where the yaml files of a sweep that has begun are looked for."""
-    stored = rundir.read_json(begun / SWEEP)
+    stored = read_json(begun / SWEEP)
     conf, search = stored.get("conf") or str(options.folder()), tuple(map(str, stored.get("search", ())))
     return Source(conf, stored.get("main"), stored.get("extra"), search)
 
 
 def again(composer: Composer, folder: Path, words: list[str]) -> list[str]:
     """The overrides of a sweep that goes on: those that it was begun with, on the launcher that is named now."""
-    overrides = [str(word) for word in rundir.read_json(folder / SWEEP).get("overrides", ())]
+    overrides = [str(word) for word in read_json(folder / SWEEP).get("overrides", ())]
     if any(word.startswith(LAUNCHER[0]) for word in words):
         overrides = [word for word in overrides if word not in launching(overrides)]
     overrides += launching(words)
@@ -103,7 +106,7 @@ def run(composer: Composer, overrides: list[str], words: list[str], begun: Path 
         raise InputError("hydra/launcher=submitit_slurm: there is no sbatch here: start it where Slurm takes jobs")
     described = _described(composer, overrides)
     if not begun and (why := restarted()) and (folder / SWEEP).is_file():
-        refuse_others(folder, why, rundir.read_json(folder / SWEEP), described)
+        refuse_others(folder, why, read_json(folder / SWEEP), described)
         tell(f"{why}: going on with {folder}")
         begun = folder
     folder = begun or folder
@@ -113,8 +116,8 @@ def run(composer: Composer, overrides: list[str], words: list[str], begun: Path 
             execute.checked(composer.command, compose(composer, words_of_job).config)
     job = SweepJob(composer.command, composer.source, tuple(stored), tuple(words), folder)
     pinned = [f"hydra.sweep.dir={quote(str(folder))}"]
-    with rundir.lock(folder) if begun else rundir.claim(folder):
-        rundir.write_json(folder / SWEEP, described)
+    with lock(folder) if begun else claim(folder):
+        write_json(folder / SWEEP, described)
         shutil.rmtree(folder / FAILED, ignore_errors=True)
         for name in (STOPPED, "error.txt"):
             (folder / name).unlink(missing_ok=True)
@@ -128,15 +131,15 @@ def run(composer: Composer, overrides: list[str], words: list[str], begun: Path 
                 execute.say(f"gpt1: the jobs go on without this process; resume={folder} when they are done")
             raise
         except Exception as error:  # the launcher's own: a process of it was killed, the cluster refuses a job
-            if unwritten := disk.found(error):
-                raise InputError(disk.told(unwritten, again=f"resume={folder}")) from error
+            if unwritten := files.found(error):
+                raise InputError(files.told(unwritten, again=f"resume={folder}")) from error
             execute.say(execute.fault(error, folder))
             execute.say(f"gpt1: hydra/launcher={launcher} gave up; resume={folder} goes on when none of its jobs runs")
             raise execute.Failed(1) from error
         finally:
             if composer.command == "ablation":  # the table of all jobs together, whichever launcher ran them
                 importlib.import_module("gpt1cli.commands.ablation").summarise_all(folder)
-    if failed := [rundir.read_json(path) for path in sorted((folder / FAILED).glob("*.json"))]:
+    if failed := [read_json(path) for path in sorted((folder / FAILED).glob("*.json"))]:
         execute.say(f"gpt1: {len(failed)} of the jobs failed; gpt1 {composer.command} resume={folder} tries them again")
         for one in failed if launcher not in ("basic", "joblib") else ():  # the others have told it here already
             execute.say(f"gpt1: {one['told']}")
@@ -192,7 +195,7 @@ def _beside(launcher: str, folder: Path, jobs: int) -> Iterator[None]:
 def _end_jobs(folder: Path) -> None:
     """Send SIGTERM to the jobs that work in their folders on this machine, and wait until none does any more."""
     told: set[int] = set()
-    while pids := {pid for path in folder.glob(f"*/{rundir.LOCK}") if (pid := rundir.holder(path.parent))}:
+    while pids := {pid for path in folder.glob(f"*/{LOCK}") if (pid := holder(path.parent))}:
         for pid in pids - told:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
@@ -251,18 +254,18 @@ class SweepJob:
             return
         print(f"gpt1: {label} -> {folder}", flush=True)
         composer = Composer(self.command, self.source)
-        resumed = rundir.is_run(folder) and schema.annotation_of(composer.cls, "resume") is not None
-        if rundir.is_finished(folder, None) and self.command != "ablation":  # which looks after its own cells
+        resumed = is_run(folder) and schema.annotation_of(composer.cls, "resume") is not None
+        if is_finished(folder, None) and self.command != "ablation":  # which looks after its own cells
             print(f"gpt1: {label} is finished", flush=True)
             return
         stops = False
         try:
-            if rundir.is_run(folder) and not resumed:  # interrupted, and nothing to go on from
-                rundir.clear(folder)
+            if is_run(folder) and not resumed:  # interrupted, and nothing to go on from
+                clear(folder)
             composed = compose(composer, [f"resume={quote(str(folder))}"] if resumed else overrides)
             module, run = execute.checked(self.command, composed.config)
             stops = getattr(run, "on_error", None) == "stop"
-            with execute.on_disk(run, folder), rundir.lock(folder) if resumed else rundir.claim(folder):
+            with execute.on_disk(run, folder), lock(folder) if resumed else claim(folder):
                 if not (self.sweep / STOPPED).exists():
                     execute.execute(module, self.command, run, folder, resumed, self.words)
             return
@@ -278,7 +281,7 @@ class SweepJob:
             status, told = int(stop.code or 0), "it was told to end"
         (self.sweep / FAILED).mkdir(exist_ok=True)
         record = {"status": status, "told": f"{label}: {told}"}
-        rundir.write_json(self.sweep / FAILED / f"{hydra.job.num:06}.json", record)
+        write_json(self.sweep / FAILED / f"{hydra.job.num:06}.json", record)
         if stops:  # the other jobs too
             (self.sweep / STOPPED).touch()
             if here:
@@ -296,17 +299,17 @@ def taken_up(composer: Composer, words: list[str], composed: Composed) -> Compos
     InputError where the folder holds another run: the keys that differ.
     """
     folder, why = composed.folder, restarted()
-    if composed.resumed or why is None or not rundir.is_run(folder):
+    if composed.resumed or why is None or not is_run(folder):
         return composed
-    stored = {"command": rundir.environment(folder).get("command"), **rundir.read_config(folder / "config.yaml")}
+    stored = {"command": environment(folder).get("command"), **read_config(folder / "config.yaml")}
     now = {"command": composer.command, **dataclasses.asdict(execute.resolved(composed.config))}
     refuse_others(folder, why, dict(flat(stored)), dict(flat(now)))
-    if rundir.is_finished(folder, None) and composer.command != "ablation":  # which looks after its own cells
+    if is_finished(folder, None) and composer.command != "ablation":  # which looks after its own cells
         tell(f"{why}: {folder} is finished")
         return None
     if schema.annotation_of(composer.cls, "resume") is None:
         tell(f"{why}: beginning anew in {folder}")
-        rundir.clear(folder)
+        clear(folder)
         return composed
     tell(f"{why}: going on with {folder}")
     free = [word for word in words if word.lstrip("+").startswith(("runtime", "logger"))]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gpt1cli import fewstudy, rundir, studies
+from gpt1cli import fewstudy, studies
 from gpt1cli.cells import Cell, keep_best, keep_chosen, module_of, run_all, say, warn
 from gpt1cli.cli import execute
 from gpt1cli.config.commands import (
@@ -25,6 +25,8 @@ from gpt1cli.data.hub import Need, task_needs
 from gpt1cli.reporting import page
 from gpt1cli.reporting.page import Table
 from gpt1cli.reporting.report import summarise
+from gpt1cli.runs.files import read_json
+from gpt1cli.runs.folder import claim, finish, reopen
 
 FAMILIES = {"transfer": studies, "few": fewstudy}  # study.kind -> which cells there are
 
@@ -61,7 +63,7 @@ def _study(config: SweepsConfig, folder: Path) -> None:
     began, failed = time.perf_counter(), dict[str, str]()
     stages = FAMILIES[config.study.kind].stages(config)
     expected, done, first = sum(len(stage(None)) for stage in stages), 0, studies.prerequisites(config)
-    rundir.reopen(folder)
+    reopen(folder)
     for stage in stages:
         lost = any(name in failed for name in first)  # then nothing else can begin
         cells = stage(None if lost else folder)
@@ -75,7 +77,7 @@ def _study(config: SweepsConfig, folder: Path) -> None:
         warn(folder, told)
         raise execute.Failed(1, told)
     about = {"status": "finished", "command": "ablation", "name": config.name, "cells": expected}
-    rundir.finish(folder, {**about, "failed": failed, "seconds": round(time.perf_counter() - began, 3)})
+    finish(folder, {**about, "failed": failed, "seconds": round(time.perf_counter() - began, 3)})
     well = expected - len(failed)
     say(folder, f"gpt1: {well} of {expected} cells: {folder / 'report.md'}, report.html, table.csv")
     if failed:
@@ -109,9 +111,9 @@ def rehearse(config: SweepsConfig, folder: Path) -> None:
         assert isinstance(cell.config, TrainConfig)
         place = studies.home(folder) / cell.name
         dry, words = dataclasses.replace(cell.config, dry_run=True), [cell.command, *cell.words, "dry_run=true"]
-        with rundir.claim(place), contextlib.redirect_stdout(io.StringIO()):  # its tables
+        with claim(place), contextlib.redirect_stdout(io.StringIO()):  # its tables
             execute.execute(module_of(cell), cell.command, dry, place, False, words)
-        plan = rundir.read_json(place / "plan.json")
+        plan = read_json(place / "plan.json")
         each, size = plan["here"]["hours"], kept_bytes(cell, config, plan["parameters"]["all"]) * kept
         rows.append([cell.name, f"{count}", f"{each:.3g}", f"{each * count:.3g}", f"{size / 1e9:.3f}"])
         runs, hours, held = runs + count, hours + each * count, held + size
@@ -120,7 +122,7 @@ def rehearse(config: SweepsConfig, folder: Path) -> None:
     table.show()
     page.write(folder, "A dry run", [table])
     about = {"status": "finished", "command": "ablation", "dry_run": True, "name": config.name}
-    rundir.finish(folder, {**about, "cells": runs, "hours": hours, "bytes": held})
+    finish(folder, {**about, "cells": runs, "hours": hours, "bytes": held})
     print(f"a dry run: nothing was trained; {hours:.3g} hours of training alone, {held / 1e9:.2f} GB: {folder}")
 
 

@@ -12,17 +12,19 @@ from typing import Any
 
 import torch
 
-from gpt1cli import rundir, runtime
+from gpt1cli import runtime
 from gpt1cli.bench import BENCHMARKS
 from gpt1cli.bench.contest import Contest, Measured, Setting, hold, ratio
 from gpt1cli.config.commands import BenchConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.data import hub
 from gpt1cli.data.hub import Need
-from gpt1cli.loggers import Progress, short
 from gpt1cli.pretrained.hf_config import OPENAI
 from gpt1cli.reporting.page import Table
 from gpt1cli.reporting.plots import save_sizes
+from gpt1cli.runs.console import Progress, short
+from gpt1cli.runs.files import write_json, write_text
+from gpt1cli.runs.folder import finish
 
 HEADER = ("contender", "a second", "range", "gpt1 is", "floor", "of the ceiling", "peak memory")
 
@@ -48,7 +50,7 @@ def run(config: BenchConfig, folder: Path) -> None:
             measured = hold(contest, config.rounds, config.runtime.threads)
             facts.append({"name": contest.name, "unit": contest.unit, "contenders": facts_of(contest, measured)})
             tables.append(table_of(contest, measured))
-            rundir.write_json(folder / "bench.json", {"machine": about, "rounds": config.rounds, "contests": facts})
+            write_json(folder / "bench.json", {"machine": about, "rounds": config.rounds, "contests": facts})
             if contest.axis:
                 label, sizes = contest.axis
                 path = folder / "plots" / f"{contest.name.replace(', ', '-')}.png"
@@ -57,8 +59,8 @@ def run(config: BenchConfig, folder: Path) -> None:
     for table in tables:
         table.show()
     title = f"# gpt1 bench: {about['device']}, {about['platform']}, torch {about['torch']}, {config.rounds} rounds\n"
-    rundir.write_text(folder / "report.md", "\n".join([title, *(table.markdown() for table in tables)]))
-    rundir.finish(folder, {"status": "finished", "command": "bench", "name": config.name, "contests": facts})
+    write_text(folder / "report.md", "\n".join([title, *(table.markdown() for table in tables)]))
+    finish(folder, {"status": "finished", "command": "bench", "name": config.name, "contests": facts})
     print(f"bench: {folder / 'bench.json'}")
 
 

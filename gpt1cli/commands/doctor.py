@@ -20,7 +20,6 @@ from pathlib import Path
 
 import torch
 
-from gpt1cli import rundir
 from gpt1cli.config import options
 from gpt1cli.config.commands import DoctorConfig
 from gpt1cli.config.data import CorpusConfig, TokenizerConfig
@@ -29,12 +28,13 @@ from gpt1cli.config.task import TaskConfig
 from gpt1cli.config.version import __version__
 from gpt1cli.data import hub
 from gpt1cli.data.hub import Need
-from gpt1cli.loggers import short
 from gpt1cli.models import create
 from gpt1cli.pretrained import locate
 from gpt1cli.pretrained.hf_config import REPOS
 from gpt1cli.reporting import page
 from gpt1cli.reporting.page import Table
+from gpt1cli.runs.console import short
+from gpt1cli.runs.folder import finish
 from gpt1cli.runtime import has_fast_bf16
 
 OWN = {"file": "task.train", "text": "corpus.path"}  # source -> the key that names the user's files
@@ -74,7 +74,7 @@ def run(config: DoctorConfig, folder: Path) -> None:
     problems = sum(bool(one.remedy) for one in found)
     print(f"{problems} of {len(found)} findings have a remedy: {folder / 'report.md'}" if problems else "all is well")
     about = {"status": "finished", "command": "doctor", "name": config.name}
-    rundir.finish(folder, {**about, "found": [dataclasses.asdict(one) for one in found]})
+    finish(folder, {**about, "found": [dataclasses.asdict(one) for one in found]})
 
 
 def data(config: DoctorConfig, silence: str | None) -> Iterator[Finding]:

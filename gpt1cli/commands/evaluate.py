@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt1cli import glue, rundir, runtime, tasks
+from gpt1cli import glue, runtime, tasks
 from gpt1cli.config.commands import EvaluateConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.data.hub import Need, task_needs
@@ -21,9 +21,11 @@ from gpt1cli.evaluation import predictor
 from gpt1cli.evaluation.evaluate import answered_as, refuse_other_labels, score_split
 from gpt1cli.evaluation.predictor import load_tuned
 from gpt1cli.evaluation.warnings import collapse_warning
-from gpt1cli.loggers import Progress
 from gpt1cli.pretrained import locate
 from gpt1cli.reporting.run_report import write_run_report
+from gpt1cli.runs.console import Progress
+from gpt1cli.runs.folder import finish
+from gpt1cli.runs.record import note, note_checksums
 from gpt1cli.tasks.splits import Split, load_split, warn_absent
 
 
@@ -45,7 +47,7 @@ def needs(config: EvaluateConfig) -> list[Need]:
 def run(config: EvaluateConfig, folder: Path) -> None:
     """The best checkpoint of each run -> its outputs on each split -> their mean -> predictions and metrics."""
     machine = runtime.start(config.runtime, config.seed)
-    rundir.note(folder, **machine.describe())
+    note(folder, **machine.describe())
     first = locate.described(locate.find(config.members[0], "run"))
     task = answered_as(config.task, locate.task_of(first, config.members[0]))
     config = dataclasses.replace(config, task=task)
@@ -88,7 +90,7 @@ def run(config: EvaluateConfig, folder: Path) -> None:
             progress.say(f"{name}: {told or 'no labels; predicted'}")
         if not splits:
             raise InputError(f"task={task.name}: nothing to score, none of {', '.join(names)} is there")
-        rundir.note_checksums(folder, **checksums)
+        note_checksums(folder, **checksums)
         about: dict[str, Any] = {
             "status": "finished",
             "command": "evaluate",
@@ -101,5 +103,5 @@ def run(config: EvaluateConfig, folder: Path) -> None:
             "examples": {name: len(split.items) for name, split in splits.items()},
         }
         write_run_report(folder, {**about, **result})
-        rundir.finish(folder, {**about, **result})
+        finish(folder, {**about, **result})
         progress.say(f"predictions: {folder / 'predictions'}")

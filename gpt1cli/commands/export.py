@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt1cli import rundir
 from gpt1cli.config.commands import ExportConfig
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.config.task import TaskConfig
-from gpt1cli.corpus import appearing
 from gpt1cli.data.hub import Need
 from gpt1cli.evaluation import predictor
 from gpt1cli.models.heads import Classifier
 from gpt1cli.pretrained import hf_config, load, locate
 from gpt1cli.pretrained.hf_weights import last_norm, to_published, write_published
+from gpt1cli.runs.files import appearing, read_config, read_json, read_jsonl
+from gpt1cli.runs.folder import finish
+from gpt1cli.runs.record import environment
 from gpt1cli.tokenizer import SPECIAL
 
 TEXT_RULES = {  # by what the tokenizer's symbols are parts of
@@ -39,7 +40,7 @@ def needs(config: ExportConfig) -> list[Need]:
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise InputError(f"out={config.out}: already there; name a folder that does not exist yet, or an empty one")
     origin = locate.find(config.run, "run")
-    if (origin / "config.json").is_file() and hf_config.is_transformers(rundir.read_json(origin / "config.json")):
+    if (origin / "config.json").is_file() and hf_config.is_transformers(read_json(origin / "config.json")):
         raise InputError(f"run={config.run}: transformers reads this folder as it is; copy it")
     about = locate.described(origin)
     hf_config.settings_of(build(ModelConfig, about["model"]), about["vocabulary"])
@@ -88,7 +89,7 @@ def run(config: ExportConfig, folder: Path) -> None:
         reads, rules = input_of(described), TEXT_RULES[vocabulary.level]
         (aside / "README.md").write_text(card(config.run, origin, kind, special, reads, rules))
     about = {"status": "finished", "command": "export", "name": config.name}
-    rundir.finish(folder, {**about, "run": config.run, "class": kind})
+    finish(folder, {**about, "run": config.run, "class": kind})
     print(f"{kind}: {config.out}")
     if "task" in described and suffix == LANGUAGE_MODEL:
         print("note: it was fine-tuned through a prompt and has no head: README.md there says how to ask it")
@@ -153,11 +154,11 @@ def results_of(home: Path, origin: Path) -> dict[str, dict[str, float]]:
         return {}
     step, found = int(origin.name), {}
     if (home / "metrics.jsonl").is_file():
-        for line in rundir.read_jsonl(home / "metrics.jsonl"):
+        for line in read_jsonl(home / "metrics.jsonl"):
             if line.get("step") == step and line.get("split") != "train":
                 found[line["split"]] = {m: v for m, v in line.items() if m not in ("step", "split", "seconds")}
     if (home / "result.json").is_file():
-        result = rundir.read_json(home / "result.json")
+        result = read_json(home / "result.json")
         if step == result.get("best_step", result.get("steps")):  # fine-tuning scores its best checkpoint at the end
             splits = result.get("examples", ["valid"])
             found |= {split: result[split] for split in splits if split in result}
@@ -200,8 +201,8 @@ def card(run: str, origin: Path, kind: str, special: Mapping[str, int], reads: s
     which = "GPT-2" if kind.startswith(hf_config.CLASSES[hf_config.MODEL_TYPE_2]) else "GPT-1"
     home = origin.parent.parent if origin.parent.name == "checkpoints" else origin
     settings = (home / "config.yaml").read_text() if (home / "config.yaml").is_file() else "unknown\n"
-    name = rundir.read_config(home / "config.yaml").get("name") if (home / "config.yaml").is_file() else origin.name
-    command = shlex.join(["gpt1", *rundir.environment(home).get("command_line", ["(unknown)"])])
+    name = read_config(home / "config.yaml").get("name") if (home / "config.yaml").is_file() else origin.name
+    command = shlex.join(["gpt1", *environment(home).get("command_line", ["(unknown)"])])
     found = results_of(home, origin)
     scores = [f"- {split}: {', '.join(f'{m} {v:.4g}' for m, v in values.items())}" for split, values in found.items()]
     rows = ", ".join(f"`{name}` is {index}" for name, index in special.items())

@@ -10,12 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import rundir, runtime, tasks, trackers
+from gpt1cli import runtime, tasks
 from gpt1cli.config.commands import FewshotConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data.hub import Need, task_needs
-from gpt1cli.loggers import Progress
 from gpt1cli.pretrained import load, locate
 from gpt1cli.pretrained.locate import init_needs
 from gpt1cli.prompts import in_context
@@ -23,6 +22,11 @@ from gpt1cli.prompts.prompt import Prompt
 from gpt1cli.reporting import plots
 from gpt1cli.reporting.page import Block, Table
 from gpt1cli.reporting.run_report import write_run_report
+from gpt1cli.runs import record, trackers
+from gpt1cli.runs.console import Progress
+from gpt1cli.runs.files import write_text
+from gpt1cli.runs.folder import finish
+from gpt1cli.runs.record import note_checksums
 from gpt1cli.tasks import few
 from gpt1cli.tasks.layouts import Example
 from gpt1cli.tasks.splits import Split, load_examples, warn_absent
@@ -39,7 +43,7 @@ def needs(config: FewshotConfig) -> list[Need]:
 def run(config: FewshotConfig, folder: Path) -> None:
     """For each number of shots and each seed: demonstrations -> scores of the labels -> answers, metrics; a curve."""
     machine = runtime.start(config.runtime, config.seed)
-    rundir.note(folder, **machine.describe())
+    record.note(folder, **machine.describe())
     if config.pool:
         config = dataclasses.replace(config, task=few.arranged(config.task))
     task, began = config.task, time.perf_counter()
@@ -74,7 +78,7 @@ def run(config: FewshotConfig, folder: Path) -> None:
             if warning := doubt(task, split, lines, len(cells)):
                 progress.say(warning)
         summed = {shots: summary(list(seeds.values())) for shots, seeds in found.items()}
-        rundir.note_checksums(
+        note_checksums(
             folder, tokenizer=vocabulary.identity, **{split: asked.digest for split, asked in splits.items()}
         )
         blocks: list[Block] = []
@@ -83,7 +87,7 @@ def run(config: FewshotConfig, folder: Path) -> None:
         if blocks and len(config.counts) > 1:
             blocks.append(picture(task.name, task.metrics[0], summed))
             (folder / "plots").mkdir()
-            rundir.write_text(folder / "plots" / "fewshot.csv", numbers(summed))
+            write_text(folder / "plots" / "fewshot.csv", numbers(summed))
         write_answers(folder, answers, one=len(cells) == 1)
         last = summed[config.counts[-1]]
         result = {
@@ -103,7 +107,7 @@ def run(config: FewshotConfig, folder: Path) -> None:
             "shots": {str(shots): {**summed[shots], "seeds": found[shots]} for shots in config.counts},
         }
         write_run_report(folder, {key: value for key, value in result.items() if key != "shots"}, blocks)
-        rundir.finish(folder, result)
+        finish(folder, result)
         progress.say(f"predictions: {folder / 'predictions'}")
 
 
@@ -215,7 +219,7 @@ def write_answers(folder: Path, answers: dict[str, list[dict[str, Any]]], one: b
     for split, lines in answers.items():
         kept = [{k: v for k, v in line.items() if not (one and k in ("shots", "seed"))} for line in lines]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
-        rundir.write_text(folder / "predictions" / f"{split}.jsonl", text)
+        write_text(folder / "predictions" / f"{split}.jsonl", text)
 
 
 def told(scored: dict[str, dict[str, float]]) -> str:

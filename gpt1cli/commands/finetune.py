@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt1cli import corpus, distributed, glue, planning, rehearsal, rundir, runtime, tasks, trackers
+from gpt1cli import corpus, distributed, glue, planning, rehearsal, runtime, tasks
 from gpt1cli.batches import Epochs
 from gpt1cli.config.commands import FinetuneConfig
 from gpt1cli.data.hub import Need, task_needs, tokenizer_needs
@@ -18,7 +18,6 @@ from gpt1cli.evaluation import predictor
 from gpt1cli.evaluation.evaluate import score_split
 from gpt1cli.evaluation.warnings import collapse_warning, half_cut
 from gpt1cli.fit import Plan, fit, result_of
-from gpt1cli.loggers import Progress
 from gpt1cli.models.batch import Batch
 from gpt1cli.models.create import fresh
 from gpt1cli.models.heads import Classifier, Prompted, Tuned
@@ -32,6 +31,10 @@ from gpt1cli.pretrained.locate import weights_needs
 from gpt1cli.prompts import demonstrations
 from gpt1cli.prompts.prompt import Prompt
 from gpt1cli.reporting.run_report import write_run_report
+from gpt1cli.runs import trackers
+from gpt1cli.runs.console import Progress
+from gpt1cli.runs.folder import cut_metrics, finish, is_finished
+from gpt1cli.runs.record import note, note_checksums
 from gpt1cli.tasks import few, file
 from gpt1cli.tasks.splits import Split, load_examples, load_split, loss_of, measured, outputs_of, warn_absent
 from gpt1cli.tokenizer import Tokenizer
@@ -40,7 +43,7 @@ from gpt1cli.tokenizer import Tokenizer
 def needs(config: FinetuneConfig) -> list[Need]:
     """What must be at hand before the run starts."""
     trackers.check(config.logger)
-    if config.resume and rundir.is_finished(Path(config.resume), config.steps):
+    if config.resume and is_finished(Path(config.resume), config.steps):
         return []
     tasks.check(config.task)
     demonstrations.check(config.similar_by, config.hub)
@@ -51,7 +54,7 @@ def needs(config: FinetuneConfig) -> list[Need]:
 
 def run(config: FinetuneConfig, folder: Path) -> None:
     """Examples -> items -> model with a head -> fit -> the best checkpoint scored on every split -> result.json."""
-    if config.resume and rundir.is_finished(Path(config.resume), config.steps):
+    if config.resume and is_finished(Path(config.resume), config.steps):
         print(f"{folder} is finished: {folder / 'result.json'}; larger steps= would go on")
         with trackers.recording(config, folder, print):  # to which its tracker may not have come
             return
@@ -60,7 +63,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
     if config.shots:
         config = dataclasses.replace(config, task=few.arranged(config.task))
     machine = runtime.start(config.runtime, config.seed)
-    warnings = [*machine.warnings, *rundir.note(folder, **machine.describe())]
+    warnings = [*machine.warnings, *note(folder, **machine.describe())]
     reporting = functools.partial(Progress, folder, mode=config.runtime.progress)
 
     with distributed.first_alone():
@@ -68,7 +71,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
         asked = asked_of(config, vocabulary, predictor.Fit.of(body, machine))
         splits = load_splits(config, asked, reporting)
     data = {name: split.digest for name, split in splits.items()}
-    rundir.note_checksums(folder, tokenizer=vocabulary.identity, **data)
+    note_checksums(folder, tokenizer=vocabulary.identity, **data)
     task = config.task
     model = on_top(body, config).to(machine.device)
     anew = asked.training(splits["train"].examples, body) if isinstance(asked, predictor.ByPrompt) else None
@@ -78,7 +81,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
     optimizer = Optimizer(model, config.optimizer, team.precision)
     state = load.resume(distributed.home(folder), optimizer) or State()
     distributed.seed_apart(config.seed, state.step)
-    rundir.cut_metrics(folder / "metrics.jsonl", state.step if state.step else -1)
+    cut_metrics(folder / "metrics.jsonl", state.step if state.step else -1)
 
     whole = task.loss == "soft_f1"  # F1 is that of a whole batch
     at_once = machine.micro_batch, machine.token_budget
@@ -90,7 +93,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
         work, updates = work_of(config, model, epochs, steps), rehearsed(epochs)
         rehearsal.dry_run("finetune", config, folder, work, machine, model, objective, updates, optimizer)
         return
-    warnings += rundir.note(folder, steps=steps)
+    warnings += note(folder, steps=steps)
     every = config.eval_every or epochs.updates
     plan = Plan(steps, config.log_every, eval_every=every, checkpoint_every=every)
     factor, warmup = SCHEDULES[config.schedule.name], config.warmup_fraction * steps
@@ -145,7 +148,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
                 if told := glue.write_submission(folder, task, name, config.limit.test):
                     progress.say(told)
         write_run_report(folder, result)
-        rundir.finish(folder, result)
+        finish(folder, result)
         headline = task.metrics[0]
         scores = [f"{name} {result[name][headline]:.4f}" for name in splits if name in result]
         progress.say(f"finished: {headline} of step {state.best_step:,}: {', '.join(scores)}; {folder}")

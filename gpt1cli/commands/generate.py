@@ -9,13 +9,16 @@ from pathlib import Path
 
 import torch
 
-from gpt1cli import rundir, runtime
+from gpt1cli import runtime
 from gpt1cli.config.commands import GenerateConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.data.hub import Need
 from gpt1cli.models.sampling import continued, greedy, sampling
 from gpt1cli.pretrained import load
 from gpt1cli.pretrained.locate import init_needs
+from gpt1cli.runs.files import append_jsonl
+from gpt1cli.runs.folder import finish
+from gpt1cli.runs.record import note
 from gpt1cli.tokenizer import Tokenizer
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what bytes are decoded to that are no character, or none yet
@@ -29,7 +32,7 @@ def needs(config: GenerateConfig) -> list[Need]:
 def run(config: GenerateConfig, folder: Path) -> None:
     """Prompt -> tokens, printed as they come (several samples one after the other) -> generated.jsonl."""
     machine = runtime.start(config.runtime, config.seed)
-    rundir.note(folder, **machine.describe())
+    note(folder, **machine.describe())
     model, vocabulary = load.load(config.init, config.hub, config.cache)
     model.to(machine.device, machine.precision)
     prompt = vocabulary.encode(config.prompt)
@@ -53,10 +56,10 @@ def run(config: GenerateConfig, folder: Path) -> None:
 
     lines = [{"prompt": config.prompt, "text": vocabulary.decode([*prompt, *s]), "tokens": s} for s in samples]
     for line in lines:
-        rundir.append_jsonl(folder / "generated.jsonl", line)
+        append_jsonl(folder / "generated.jsonl", line)
     about = {"status": "finished", "command": "generate", "name": config.name, "seed": config.seed}
     speed = config.samples * config.tokens / seconds
-    rundir.finish(folder, {**about, "seconds": round(seconds, 3), "tokens_per_second": round(speed, 1)})
+    finish(folder, {**about, "seconds": round(seconds, 3), "tokens_per_second": round(speed, 1)})
     print(f"{speed:.1f} tokens/s; {folder / 'generated.jsonl'}", file=sys.stderr)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from gpt1cli import rundir, runtime
+from gpt1cli import runtime
 from gpt1cli.config.commands import PredictConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
@@ -20,8 +20,11 @@ from gpt1cli.data import tables
 from gpt1cli.data.hub import Need
 from gpt1cli.evaluation import predictor
 from gpt1cli.evaluation.predictor import load_tuned
-from gpt1cli.loggers import Progress
 from gpt1cli.pretrained import locate
+from gpt1cli.runs.console import Progress
+from gpt1cli.runs.files import whole
+from gpt1cli.runs.folder import finish
+from gpt1cli.runs.record import note
 from gpt1cli.tasks import file
 from gpt1cli.tasks.layouts import Example
 from gpt1cli.tasks.splits import predicted
@@ -56,7 +59,7 @@ def needs(config: PredictConfig) -> list[Need]:
 def run(config: PredictConfig, folder: Path) -> None:
     """Rows -> items -> the best checkpoint's answers, in the order of the rows -> a file, or stdout."""
     machine = runtime.start(config.runtime, config.seed)
-    rundir.note(folder, **machine.describe())
+    note(folder, **machine.describe())
     origin = locate.find(config.run, "run")
     task = locate.task_of(locate.described(origin), config.run)
     model, vocabulary = load_tuned(origin)
@@ -86,7 +89,7 @@ def run(config: PredictConfig, folder: Path) -> None:
         progress.say(f"{count:,} rows{told}; {target}")
     about = {"status": "finished", "command": "predict", "name": config.name, "run": config.run}
     counts = {"rows": count, "cut": cut, "empty": empty}
-    rundir.finish(folder, {**about, **counts, "output": target, "seconds": round(seconds, 3)})
+    finish(folder, {**about, **counts, "output": target, "seconds": round(seconds, 3)})
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -137,7 +140,7 @@ def written(target: str, task: TaskConfig) -> Iterator[Write]:
     if target == "-":
         yield lambda line: print(json.dumps(line, ensure_ascii=False), flush=True)
         return
-    with rundir.whole(Path(target)) as out:
+    with whole(Path(target)) as out:
         yield WRITERS[Path(target).suffix.lower()](out, task)
 
 

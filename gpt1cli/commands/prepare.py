@@ -6,10 +6,11 @@ import functools
 import time
 from pathlib import Path
 
-from gpt1cli import corpus, documents, rundir
+from gpt1cli import corpus, documents
 from gpt1cli.config.commands import PrepareConfig
 from gpt1cli.data.hub import Need, corpus_needs, tokenizer_needs
-from gpt1cli.loggers import Progress
+from gpt1cli.runs.console import Progress
+from gpt1cli.runs.folder import finish
 
 
 def needs(config: PrepareConfig) -> list[Need]:
@@ -29,7 +30,7 @@ def run(config: PrepareConfig, folder: Path) -> None:
         sizes = f"{len(shards.train):,} tokens to train on, {len(shards.valid):,} to validate"
         progress.say(f"{shards.documents:,} documents, {sizes}")
         progress.say(f"shards: {shards.folder}")
-    rundir.finish(
+    finish(
         folder,
         {
             "status": "finished",

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt1cli import corpus, distributed, documents, planning, rehearsal, rundir, runtime, trackers
+from gpt1cli import corpus, distributed, documents, planning, rehearsal, runtime
 from gpt1cli.batches import portion
 from gpt1cli.config.commands import PretrainConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.data.hub import Need, corpus_needs, tokenizer_needs
 from gpt1cli.distributed import Team
 from gpt1cli.fit import Plan, fit, result_of
-from gpt1cli.loggers import Progress
 from gpt1cli.models.batch import Batch, windows_batch
 from gpt1cli.models.create import fresh
 from gpt1cli.models.inference import mean_token_loss
@@ -27,6 +26,11 @@ from gpt1cli.pretrained import load
 from gpt1cli.pretrained.load import State
 from gpt1cli.pretrained.locate import weights_needs
 from gpt1cli.reporting.run_report import write_run_report
+from gpt1cli.runs import trackers
+from gpt1cli.runs.console import Progress
+from gpt1cli.runs.files import read_jsonl
+from gpt1cli.runs.folder import cut_metrics, finish, is_finished
+from gpt1cli.runs.record import note, note_checksums
 from gpt1cli.runtime import Machine
 from gpt1cli.tokenizer import Tokenizer
 
@@ -36,7 +40,7 @@ PLATEAU = 0.05  # nats below the unigram loss: post-norm blocks stay there when 
 def needs(config: PretrainConfig) -> list[Need]:
     """What must be at hand before the run starts."""
     trackers.check(config.logger)
-    if config.resume and rundir.is_finished(Path(config.resume), config.steps):
+    if config.resume and is_finished(Path(config.resume), config.steps):
         return []
     if config.plan.tokens is not None:
         return []
@@ -45,7 +49,7 @@ def needs(config: PretrainConfig) -> list[Need]:
 
 def run(config: PretrainConfig, folder: Path) -> None:
     """Text -> shards -> model -> fit -> result.json."""
-    if config.resume and rundir.is_finished(Path(config.resume), config.steps):
+    if config.resume and is_finished(Path(config.resume), config.steps):
         print(f"{folder} is finished: {folder / 'result.json'}; larger steps= would go on")
         with trackers.recording(config, folder, print):  # to which its tracker may not have come
             return
@@ -53,16 +57,16 @@ def run(config: PretrainConfig, folder: Path) -> None:
         rehearse(config, folder)
         return
     machine = runtime.start(config.runtime, config.seed)
-    warnings = [*machine.warnings, *rundir.note(folder, **machine.describe())]
+    warnings = [*machine.warnings, *note(folder, **machine.describe())]
     reporting = functools.partial(Progress, folder, mode=config.runtime.progress)
 
     with distributed.first_alone():
         source = documents.find(config.corpus, config.hub, config.cache)
         model, vocabulary = starting_point(config, source, reporting)
         shards = corpus.prepare(source, config.corpus.name, vocabulary, config.cache, reporting)
-    rundir.note_checksums(folder, tokenizer=vocabulary.identity, corpus=source.digest)
+    note_checksums(folder, tokenizer=vocabulary.identity, corpus=source.digest)
     plan = plan_of(config, shards)
-    warnings += rundir.note(folder, steps=plan.steps)
+    warnings += note(folder, steps=plan.steps)
 
     model.to(machine.device)
     if machine.compile:
@@ -71,7 +75,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
     optimizer = Optimizer(model, config.optimizer, team.precision)
     state = load.resume(distributed.home(folder), optimizer) or State()
     distributed.seed_apart(config.seed, state.step)
-    rundir.cut_metrics(folder / "metrics.jsonl", state.step if state.step else -1)
+    cut_metrics(folder / "metrics.jsonl", state.step if state.step else -1)
 
     factor, warmup = SCHEDULES[config.schedule.name], warmup_of(config, plan.steps)
     valid = corpus.spread_windows(shards.valid, config.context, config.eval_tokens)
@@ -103,7 +107,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
             log=log,
             progress=progress,
         )
-        metrics = rundir.read_jsonl(folder / "metrics.jsonl")
+        metrics = read_jsonl(folder / "metrics.jsonl")
         last = next(line for line in reversed(metrics) if line["split"] == "valid")
         unigram = corpus.unigram_loss(shards, model.tokens.num_embeddings)
         result = {
@@ -120,7 +124,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
                 " or more updates"
             )
         write_run_report(folder, result)
-        rundir.finish(folder, result)
+        finish(folder, result)
         progress.say(f"finished: validation perplexity {last['perplexity']:.2f}; {folder}")
 
 
@@ -148,7 +152,7 @@ def batches(
 def rehearse(config: PretrainConfig, folder: Path) -> None:
     """dry_run=true: text -> shards -> model -> plan and two updates; with plan.tokens random tokens are the text."""
     machine = runtime.start(config.runtime, config.seed)
-    rundir.note(folder, **machine.describe())
+    note(folder, **machine.describe())
     if config.plan.tokens is None:
         reporting = functools.partial(Progress, folder, mode=config.runtime.progress)
         source = documents.find(config.corpus, config.hub, config.cache)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt1cli import glue, rundir
+from gpt1cli import glue
 from gpt1cli.config.commands import ReportConfig
 from gpt1cli.data.hub import Need
 from gpt1cli.reporting import collect
 from gpt1cli.reporting.collect import Finished
 from gpt1cli.reporting.page import Table
 from gpt1cli.reporting.report import laid_out, write
+from gpt1cli.runs.folder import finish
 
 
 def needs(config: ReportConfig) -> list[Need]:
@@ -27,7 +28,7 @@ def run(config: ReportConfig, folder: Path) -> None:
         packed = glue.pack(Path(config.submission), submitted(runs))
         blocks.append(Table(f"Submission: {config.submission}", ["file", "from"], packed))
     write(folder, runs, blocks, records)
-    rundir.finish(folder, {"status": "finished", "command": "report", "name": config.name, "runs": len(runs)})
+    finish(folder, {"status": "finished", "command": "report", "name": config.name, "runs": len(runs)})
     print(f"report: {folder / 'report.md'}, report.html, table.csv")
 
 

@@ -15,14 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from gpt1cli import rundir, runtime
+from gpt1cli import runtime
 from gpt1cli.config.commands import ScoreConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.data.hub import Need
-from gpt1cli.loggers import Progress
 from gpt1cli.models.inference import token_log_probabilities
 from gpt1cli.pretrained import load
 from gpt1cli.pretrained.locate import init_needs
+from gpt1cli.runs.console import Progress
+from gpt1cli.runs.files import whole
+from gpt1cli.runs.folder import finish
+from gpt1cli.runs.record import note
 from gpt1cli.tokenizer import Tokenizer
 
 LINES = 1024  # read at a time: memory does not grow with the file
@@ -38,13 +41,13 @@ def needs(config: ScoreConfig) -> list[Need]:
 def run(config: ScoreConfig, folder: Path) -> None:
     """Lines -> token ids -> log-probabilities -> scores.jsonl, a line for a line, and their total."""
     machine = runtime.start(config.runtime, config.seed)
-    rundir.note(folder, **machine.describe())
+    note(folder, **machine.describe())
     model, vocabulary = load.load(config.init, config.hub, config.cache)
     model.to(machine.device, machine.precision)
     target = folder / "scores.jsonl"
     began, total, count, number = time.perf_counter(), 0.0, 0, 0
     reporting = functools.partial(Progress, folder, mode=config.runtime.progress, unit="lines", description="scored")
-    with lines_of(config.input) as lines, rundir.whole(target) as scores, reporting(total=0) as progress:
+    with lines_of(config.input) as lines, whole(target) as scores, reporting(total=0) as progress:
         while texts := list(itertools.islice(lines, LINES)):
             ids = [np.asarray(sequence, np.int32) for sequence in vocabulary.encode_batch(texts)]
             found = token_log_probabilities(model, ids, machine.micro_batch, machine.token_budget)
@@ -61,7 +64,7 @@ def run(config: ScoreConfig, folder: Path) -> None:
     about = {"status": "finished", "command": "score", "name": config.name, "seed": config.seed, "lines": number}
     seconds = time.perf_counter() - began
     measured = {"tokens": count, "mean_log_probability": mean, "perplexity": math.exp(-mean)}
-    rundir.finish(folder, {**about, **measured, "seconds": round(seconds, 3), "tokens_per_second": count / seconds})
+    finish(folder, {**about, **measured, "seconds": round(seconds, 3), "tokens_per_second": count / seconds})
 
 
 @contextlib.contextmanager

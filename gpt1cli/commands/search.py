@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from gpt1cli import rundir, runtime, tasks, trackers
+from gpt1cli import runtime, tasks
 from gpt1cli.cells import Cell, composed, keep_best, keep_chosen, module_of, on_dev, run_all, say
 from gpt1cli.cli import execute
 from gpt1cli.cli.overrides import quote
@@ -18,20 +18,24 @@ from gpt1cli.config.commands import FinetuneConfig, SearchConfig
 from gpt1cli.config.prompt import PromptConfig
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.data.hub import Need, task_needs
-from gpt1cli.loggers import Progress
 from gpt1cli.pretrained import load
 from gpt1cli.pretrained.locate import init_needs
 from gpt1cli.prompts import search, template_search
 from gpt1cli.prompts.search import Candidate
 from gpt1cli.reporting.page import Table
 from gpt1cli.reporting.run_report import write_run_report
+from gpt1cli.runs import trackers
+from gpt1cli.runs.console import Progress
+from gpt1cli.runs.files import read_json, write_json, write_text
+from gpt1cli.runs.folder import finish, is_finished
+from gpt1cli.runs.record import note, note_checksums
 from gpt1cli.tasks import few
 from gpt1cli.tasks.splits import Split, load_examples
 
 
 def needs(config: SearchConfig) -> list[Need]:
     """What must be at hand before the search starts, and before its best are fine-tuned."""
-    if config.resume and rundir.is_finished(Path(config.resume), None):
+    if config.resume and is_finished(Path(config.resume), None):
         return []
     trackers.check(config.logger)
     tasks.check(config.task)
@@ -44,7 +48,7 @@ def needs(config: SearchConfig) -> list[Need]:
 
 def run(config: SearchConfig, folder: Path) -> None:
     """Candidates -> the best without training -> a fine-tuning of each -> yamls and a table, as validation has it."""
-    if config.resume and rundir.is_finished(folder, None):
+    if config.resume and is_finished(folder, None):
         print(f"{folder} is finished: {folder / 'best.yaml'}")
         return
     try:
@@ -84,7 +88,7 @@ def _search(config: SearchConfig, folder: Path) -> None:
         tables.append(beside(config, together))
     for table in tables:
         table.show()
-    best = rundir.read_json(home / cells[order[0]].name / "result.json")
+    best = read_json(home / cells[order[0]].name / "result.json")
     result = {
         "status": "finished",
         "command": "search",
@@ -99,7 +103,7 @@ def _search(config: SearchConfig, folder: Path) -> None:
         **({"ensemble": together} if together else {}),
     }
     write_run_report(folder, result, tables)
-    rundir.finish(folder, result)
+    finish(folder, result)
     say(
         folder,
         f"gpt1: the best of {len(cells)}, for prompt=: {folder / 'best.yaml'}; all of them: {folder / 'prompts'}",
@@ -120,15 +124,15 @@ def candidates_of(config: SearchConfig, folder: Path) -> list[Candidate]:
         (folder / "candidates").mkdir(exist_ok=True)
         for number, one in enumerate(found, start=1):
             write_prompt(folder / "candidates" / f"{number:03}.yaml", one.prompt)
-        rundir.write_json(path, {"candidates": [one.plain() for one in found]})
-    known = rundir.read_json(path)["candidates"]
+        write_json(path, {"candidates": [one.plain() for one in found]})
+    known = read_json(path)["candidates"]
     return [Candidate(build(PromptConfig, one["prompt"]), one["score"], one["likelihood"]) for one in known]
 
 
 def searched(config: SearchConfig, folder: Path) -> list[Candidate]:
     """The best candidates on the training examples, without training. InputError where there is none."""
     machine = runtime.start(config.runtime, config.seed)
-    rundir.note(folder, **machine.describe())
+    note(folder, **machine.describe())
     task, limits = config.task, (machine.micro_batch, machine.token_budget)
     with Progress(folder, 1, config.runtime.progress, description="candidate") as progress:
         model, vocabulary = load.load(config.init or "openai", config.hub, config.cache)
@@ -137,7 +141,7 @@ def searched(config: SearchConfig, folder: Path) -> list[Candidate]:
         assert loaded is not None  # train is never absent
         examples = loaded[0]
         split = Split(examples, (), 0, loaded[1])
-        rundir.note_checksums(folder, tokenizer=vocabulary.identity, train=split.digest)
+        note_checksums(folder, tokenizer=vocabulary.identity, train=split.digest)
         progress.say(f"train: {split}; on validation as many are kept for the ranking after training")
         own = search.worth(model, task, vocabulary, examples, *limits)
         progress.say(f"the task's own prompt: {told(config, own)}")
@@ -197,8 +201,8 @@ def ensemble_of(config: SearchConfig, members: Sequence[Path]) -> Cell:
 
 def ensembled(config: SearchConfig, folder: Path, members: Sequence[Path]) -> dict[str, Any]:
     """What the ensemble and the best of its members alone score on the split that tests."""
-    found = rundir.read_json(folder / "ensemble" / "result.json")[few.tested(config.task)]
-    alone = rundir.read_json(members[0] / "result.json")["test"]
+    found = read_json(folder / "ensemble" / "result.json")[few.tested(config.task)]
+    alone = read_json(members[0] / "result.json")["test"]
     return {"runs": [member.name for member in members], "test": found, "best_alone": alone}
 
 
@@ -219,7 +223,7 @@ def write_prompt(path: Path, prompt: PromptConfig) -> None:
     usual = dataclasses.asdict(PromptConfig())
     said = {key: value for key, value in dataclasses.asdict(prompt).items() if value != usual[key]}
     text = yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=120)
-    rundir.write_text(path, text)
+    write_text(path, text)
 
 
 def overview(

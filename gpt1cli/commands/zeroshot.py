@@ -7,14 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import disk, rundir, runtime, tasks, trackers
+from gpt1cli import runtime, tasks
 from gpt1cli.config import options
 from gpt1cli.config.commands import ZeroshotConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data.hub import Need, task_needs
 from gpt1cli.evaluation.warnings import zero_shot_collapse_warning
-from gpt1cli.loggers import Progress
 from gpt1cli.models.inference import ending_log_probabilities
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.pretrained import load, locate
@@ -24,6 +23,11 @@ from gpt1cli.reporting import figure2
 from gpt1cli.reporting.collect import told_apart
 from gpt1cli.reporting.figure2 import Curve
 from gpt1cli.reporting.run_report import write_run_report
+from gpt1cli.runs import files, trackers
+from gpt1cli.runs.console import Progress
+from gpt1cli.runs.files import write_text
+from gpt1cli.runs.folder import finish
+from gpt1cli.runs.record import note, note_checksums
 from gpt1cli.runtime import Machine
 from gpt1cli.tasks.splits import warn_absent
 from gpt1cli.tokenizer import Tokenizer
@@ -43,7 +47,7 @@ def needs(config: ZeroshotConfig) -> list[Need]:
 def run(config: ZeroshotConfig, folder: Path) -> None:
     """Each checkpoint that was asked for -> scores of the endings -> answers and metrics; of several a curve."""
     machine = runtime.start(config.runtime, config.seed)
-    rundir.note(folder, **machine.describe())
+    note(folder, **machine.describe())
     task, began = config.task, time.perf_counter()
     chosen = [(init, name) for init in config.inits for name in locate.checkpoints(init, config.checkpoint)]
     asked: dict[tuple[str, int, bool], dict[str, Probes]] = {}  # what the models read differently is laid out again
@@ -77,16 +81,16 @@ def run(config: ZeroshotConfig, folder: Path) -> None:
             y = task.metrics[0] + (", from chance (0) to reference (1)" if placed else "")
             several = list(drawn.values())
             pictures = [figure2.picture("zeroshot", f"{task.name} without training", y, several, zero=placed)]
-            with disk.writing(folder / "plots"):
+            with files.writing(folder / "plots"):
                 (folder / "plots").mkdir()
-            rundir.write_text(folder / "plots" / "zeroshot.csv", figure2.table(several))
+            write_text(folder / "plots" / "zeroshot.csv", figure2.table(several))
         write_answers(folder, answers, several=bool(config.runs))
         for init, split in ((init, split) for init, said in answers.items() for split in said):
             if warning := zero_shot_collapse_warning(task, split, answers[init][split]):
                 progress.say(warning if len(answers) == 1 else f"{labels[init]}: {warning}")
         splits = {name: probes.split for name, probes in next(iter(asked.values())).items()}
         tokenizers = " ".join(dict.fromkeys(identity for identity, _, _ in asked))
-        rundir.note_checksums(folder, tokenizer=tokenizers, **{name: split.digest for name, split in splits.items()})
+        note_checksums(folder, tokenizer=tokenizers, **{name: split.digest for name, split in splits.items()})
         result = {
             "status": "finished",
             "command": "zeroshot",
@@ -100,7 +104,7 @@ def run(config: ZeroshotConfig, folder: Path) -> None:
             **({"runs": found} if config.runs else found[config.inits[0]]),
         }
         write_run_report(folder, result, pictures)
-        rundir.finish(folder, result)
+        finish(folder, result)
         curve = f"; curve: {folder / 'plots' / 'zeroshot.png'}" if pictures else ""
         progress.say(f"predictions: {folder / 'predictions'}{curve}")
 
@@ -156,12 +160,12 @@ def point_of(task: TaskConfig, found: dict[str, Any]) -> tuple[int, float] | Non
 
 def write_answers(folder: Path, answers: dict[str, dict[str, list[dict[str, Any]]]], several: bool) -> None:
     """predictions/<split>.jsonl: the answers of the latest checkpoint; those of several runs name their run."""
-    with disk.writing(folder / "predictions"):
+    with files.writing(folder / "predictions"):
         (folder / "predictions").mkdir()
     for name in next(iter(answers.values())):
         lines = [{**line, **({"init": init} if several else {})} for init in answers for line in answers[init][name]]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        rundir.write_text(folder / "predictions" / f"{name}.jsonl", text)
+        write_text(folder / "predictions" / f"{name}.jsonl", text)
 
 
 def told(task: TaskConfig, found: dict[str, Any]) -> str:

@@ -8,21 +8,22 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt1cli import disk, rundir
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
+from gpt1cli.runs import files
+from gpt1cli.runs.files import write_text
 from gpt1cli.tasks.splits import Split, _answers, measured, predicted
 
 
 def write_predictions(path: Path, task: TaskConfig, split: Split, outputs: np.ndarray) -> None:
     """One line an example: id, label, prediction, and the probability of each label where the labels are classes."""
-    with disk.writing(path):
+    with files.writing(path):
         path.parent.mkdir(exist_ok=True)
     lines = []
     for example, line in zip(split.examples, predicted(task, split.examples, outputs), strict=True):
         label = task.labels[int(example.label)] if task.classes and example.label is not None else example.label
         lines.append(json.dumps({"id": example.id, "label": label, **line}, ensure_ascii=False) + "\n")
-    rundir.write_text(path, "".join(lines))
+    write_text(path, "".join(lines))
 
 
 def score_split(

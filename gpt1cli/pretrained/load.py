@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gpt1cli import checksums, disk, distributed, rundir, tokenizer
+from gpt1cli import distributed, tokenizer
 from gpt1cli.config.data import TokenizerConfig
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import InputError, build
@@ -39,6 +39,7 @@ from gpt1cli.optim import Optimizer
 from gpt1cli.pretrained import hf_config, locate
 from gpt1cli.pretrained.hf_weights import read_published, read_shards
 from gpt1cli.pretrained.locate import READ, TRAINING, _check_read, _way_on
+from gpt1cli.runs.files import check, read_json, write, writing
 from gpt1cli.tokenizer import Tokenizer
 
 COPY = "copy vocab.json and merges.txt again from where the run was"
@@ -96,7 +97,7 @@ def save(
         (aside / "state.json").write_text(json.dumps(dataclasses.asdict(state)))
         (aside / "config.json").write_text(json.dumps({"format": locate.FORMAT, **description}, indent=1))
         vocabulary.save(aside)
-        checksums.write(aside)
+        write(aside)
         for file in aside.iterdir():
             _sync(file)
         _sync(aside)
@@ -117,7 +118,7 @@ def save(
 def _aside(folder: Path, step: int) -> Iterator[Path]:
     """A folder to write a checkpoint into; where that fails it goes, as it holds the room that the next try needs."""
     aside = folder / f".{step}-{os.getpid()}"
-    with disk.writing(folder / str(step)):
+    with writing(folder / str(step)):
         try:
             folder.mkdir(exist_ok=True)
             shutil.rmtree(aside, ignore_errors=True)
@@ -159,7 +160,7 @@ def resume(run: Path, optimizer: Optimizer) -> State | None:
 def read_state(path: Path) -> State:
     """Where a run stood. InputError where the file is damaged, or tells what this gpt1 does not know."""
     try:
-        return build(State, rundir.read_json(path))
+        return build(State, read_json(path))
     except InputError as error:
         raise InputError(f"{path}: no state of a run that this gpt1 knows:\n{error}") from None
 
@@ -169,7 +170,7 @@ def check_whole(folder: Path) -> None:
     for name in (*READ, "state.json", TRAINING):
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: missing; {_way_on(folder)}")
-    checksums.check(folder, (*READ, "state.json", TRAINING), _way_on(folder))
+    check(folder, (*READ, "state.json", TRAINING), _way_on(folder))
 
 
 
@@ -248,7 +249,7 @@ def _body_weights(folder: Path) -> dict[str, Tensor]:
     """The weights of a language model under our names, whoever wrote the folder."""
     if hf_config.is_shards(folder):
         return read_shards(folder)
-    if hf_config.is_transformers(rundir.read_json(folder / "config.json")):
+    if hf_config.is_transformers(read_json(folder / "config.json")):
         paths = [folder / name for name in hub.WEIGHTS]
         if path := next(filter(Path.is_file, paths), None):
             return read_published(path)

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import checksums, rundir
 from gpt1cli.config import options
 from gpt1cli.config.data import TokenizerConfig
 from gpt1cli.config.model import ModelConfig
@@ -20,6 +19,9 @@ from gpt1cli.config.task import TaskConfig
 from gpt1cli.data.hub import WEIGHTS, Need, tokenizer_needs
 from gpt1cli.pretrained import hf_config, locate
 from gpt1cli.pretrained.hf_config import REPOS, tokenizer_config
+from gpt1cli.runs.files import FILE, check, read_json
+from gpt1cli.runs.folder import is_run
+from gpt1cli.runs.record import dated
 
 FORMAT = 1  # of our checkpoints
 PRETRAINED = ("pretrain/*/*", "multirun/pretrain/*/*", "ablation/*/*/cells/*", "multirun/ablation/*/*/cells/*")
@@ -42,7 +44,7 @@ def find(init: str, key: str = "init") -> Path:
             target = os.path.join(checkpoints, link)
             # The step it leads to now: a run that still trains may swap the link while the files are read.
             return Path(checkpoints, os.readlink(target)) if os.path.islink(target) else Path(target)
-    if rundir.is_run(root):
+    if is_run(root):
         found = "a run without a checkpoint yet"
     elif os.path.isdir(root):
         found = f"a folder with {_names(root)} in it"
@@ -83,7 +85,7 @@ def step_of(checkpoint: str) -> int | None:
 def described(folder: Path) -> dict[str, Any]:
     """What a checkpoint's config.json says of its model and tokenizer. InputError lists what is wrong with it."""
     path = folder / "config.json"
-    found = hf_config.settings_of_shards(folder) if hf_config.is_shards(folder) else rundir.read_json(path)
+    found = hf_config.settings_of_shards(folder) if hf_config.is_shards(folder) else read_json(path)
     if hf_config.is_transformers(found):
         try:
             return hf_config.described(found)
@@ -135,12 +137,12 @@ def lstm_for(wanted: Mapping[str, Any], init: str, asked: str | None, out: str) 
         return asked
     places = [os.path.join(glob.escape(out), place, "result.json") for place in PRETRAINED]
     finished = [path for place in places for path in glob.glob(place)]
-    age = {path: (rundir.dated(Path(path).parent), os.path.getmtime(path)) for path in finished}
+    age = {path: (dated(Path(path).parent), os.path.getmtime(path)) for path in finished}
     for path in sorted(finished, key=lambda path: age[path], reverse=True):
         folder = os.path.dirname(path)
         with contextlib.suppress(InputError):  # what is no whole run is none to start from
             # a study's cells are fine-tuned too
-            if rundir.read_json(Path(path)).get("command") == "pretrain" and not any(
+            if read_json(Path(path)).get("command") == "pretrain" and not any(
                 _differences(wanted, init, find(folder))
             ):
                 return folder
@@ -201,7 +203,7 @@ def _way_on(folder: Path) -> str:
     for other in folder.parent.iterdir() if folder.parent.name == "checkpoints" else ():
         if other.name.isdecimal() and other.name != step:
             with contextlib.suppress(InputError):
-                checksums.check(other, READ, "")
+                check(other, READ, "")
                 whole += [other] if all((other / name).is_file() for name in READ) else []
     whole.sort(key=lambda path: -int(path.name))
     if not whole:
@@ -218,12 +220,12 @@ def _way_on(folder: Path) -> str:
 
 def _resumable(folder: Path) -> bool:
     with contextlib.suppress(InputError):
-        checksums.check(folder, ("state.json", TRAINING), "")
+        check(folder, ("state.json", TRAINING), "")
         return all((folder / name).is_file() for name in ("state.json", TRAINING))
     return False
 
 
 def _check_read(folder: Path) -> None:
     """InputError where a file of a checkpoint that is about to be read is missing or damaged."""
-    if (folder / checksums.FILE).exists():
-        checksums.check(folder, READ, _way_on(folder))
+    if (folder / FILE).exists():
+        check(folder, READ, _way_on(folder))

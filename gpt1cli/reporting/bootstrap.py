@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from gpt1cli import rundir
 from gpt1cli.config.schema import InputError
 from gpt1cli.reporting.collect import Finished, by_seed, varying
 from gpt1cli.reporting.page import Table
 from gpt1cli.reporting.paper_tables import Row
+from gpt1cli.runs import files
 
 RESAMPLES = 10_000
 AT_ONCE = 4_000_000  # counts held in memory
@@ -206,7 +206,7 @@ def _predictions(path: Path, labels: Sequence[str]) -> Mapping[str, tuple[float,
         return numbers[value] if labels else float(value)
 
     found = {}
-    for place, line in enumerate(rundir.read_jsonl(path), start=1):
+    for place, line in enumerate(files.read_jsonl(path), start=1):
         try:
             found[str(line["id"])] = number(line["label"]), number(line["prediction"])
         except (KeyError, TypeError, ValueError) as error:

@@ -11,10 +11,11 @@ from glob import glob
 from pathlib import Path
 from typing import Any, Literal
 
-from gpt1cli import rundir
 from gpt1cli.config.commands import COMMANDS
 from gpt1cli.config.schema import InputError, check, flat, shown
 from gpt1cli.reporting.page import Table
+from gpt1cli.runs.files import read_config, read_json
+from gpt1cli.runs.record import environment, newer
 
 # Keys that tell one run from another of the same kind without making it another experiment.
 NO_VARIANT = {
@@ -102,7 +103,7 @@ def find_runs(patterns: Iterable[str]) -> list[Finished]:
         try:
             run = _read(folder)
         except InputError as error:
-            left_out.append(f"{folder} is left out: {error}{rundir.newer(folder)}")
+            left_out.append(f"{folder} is left out: {error}{newer(folder)}")
             continue
         runs += by_seeds(run) if run else []
     if left_out and not runs:
@@ -119,10 +120,10 @@ def find_runs(patterns: Iterable[str]) -> list[Finished]:
 
 def _read(folder: Path) -> Finished | None:
     """The run of a folder; None where no table has a place for it. InputError where it tells less than they need."""
-    result = rundir.read_json(folder / "result.json")
+    result = read_json(folder / "result.json")
     if result.get("command") not in [*KINDS] or result.get("dry_run"):  # a list: what a stranger wrote may have no hash
         return None
-    run = Finished(folder, rundir.read_config(folder / "config.yaml"), result)
+    run = Finished(folder, read_config(folder / "config.yaml"), result)
     if amiss := list(lacking(run)):
         raise InputError("; ".join(amiss[:3]))
     return run
@@ -133,7 +134,7 @@ def _below(start: Path) -> Iterable[Path]:
     for path in [*start.glob("result.json"), *start.rglob("*/result.json")]:
         run = path.parent
         searches = [place for place in (run.parent, run.parent.parent) if place == start or start in place.parents]
-        if not any(rundir.environment(place).get("command") == "search" for place in searches):
+        if not any(environment(place).get("command") == "search" for place in searches):
             yield run
 
 

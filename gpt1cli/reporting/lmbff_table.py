@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt1cli import rundir
 from gpt1cli.reporting import bootstrap, plots
 from gpt1cli.reporting.collect import Finished, by_seed, grouped, varying
 from gpt1cli.reporting.page import Table
 from gpt1cli.reporting.paper_tables import FIELDS, SIGNS, is_part, published
 from gpt1cli.reporting.plots import Picture
+from gpt1cli.runs import record
 
 GRID = ("batch_size", "lr")  # what validation chooses, for every task, row and seed
 SEARCHED = ("prompt", "task.prompt.")  # what a search finds anew for every seed
@@ -70,7 +70,7 @@ def _searched(run: Finished) -> bool:
     """Whether its prompt is the best of a search, which lies where it was, or beside the run in a study that moved."""
     path = Path(run.config["prompt"])
     places = path.parent, run.folder.parent / path.parent.name
-    return path.name == "best.yaml" and any(rundir.environment(p).get("command") == "search" for p in places)
+    return path.name == "best.yaml" and any(record.environment(p).get("command") == "search" for p in places)
 
 
 def lines_of(runs: Sequence[Finished]) -> tuple[list[Line], set[Path]]:

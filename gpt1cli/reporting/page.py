@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from gpt1cli import disk, rundir
 from gpt1cli.reporting.plots import Picture
+from gpt1cli.runs import files
+from gpt1cli.runs.files import write_bytes, write_text
 
 WIDTH = 160  # columns of a table that no terminal fits
 WORD = 20  # letters of a word that a table keeps in one piece
@@ -119,11 +120,11 @@ def write(folder: Path, title: str, blocks: Sequence[Block]) -> None:
     for block in blocks:
         if isinstance(block, Picture):
             picture = folder / "plots" / f"{block.name}.png"
-            with disk.writing(picture):
+            with files.writing(picture):
                 picture.parent.mkdir(exist_ok=True)
-            rundir.write_bytes(picture, block.png)
-    rundir.write_text(folder / "report.md", held("\n".join([f"# {_inline(title)}\n", *map(_markdown, blocks)])))
-    rundir.write_text(folder / "report.html", held(html(title, blocks)))
+            write_bytes(picture, block.png)
+    write_text(folder / "report.md", held("\n".join([f"# {_inline(title)}\n", *map(_markdown, blocks)])))
+    write_text(folder / "report.html", held(html(title, blocks)))
 
 
 def held(text: str, encoding: str = "utf-8") -> str:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import disk, rundir
+from gpt1cli.runs import files
+from gpt1cli.runs.files import write_bytes
 
 # Texts stay texts, the same drawing has the same bytes, and a dollar sign in a name opens no formula.
 STYLE: dict[Any, Any] = {"svg.fonttype": "none", "text.parse_math": False, "font.family": "sans-serif"}
@@ -164,9 +165,9 @@ def save_sizes(label: str, sizes: Sequence[float], unit: str, rates: Sequence[fl
         axes.grid(alpha=0.3)
 
     picture = draw(path.stem, label, label, unit, marks, (7, 4)).png
-    with disk.writing(path):
+    with files.writing(path):
         path.parent.mkdir(exist_ok=True)
-    rundir.write_bytes(path, picture)
+    write_bytes(path, picture)
 
 
 def dots(

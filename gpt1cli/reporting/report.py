@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import rundir
 from gpt1cli.reporting import bootstrap, collect, figure2, lmbff_table, page, paper_tables, report
 from gpt1cli.reporting.collect import Finished, find_runs
 from gpt1cli.reporting.figure2 import right_figure
 from gpt1cli.reporting.page import Block, Table
+from gpt1cli.runs.files import read_config, read_json, write_text
 
 
 def laid_out(runs: Sequence[Finished], chosen: Sequence[str] | None = None) -> tuple[list[Block], list[dict[str, Any]]]:
@@ -40,7 +40,7 @@ def write(folder: Path, runs: Sequence[Finished], blocks: Sequence[Block], recor
     """The blocks and where the runs lie, in report.md and report.html; table.csv; then the tables in the terminal."""
     sources = Table("Runs", ["folder"], [[str(run.folder)] for run in runs])
     page.write(folder, "Report", [*blocks, sources])
-    rundir.write_text(folder / "table.csv", page.held(separated(records)))
+    write_text(folder / "table.csv", page.held(separated(records)))
     for block in blocks:
         if isinstance(block, Table):
             block.show()
@@ -93,10 +93,10 @@ def separated(records: Sequence[dict[str, Any]]) -> str:
 
 def summarise(folder: Path, failed: Mapping[str, str]) -> None:
     """What gpt1 report makes of all finished cells below a folder, and which failed."""
-    finished = [path for path in folder.rglob("cells/*/result.json") if not rundir.read_json(path).get("dry_run")]
+    finished = [path for path in folder.rglob("cells/*/result.json") if not read_json(path).get("dry_run")]
     runs: Sequence[Finished] = find_runs([glob.escape(str(folder))]) if finished else ()
     configs = [path for place in (".", "*") for path in folder.glob(f"{place}/config.yaml")]
-    studies_of = [rundir.read_config(path).get("study", {}) for path in configs]
+    studies_of = [read_config(path).get("study", {}) for path in configs]
     named = [key for key in paper_tables.layouts() if key in {study.get("name") for study in studies_of}]
     figures = not any(study.get("tasks") for study in studies_of)  # alone: a study of no table has none
     blocks, records = report.laid_out(runs, named if named or figures else None)
@@ -106,7 +106,7 @@ def summarise(folder: Path, failed: Mapping[str, str]) -> None:
 
 def summarise_all(folder: Path) -> None:
     """The joint table of a sweep's jobs, each of them a study."""
-    studied = [rundir.read_json(path) for path in sorted(folder.glob("*/result.json"))]
+    studied = [read_json(path) for path in sorted(folder.glob("*/result.json"))]
     if studied and all(one.get("dry_run") for one in studied):
         return
     summarise(folder, {name: why for one in studied for name, why in one.get("failed", {}).items()})

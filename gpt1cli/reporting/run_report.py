@@ -8,13 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import rundir
 from gpt1cli.config import options
 from gpt1cli.config.commands import COMMANDS
 from gpt1cli.config.schema import annotation_of, flat, shown
 from gpt1cli.reporting import page, plots
 from gpt1cli.reporting.page import Block, Command, Table
 from gpt1cli.reporting.plots import Picture
+from gpt1cli.runs.files import read_config, read_jsonl
+from gpt1cli.runs.record import environment
 
 WHERE = ("name", "out", "cache", "hub")  # settings that say where, and not what
 
@@ -22,7 +23,7 @@ WHERE = ("name", "out", "cache", "hub")  # settings that say where, and not what
 def write_run_report(folder: Path, result: Mapping[str, Any], drawn: Sequence[Block] = ()) -> None:
     """report.md, report.html and plots/ from a run's own files, what it is about to declare, and what it has drawn."""
     path = folder / "config.yaml"
-    config = rundir.read_config(path) if path.exists() else {}
+    config = read_config(path) if path.exists() else {}
     facts = [[key, _shown(value)] for key, value in flat(result)]
     changed = [[key, shown(value), shown(default)] for key, value, default in differences(result["command"], config)]
     blocks: list[Block] = [
@@ -41,7 +42,7 @@ def again(folder: Path, command: str) -> list[str]:
 
     A command that takes no config= is told as the sweep that it was.
     """
-    words = rundir.environment(folder).get("command_line", [command])
+    words = environment(folder).get("command_line", [command])
     sweep = {"-m", "--multirun"} & {*words}
     repeats = annotation_of(COMMANDS[command], "config") is not None
     return [command, f"config={folder / 'config.yaml'}"] if sweep and repeats else words
@@ -76,7 +77,7 @@ def _resolved(default: Any, config: Mapping[str, Any]) -> Any:
 def _curves(folder: Path, config: Mapping[str, Any]) -> Iterator[Picture]:
     if not (folder / "metrics.jsonl").exists():
         return
-    lines = rundir.read_jsonl(folder / "metrics.jsonl")
+    lines = read_jsonl(folder / "metrics.jsonl")
     if not any("loss" in line for line in lines):  # nothing was trained
         return
     yield plots.losses(lines)
@@ -93,7 +94,7 @@ def _predicted(folder: Path, config: Mapping[str, Any], result: Mapping[str, Any
         path = folder / "predictions" / f"{split}.jsonl"
         if split not in result or not path.exists():
             continue
-        lines = rundir.read_jsonl(path)
+        lines = read_jsonl(path)
         if lines and "shots" in lines[0]:  # of gpt1 fewshot, the same examples many times
             continue
         rows = [(line["label"], line["prediction"]) for line in lines]

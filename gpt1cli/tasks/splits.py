@@ -18,9 +18,9 @@ import torch
 from gpt1cli import metrics, tasks
 from gpt1cli.config.commands import EvaluateConfig, FewshotConfig, FinetuneConfig, SearchConfig, ZeroshotConfig
 from gpt1cli.config.task import TaskConfig
-from gpt1cli.loggers import Progress
 from gpt1cli.models.batch import Item
 from gpt1cli.objectives import TASK_LOSSES, TaskLoss, interpolation, ordinal
+from gpt1cli.runs.console import Progress
 from gpt1cli.tasks import few
 from gpt1cli.tasks.layouts import LAYOUTS, Example, Ids, special
 from gpt1cli.tokenizer import Tokenizer

@@ -21,10 +21,12 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from gpt1cli import distributed, rundir
+from gpt1cli import distributed
 from gpt1cli.config.commands import FewshotConfig, TrainConfig, ZeroshotConfig
 from gpt1cli.config.schema import InputError, flat, shown
 from gpt1cli.config.training import LoggerConfig
+from gpt1cli.runs.files import append_jsonl, read_config, read_json, read_jsonl, write_json
+from gpt1cli.runs.record import environment
 
 Line = Mapping[str, Any]
 Log = Callable[[Line], None]
@@ -103,7 +105,7 @@ def recording(
     follower = Follower(config, folder, say, labels or {})
 
     def log(line: Line) -> None:
-        rundir.append_jsonl(folder / "metrics.jsonl", line)
+        append_jsonl(folder / "metrics.jsonl", line)
         follower.send([line])
 
     try:
@@ -155,11 +157,11 @@ class Follower:
             )
 
     def _open(self) -> None:
-        self.began = datetime.fromisoformat(rundir.environment(self.folder)["date"]).timestamp()
+        self.began = datetime.fromisoformat(environment(self.folder)["date"]).timestamp()
         self.tracker = TRACKERS[self.config.logger.name](run_of(self.config, self.folder))
         self.say(f"{self.config.logger.name}: {self.tracker.told}")
         if (path := self.folder / "metrics.jsonl").exists():
-            self._send(self.tracker, rundir.read_jsonl(path))
+            self._send(self.tracker, read_jsonl(path))
 
     def _send(self, tracker: Tracker, lines: Iterable[Line]) -> None:
         rows = [row_of(line, self.began, self.labels) for line in lines]
@@ -170,8 +172,8 @@ class Follower:
 def ends(folder: Path) -> Iterator[Line]:
     """The scores of result.json for splits that metrics.jsonl has no line of, at the last update."""
     if (folder / "result.json").exists():
-        result = rundir.read_json(folder / "result.json")
-        there = {line["split"] for line in rundir.read_jsonl(folder / "metrics.jsonl")}
+        result = read_json(folder / "result.json")
+        there = {line["split"] for line in read_jsonl(folder / "metrics.jsonl")}
         for name in result:
             if FURTHER.fullmatch(name) and name not in there:
                 yield {"step": result["steps"], "split": name, "seconds": result["seconds"], **result[name]}
@@ -181,17 +183,17 @@ def run_of(config: TrainConfig | ZeroshotConfig | FewshotConfig, folder: Path) -
     """What a tracker is told of a run; the id that it has with all of them is made the first time, and kept."""
     path = folder / "tracker.json"
     if not path.exists():
-        rundir.write_json(path, {"id": uuid.uuid4().hex[:16]})
+        write_json(path, {"id": uuid.uuid4().hex[:16]})
     home, out = folder.resolve(), Path(config.out).resolve()
     place = home.relative_to(out) if home.is_relative_to(out) else home
     return Run(
-        id=rundir.read_json(path)["id"],
+        id=read_json(path)["id"],
         name=str(place),
         group=str(place.parent),
         folder=home,
         out=out,
         project=config.logger.project or "",
-        config=rundir.read_config(folder / "config.yaml"),
+        config=read_config(folder / "config.yaml"),
     )
 
 

@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-from gpt1cli import disk
+from gpt1cli.runs import files
 
 Mode = Literal["auto", "live", "plain", "none"]
 
@@ -114,7 +114,7 @@ class Progress:
 def write_log(folder: Path, text: str) -> None:
     """A line of a run's run.log, with the time of day."""
     path = folder / "run.log"
-    with disk.writing(path), path.open("a", encoding="utf-8") as log:
+    with files.writing(path), path.open("a", encoding="utf-8") as log:
         log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
 
 
