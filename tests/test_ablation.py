@@ -17,7 +17,6 @@ import pytest
 from mirror import data_set
 from small import SMALL, STORY
 
-from gpt1cli import studies
 from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.main import main
 from gpt1cli.cli.resolve import compose
@@ -27,6 +26,7 @@ from gpt1cli.config.schema import InputError
 from gpt1cli.reporting import figure2
 from gpt1cli.runs import files, record
 from gpt1cli.runs import folder as runs_folder
+from gpt1cli.studies import transfer
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -36,7 +36,7 @@ def world(tmp_path_factory) -> Path:
     """A folder with pretraining runs of both architectures under out/."""
     root = tmp_path_factory.mktemp("world")
     (root / "story.txt").write_text(STORY * 200)
-    for architecture in studies.ARCHITECTURES:
+    for architecture in transfer.ARCHITECTURES:
         words = ["corpus=text", f"corpus.path={root / 'story.txt'}", "tokenizer=bpe", "tokenizer.merges=30", "steps=2"]
         run = f"hydra.run.dir={root / 'out' / 'pretrain' / 'story' / architecture}"
         words += [f"cache={root / 'cache'}", f"model.architecture={architecture}", run]
@@ -69,7 +69,7 @@ def result(folder: Path) -> dict:
 
 
 def test_table5_is_four_variants_of_eight_tasks_with_three_seeds(tmp_path):
-    cells = studies.finetunings(planned(f"out={tmp_path}"), None)
+    cells = transfer.finetunings(planned(f"out={tmp_path}"), None)
     assert len(cells) == len({cell.name for cell in cells}) == 4 * 8 * 3
     assert [cell.config.seed for cell in cells] == [0] * 32 + [1] * 32 + [2] * 32  # a whole table of one seed first
     by_name = {cell.name: cell.config for cell in cells}
@@ -92,23 +92,23 @@ def test_table5_is_four_variants_of_eight_tasks_with_three_seeds(tmp_path):
     ],
 )
 def test_any_study_can_be_restricted(words, names):
-    assert [cell.name for cell in studies.finetunings(planned(*words), None)] == names
+    assert [cell.name for cell in transfer.finetunings(planned(*words), None)] == names
 
 
 def test_transferred_blocks_are_counted_and_the_training_split_is_scored():
-    cells = studies.finetunings(planned("study=figure2_left", "tasks=[mnli]", "seeds=[0]"), None)
+    cells = transfer.finetunings(planned("study=figure2_left", "tasks=[mnli]", "seeds=[0]"), None)
     assert [cell.config.transfer_layers for cell in cells] == ["all", *range(12)]
     assert all(cell.config.score_train for cell in cells)
 
 
 def test_runs_that_are_named_take_the_place_of_a_studys_own_pretraining(world):
-    runs = [f"{key}={world / 'out/pretrain/story' / name}" for name, key in studies.STARTS.items()]
+    runs = [f"{key}={world / 'out/pretrain/story' / name}" for name, key in transfer.STARTS.items()]
     config = planned("study=demo", *runs, "seeds=[0]")
-    assert studies.pretrainings(config) == [] and len(studies.pretrainings(planned("study=demo"))) == 2
-    cells = {cell.name: cell.config for cell in studies.finetunings(config, None)}
+    assert transfer.pretrainings(config) == [] and len(transfer.pretrainings(planned("study=demo"))) == 2
+    cells = {cell.name: cell.config for cell in transfer.finetunings(config, None)}
     assert Path(cells["demo_entailment-full-seed0"].init).name == "transformer"
     assert Path(cells["demo_entailment-lstm-seed0"].init).name == "lstm"
-    probing = studies.probings(config, None)[0].config
+    probing = transfer.probings(config, None)[0].config
     assert [Path(run).name for run in probing.runs] == ["transformer", "lstm"] and probing.checkpoint == "all"
 
 
@@ -116,7 +116,7 @@ def test_what_is_named_for_fine_tuning_reaches_every_cell(tmp_path, capsys):
     (tmp_path / "words").mkdir()
     assert main(["sweeps", "tasks=[rte]", "lr=1e-3", "limit.train=5", "--cfg", "job"]) == 0
     assert "cells:\n- lr=1e-3\n- limit.train=5\n" in capsys.readouterr().out
-    cells = studies.finetunings(planned("tasks=[rte]", "cells=['lr=1e-3','limit.train=5','steps=7']"), None)
+    cells = transfer.finetunings(planned("tasks=[rte]", "cells=['lr=1e-3','limit.train=5','steps=7']"), None)
     assert {(cell.config.lr, cell.config.limit.train, cell.config.steps, cell.config.epochs) for cell in cells} == {
         (1e-3, 5, 7, None)
     }
@@ -503,4 +503,4 @@ def test_nothing_leaks_from_cell_to_cell(world, tmp_path):
 def test_a_cell_that_cannot_be_composed_is_named(world):
     with pytest.raises(InputError, match=r"cell rte-full: .*transfer_layers=9 exceeds model.n_layer"):
         start = world / "out/pretrain/story/transformer"
-        studies.finetunings(planned("tasks=[rte]", f"cells=['init={start}','transfer_layers=9']"), None)
+        transfer.finetunings(planned("tasks=[rte]", f"cells=['init={start}','transfer_layers=9']"), None)

@@ -16,7 +16,6 @@ from runs import task_config, write_run
 from small import SMALL, STORY
 from test_ablation import planned
 
-from gpt1cli import cells, fewstudy
 from gpt1cli.cli.main import main
 from gpt1cli.commands import ablation, finetune
 from gpt1cli.config.schema import InputError
@@ -24,6 +23,7 @@ from gpt1cli.reporting import bootstrap, lmbff_table
 from gpt1cli.reporting.collect import Finished, find_runs
 from gpt1cli.reporting.paper_tables import FIELDS
 from gpt1cli.runs import files, record
+from gpt1cli.studies import cells, few_shot
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -31,14 +31,14 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def cells_of(*words: str) -> dict[str, Any]:
-    return {cell.name: cell for stage in fewstudy.stages(planned(*words)) for cell in stage(None)}
+    return {cell.name: cell for stage in few_shot.stages(planned(*words)) for cell in stage(None)}
 
 
 def test_the_whole_study_is_seven_rows_of_every_task_with_five_seeds_over_the_grid():
     config = planned("study=lmbff", "tasks=[snli,stsb]")  # two of nine, for time's sake
     assert config.study.tasks == ["sst2", "cola", "mnli", "snli", "qnli", "rte", "mrpc", "qqp", "stsb"]
-    assert config.seeds == [13, 21, 42, 87, 100] and len(fewstudy.grid_of(config)) == 9
-    searches, rows = (stage(None) for stage in fewstudy.stages(config)[1:])
+    assert config.seeds == [13, 21, 42, 87, 100] and len(few_shot.grid_of(config)) == 9
+    searches, rows = (stage(None) for stage in few_shot.stages(config)[1:])
     assert len(searches) == 2 * 5 and len(rows) == len({cell.name for cell in rows}) == 2 * (1 + 5 + 5 * 5 * 9)
     by_name = {cell.name: cell for cell in [*searches, *rows]}
     search = by_name["search-stsb-seed21"].config
@@ -349,6 +349,6 @@ def test_the_papers_numbers_are_those_that_a_second_source_confirms():
         ("qnli", "zeroshot"): [50.8], ("sst2", "prompt"): [92.7, 0.9], ("rte", "prompt"): [69.1, 3.6],
         ("mrpc", "prompt"): [74.5, 5.3], ("qnli", "prompt"): [64.5, 4.2],
     }  # fmt: skip
-    assert list(lmbff_table.published()["few"]["rows"]) == list(fewstudy.ROWS) and ablation.FAMILIES["few"] is fewstudy
+    assert list(lmbff_table.published()["few"]["rows"]) == list(few_shot.ROWS) and ablation.FAMILIES["few"] is few_shot
     with pytest.raises(InputError, match="no finished run"):
         find_runs(["/nowhere"])

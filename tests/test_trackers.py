@@ -23,8 +23,7 @@ import yaml
 from small import SMALL, STORY
 from wandb_server import served
 
-from gpt1cli import distributed, studies
-from gpt1cli.cells import differences
+from gpt1cli import distributed
 from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.main import main
 from gpt1cli.cli.resolve import compose
@@ -35,6 +34,8 @@ from gpt1cli.runs import files, trackers
 from gpt1cli.runs import folder as runs_folder
 from gpt1cli.runs import record as runs_record
 from gpt1cli.runs.trackers import Tracker
+from gpt1cli.studies import transfer
+from gpt1cli.studies.cells import differences
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -422,7 +423,7 @@ def test_a_run_of_before_there_were_trackers_is_resumed_and_repeated(root, plain
 def test_a_study_hands_its_tracker_to_its_cells(tmp_path):
     words = ["study=demo", "tasks=[demo_sentiment]", "variants=[full]", "seeds=[0]", f"out='{tmp_path}'"]
     study = compose(Composer("ablation"), [*words, "logger=mlflow", "logger.project=x"]).config
-    cells = [*studies.pretrainings(study), *studies.finetunings(study, None)]
+    cells = [*transfer.pretrainings(study), *transfer.finetunings(study, None)]
     assert len(cells) > 1 and {cell.config.logger for cell in cells} == {LoggerConfig("mlflow", "x")}
     stored = dataclasses.asdict(dataclasses.replace(cells[0].config, logger=LoggerConfig("none", None)))
     assert differences(cells[0], stored) == []  # it may go on with another one

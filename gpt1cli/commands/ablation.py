@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gpt1cli import fewstudy, studies
-from gpt1cli.cells import Cell, keep_best, keep_chosen, module_of, run_all, say, warn
 from gpt1cli.cli import execute
 from gpt1cli.config.commands import (
     FewshotConfig,
@@ -27,17 +25,19 @@ from gpt1cli.reporting.page import Table
 from gpt1cli.reporting.report import summarise
 from gpt1cli.runs.files import read_json
 from gpt1cli.runs.folder import claim, finish, reopen
+from gpt1cli.studies import few_shot, transfer
+from gpt1cli.studies.cells import Cell, keep_best, keep_chosen, module_of, run_all, say, warn
 
-FAMILIES = {"transfer": studies, "few": fewstudy}  # study.kind -> which cells there are
+FAMILIES = {"transfer": transfer, "few": few_shot}  # study.kind -> which cells there are
 
 
 def needs(config: SweepsConfig) -> list[Need]:
     """What must be at hand for every cell, before the first one runs."""
     cells = [cell for stage in FAMILIES[config.study.kind].stages(config) for cell in stage(None)]
     if not cells:
-        chosen = ", ".join(studies.variants(config))
+        chosen = ", ".join(transfer.variants(config))
         raise InputError(f"study={config.study.name} has no cell of {chosen}: nothing to run")
-    own, found = studies.prerequisites(config), list[Need]()
+    own, found = transfer.prerequisites(config), list[Need]()
     for cell in cells:
         probes = isinstance(cell.config, ZeroshotConfig)
         if probes or (isinstance(cell.config, FewshotConfig | SearchConfig) and own):  # init may still be to come
@@ -62,12 +62,12 @@ def run(config: SweepsConfig, folder: Path) -> None:
 def _study(config: SweepsConfig, folder: Path) -> None:
     began, failed = time.perf_counter(), dict[str, str]()
     stages = FAMILIES[config.study.kind].stages(config)
-    expected, done, first = sum(len(stage(None)) for stage in stages), 0, studies.prerequisites(config)
+    expected, done, first = sum(len(stage(None)) for stage in stages), 0, transfer.prerequisites(config)
     reopen(folder)
     for stage in stages:
         lost = any(name in failed for name in first)  # then nothing else can begin
         cells = stage(None if lost else folder)
-        run_all(cells, studies.home(folder), config, failed, done, expected, tidier(config, folder, cells))
+        run_all(cells, transfer.home(folder), config, failed, done, expected, tidier(config, folder, cells))
         done += len(cells)
         if failed and config.on_error == "stop":
             break
@@ -88,7 +88,7 @@ def _study(config: SweepsConfig, folder: Path) -> None:
 
 def tidier(config: SweepsConfig, folder: Path, cells: Sequence[Cell]) -> Callable[[Cell], None]:
     """What becomes of the weights of a finished cell, of which the best may be all that stays."""
-    home = studies.home(folder)
+    home = transfer.home(folder)
 
     def tidy(cell: Cell) -> None:
         if cell.command != "finetune" or config.keep == "all":
@@ -109,7 +109,7 @@ def rehearse(config: SweepsConfig, folder: Path) -> None:
     for number, (cell, count, kept) in enumerate(kinds, start=1):
         print(f"gpt1: dry run {number}/{len(kinds)} {cell.name}", flush=True)
         assert isinstance(cell.config, TrainConfig)
-        place = studies.home(folder) / cell.name
+        place = transfer.home(folder) / cell.name
         dry, words = dataclasses.replace(cell.config, dry_run=True), [cell.command, *cell.words, "dry_run=true"]
         with claim(place), contextlib.redirect_stdout(io.StringIO()):  # its tables
             execute.execute(module_of(cell), cell.command, dry, place, False, words)

@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from gpt1cli import runtime, tasks
-from gpt1cli.cells import Cell, composed, keep_best, keep_chosen, module_of, on_dev, run_all, say
 from gpt1cli.cli import execute
 from gpt1cli.cli.overrides import quote
 from gpt1cli.config.commands import FinetuneConfig, SearchConfig
@@ -29,6 +28,7 @@ from gpt1cli.runs.console import Progress
 from gpt1cli.runs.files import read_json, write_json, write_text
 from gpt1cli.runs.folder import finish, is_finished
 from gpt1cli.runs.record import note, note_checksums
+from gpt1cli.studies.cells import Cell, composed, keep_best, keep_chosen, module_of, on_dev, run_all, say
 from gpt1cli.tasks import few
 from gpt1cli.tasks.splits import Split, load_examples
 

@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt1cli import studies
-from gpt1cli.cells import Cell, composed
 from gpt1cli.config.commands import FewshotConfig, FinetuneConfig, SearchConfig, SweepsConfig
 from gpt1cli.config.prompt import PromptConfig
 from gpt1cli.config.schema import InputError, annotation_of, build, unknown
 from gpt1cli.runs.files import read_config
-from gpt1cli.studies import Kind, Stage, home, prerequisites
+from gpt1cli.studies import transfer
+from gpt1cli.studies.cells import Cell, composed
+from gpt1cli.studies.transfer import Kind, Stage, home, prerequisites
 from gpt1cli.tasks import few
 
 
@@ -57,7 +57,7 @@ def stages(config: SweepsConfig) -> list[Stage]:
     """Pretraining of the study's own, the searches, and what the table is made of."""
     _check(config)
     return [
-        lambda _: studies.pretrainings(config),
+        lambda _: transfer.pretrainings(config),
         lambda begun: searches(config, begun),
         lambda begun: rows(config, begun),
     ]
@@ -66,9 +66,9 @@ def stages(config: SweepsConfig) -> list[Stage]:
 def kinds(config: SweepsConfig) -> list[Kind]:
     """The cells that training takes, one for each task, row and batch size; a search as the runs that it tunes."""
     _check(config)
-    found = [Kind(cell, 1, 1) for cell in studies.pretrainings(config)]
+    found = [Kind(cell, 1, 1) for cell in transfer.pretrainings(config)]
     points, seeds = grid_of(config), config.seeds
-    for search in searches(config, None)[: len(studies.tasks(config))]:
+    for search in searches(config, None)[: len(transfer.tasks(config))]:
         assert isinstance(search.config, SearchConfig)
         task = search.config.task.name
         cell = _at(_cell(config, task, "prompt", None), seeds[0], _of_search(points))
@@ -77,7 +77,7 @@ def kinds(config: SweepsConfig) -> list[Kind]:
         )
     sizes = list(dict.fromkeys(point.get("batch_size") for point in points))
     trained = [name for name in chosen_rows(config) if ROWS[name].command == "finetune"]
-    for task, name, size in itertools.product(studies.tasks(config), trained, sizes):
+    for task, name, size in itertools.product(transfer.tasks(config), trained, sizes):
         alike = [point for point in points if point.get("batch_size") == size]
         cell, runs = _at(_cell(config, task, name, None), seeds[0], alike[0]), len(seeds) * len(alike)
         one = len(seeds) if size == sizes[0] else 0  # of a whole grid a single run keeps its weights
@@ -87,7 +87,7 @@ def kinds(config: SweepsConfig) -> list[Kind]:
 
 def chosen_rows(config: SweepsConfig) -> list[str]:
     """The rows that are run. InputError for one that there is not."""
-    named = studies.variants(config)
+    named = transfer.variants(config)
     if odd := [name for name in named if name not in ROWS]:
         raise InputError(f"variants={named}: {unknown(odd[0], ROWS, f'row of study={config.study.name}')}")
     return named
@@ -126,7 +126,7 @@ def searches(config: SweepsConfig, folder: Path | None) -> list[Cell]:
     fixed = [f"{key}={value}" for key, value in _of_search(grid_of(config)).items()] + _stand_in(config, folder)
     begin = [word for word in _begin(config, folder, FinetuneConfig) if not word.startswith("demo")]
     found = []
-    for task in studies.tasks(config):
+    for task in transfer.tasks(config):
         words = [*begin, *fixed, *config.study.search, f"task={task}"]
         found.append(composed(f"search-{task}", "search", words, config, prerequisites(config)))
     return [cell.also(f"seed{seed}", seed=seed) for seed in config.seeds for cell in found]
@@ -135,7 +135,7 @@ def searches(config: SweepsConfig, folder: Path | None) -> list[Cell]:
 def rows(config: SweepsConfig, folder: Path | None) -> list[Cell]:
     """Every cell of the table, the seeds outermost; zero-shot, which no seed changes, runs with the first one alone."""
     found, points = [], grid_of(config)
-    kinds = list(itertools.product(studies.tasks(config), chosen_rows(config)))
+    kinds = list(itertools.product(transfer.tasks(config), chosen_rows(config)))
     asked = {
         (task, name): _asked(config, task, name, folder) for task, name in kinds if ROWS[name].command == "fewshot"
     }
@@ -155,7 +155,7 @@ def rows(config: SweepsConfig, folder: Path | None) -> list[Cell]:
 
 def _begin(config: SweepsConfig, folder: Path | None, cls: type) -> list[str]:
     """The overrides of all cells, as far as a command knows them."""
-    words = [*config.study.overrides, *studies.beginnings(config, folder), *config.cells]
+    words = [*config.study.overrides, *transfer.beginnings(config, folder), *config.cells]
     return [word for word in words if annotation_of(cls, word.lstrip("+~").partition("=")[0]) is not None]
 
 

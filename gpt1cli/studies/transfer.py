@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from gpt1cli.cells import Cell, composed
 from gpt1cli.config.commands import FinetuneConfig, SweepsConfig
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.runs.files import read_config
+from gpt1cli.studies.cells import Cell, composed
 
 STARTS = {"transformer": "init", "lstm": "init_lstm"}  # architecture -> what names a run of it
 ARCHITECTURES = tuple(STARTS)
