@@ -17,7 +17,7 @@ from gpt1cli.config.task import TaskConfig
 from gpt1cli.models.inference import mean_states
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.prompts.demonstrations import Pool, check, embedded, likeness, orders_of_sets, orders_of_update
-from gpt1cli.tasks.layouts import Example
+from gpt1cli.tasks.example import Example
 
 TASK = build(TaskConfig, read("task/snli.yaml"))
 POOL = Pool.of(TASK, [Example(str(i), (f"premise {i}", f"hypothesis {i}"), i % 3) for i in range(12)])

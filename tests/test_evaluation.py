@@ -22,8 +22,9 @@ from gpt1cli.config.task import TaskConfig
 from gpt1cli.evaluation.evaluate import answered_as, refuse_other_labels
 from gpt1cli.objectives import fine_tuning
 from gpt1cli.runs import files, record
-from gpt1cli.tasks.layouts import Example
-from gpt1cli.tasks.splits import Split, measured, predictions
+from gpt1cli.tasks.classification import measured, predictions
+from gpt1cli.tasks.example import Example
+from gpt1cli.tasks.splits import Split
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from small import read
 
-from gpt1cli import tasks
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.config.task import TaskConfig
-from gpt1cli.tasks.few import arranged, class_of, draw, order
-from gpt1cli.tasks.layouts import Example
+from gpt1cli.tasks import splits
+from gpt1cli.tasks.example import Example
+from gpt1cli.tasks.few_shot import arranged, class_of, draw, order
 
 
 def configured(name: str, **changes: object) -> TaskConfig:
@@ -120,8 +120,8 @@ def md5(task: TaskConfig, examples: list[Example]) -> str:
 @pytest.mark.realdata
 def test_the_draws_of_rte_are_the_released_ones(test_hub, tmp_path):
     task = configured("rte")
-    train = tasks.load(task, "train", test_hub, tmp_path).examples
+    train = splits.load(task, "train", test_hub, tmp_path).examples
     for seed, sums in RTE.items():
         assert tuple(md5(task, part) for part in draw(task, train, 16, seed)) == sums, seed
-    test = tasks.load(arranged(task), "test", test_hub, tmp_path).examples
+    test = splits.load(arranged(task), "test", test_hub, tmp_path).examples
     assert md5(task, test) == "973cb4178d4534cf745a01c309d4a66c"

@@ -15,7 +15,6 @@ from small import read
 from test_prompting import Bigrams, Letters, chain
 
 import gpt1cli
-from gpt1cli import tasks
 from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.main import main
 from gpt1cli.cli.resolve import compose
@@ -26,8 +25,8 @@ from gpt1cli.data import demo_world
 from gpt1cli.prompts import in_context
 from gpt1cli.prompts.prompt import Prompt
 from gpt1cli.runs import files as runs_files
-from gpt1cli.tasks import few
-from gpt1cli.tasks.layouts import Example
+from gpt1cli.tasks import few_shot, splits
+from gpt1cli.tasks.example import Example
 from gpt1cli.tasks.splits import Split
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -182,10 +181,10 @@ def test_every_score_is_found_again_as_one_plain_row(runs, tmp_path, init):
 
 
 def limited(pool: dict[str, dict]) -> list[Example]:
-    from gpt1cli import tasks
+    from gpt1cli.tasks import splits
 
     whole = [Example(e["id"], (e["text"],), TASK.labels.index(e["label"])) for e in pool.values()]
-    return tasks.limit(whole, 40, 0)
+    return splits.limit(whole, 40, 0)
 
 
 def test_a_curve_over_shots_with_its_seeds(runs, tmp_path, capsys):
@@ -296,9 +295,9 @@ def test_a_pool_is_what_finetune_trains_on_and_the_rest_of_its_splits_too(runs, 
     assert main(["fewshot", *words, *QUIET, "limit.test=5", f"hydra.run.dir={tmp_path / 'run'}"]) == 0
     composer = Composer("fewshot")
     built = compose(composer, composer.check([*words])).config
-    train = [*tasks.load(TASK, "train", None, ".").examples]
+    train = [*splits.load(TASK, "train", None, ".").examples]
     (shown,) = command.demonstrations(built, train, 6, 21)
-    assert {e.id for e in shown} == {e.id for e in few.draw(TASK, train, 3, 21)[0]}
+    assert {e.id for e in shown} == {e.id for e in few_shot.draw(TASK, train, 3, 21)[0]}
     assert result_of(tmp_path / "run")["examples"] == {"test": 5}
 
 

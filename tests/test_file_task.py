@@ -9,11 +9,10 @@ from collections import Counter
 import pandas
 import pytest
 
-from gpt1cli import tasks
 from gpt1cli.config import options
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.config.task import TaskConfig
-from gpt1cli.tasks import file
+from gpt1cli.tasks import file, splits
 
 
 def task_of(tmp_path, rows, kind, name="train.jsonl", **more) -> TaskConfig:
@@ -28,7 +27,7 @@ def task_of(tmp_path, rows, kind, name="train.jsonl", **more) -> TaskConfig:
 
 
 def load(task, split):
-    loaded = tasks.load(task, split, None, "")
+    loaded = splits.load(task, split, None, "")
     return loaded and loaded.examples
 
 
@@ -228,7 +227,7 @@ def test_one_empty_text_is_a_text_and_nothing_but_empty_ones_are_refused(tmp_pat
 def test_rows_without_a_label_are_left_out_and_counted(tmp_path):
     rows = [{"text": f"t {n}", "label": ["a", "b", None, ""][n % 4]} for n in range(8)]
     task = file.resolved(task_of(tmp_path, rows, "classification", valid=None))
-    both = [tasks.load(task, name, None, "") for name in ("train", "valid")]
+    both = [splits.load(task, name, None, "") for name in ("train", "valid")]
     assert sum(len(one.examples) for one in both) == 4 and sum(one.dropped for one in both) == 4
 
 

@@ -11,10 +11,10 @@ import pytest
 from runs import task_config, write_run
 from small import read
 
-from gpt1cli import glue, tasks
 from gpt1cli.cli.main import main
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.config.task import TaskConfig
+from gpt1cli.tasks import glue, splits
 
 GLUE = "ax cola mnli mrpc qnli qqp rte sst2 stsb wnli".split()
 
@@ -51,7 +51,7 @@ def test_the_tasks_of_conf_have_all_eleven_files():
     files = [name for task in GLUE for name in read(f"task/{task}.yaml")["submission"].values()]
     assert sorted(files) == sorted(glue.FILES) and len(files) == 11
     for task in GLUE:
-        tasks.check(build(TaskConfig, task_config(task)))
+        splits.check(build(TaskConfig, task_config(task)))
 
 
 def test_a_part_of_a_split_and_other_splits_are_no_submission(tmp_path):
@@ -64,7 +64,7 @@ def test_a_part_of_a_split_and_other_splits_are_no_submission(tmp_path):
 
 def test_a_file_for_other_labels_is_refused():
     with pytest.raises(InputError, match="SST-2 takes 2 labels, the task has 3"):
-        tasks.check(build(TaskConfig, task_config("snli") | {"submission": {"test": "SST-2"}}))
+        splits.check(build(TaskConfig, task_config("snli") | {"submission": {"test": "SST-2"}}))
     with pytest.raises(InputError, match="submission: dev: the server takes predictions of test"):
         build(TaskConfig, task_config("snli") | {"submission": {"dev": "RTE"}})
     with pytest.raises(InputError, match="did you mean CoLA"):

@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from gpt1cli.metrics import METRICS, score
+from gpt1cli.tasks.metrics import METRICS, score
 
 # By hand: 4 true positives, 1 false positive, 2 false negatives, 3 true negatives.
 LABELS = [1, 1, 1, 1, 1, 1, 0, 0, 0, 0]

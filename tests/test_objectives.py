@@ -24,11 +24,12 @@ from gpt1cli.fit import Plan, fit
 from gpt1cli.models.batch import Asked, Batch, Item, by_length, items_batch, windows_batch
 from gpt1cli.models.heads import Classifier, Prompted
 from gpt1cli.models.transformer import Transformer
-from gpt1cli.objectives import TASK_LOSSES, Loss, fine_tuning, interpolation, language_modelling
+from gpt1cli.objectives import Loss, fine_tuning, language_modelling
 from gpt1cli.optim import Optimizer, cosine, linear
 from gpt1cli.pretrained.hf_weights import from_published
 from gpt1cli.pretrained.load import State
 from gpt1cli.runs import files
+from gpt1cli.tasks.losses import TASK_LOSSES, interpolation
 
 CLASSES = TASK_LOSSES["cross_entropy"]
 V, LABELS = 37, 3  # 34 words and three special rows: 34 `_start_`, 36 `_classify_`

@@ -18,7 +18,7 @@ from gpt1cli.models.batch import Item
 from gpt1cli.models.inference import ending_log_probabilities
 from gpt1cli.prompts.zero_shot import RULES, Question, against, best_threshold, lay, likelihoods, measured, predictions
 from gpt1cli.reporting.figure2 import Curve, picture, relative, table
-from gpt1cli.tasks.layouts import Example
+from gpt1cli.tasks.example import Example
 from gpt1cli.tasks.splits import Split
 
 A, B, C, D = range(4)

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from small import SMALL
 from transformers import AutoModelForCausalLM
 
-from gpt1cli import tasks
 from gpt1cli.cli.main import main
 from gpt1cli.evaluation import predictor
 from gpt1cli.evaluation import predictor as evaluation_predictor
@@ -21,7 +20,8 @@ from gpt1cli.pretrained import locate
 from gpt1cli.prompts.prompt import lay
 from gpt1cli.runs import files
 from gpt1cli.runtime import Machine
-from gpt1cli.tasks.layouts import Example
+from gpt1cli.tasks import splits
+from gpt1cli.tasks.example import Example
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -101,7 +101,7 @@ def test_evaluate_and_predict_ask_as_the_run_itself_did(world):
     was, now = (json.loads((world / name / "result.json").read_text())["test"] for name in ("run", "evaluated"))
     assert now == was
     lines = files.read_jsonl(world / "run" / "predictions" / "test.jsonl")
-    rows = tasks.load(loaded(world / "run")[1].prompt.task, "test", None, str(world / "cache")).examples
+    rows = splits.load(loaded(world / "run")[1].prompt.task, "test", None, str(world / "cache")).examples
     chosen = {row.id: row.texts[0] for row in rows}
     (world / "rows.txt").write_text("".join(f"{chosen[line['id']]}\n" for line in lines))
     assert main(["predict", f"run={world / 'run'}", f"input={world / 'rows.txt'}", f"output={world / 'told.jsonl'}",

@@ -24,7 +24,7 @@ from gpt1cli.models.lstm import LSTM
 from gpt1cli.models.transformer import Past, Transformer
 from gpt1cli.prompts.prompt import Piece, Prompt, Query, class_of, lay, literal
 from gpt1cli.prompts.scoring import answers
-from gpt1cli.tasks.layouts import Example
+from gpt1cli.tasks.example import Example
 from gpt1cli.text import words as words_of
 from gpt1cli.tokenizer import Tokenizer
 

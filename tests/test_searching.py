@@ -22,7 +22,7 @@ from gpt1cli.models.transformer import Transformer
 from gpt1cli.prompts import search, template_search
 from gpt1cli.prompts.prompt import Prompt
 from gpt1cli.prompts.search import Candidate
-from gpt1cli.tasks.layouts import Example
+from gpt1cli.tasks.example import Example
 
 
 class Alphabet(Letters):

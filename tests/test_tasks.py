@@ -21,7 +21,9 @@ from gpt1cli.config.schema import InputError, build
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data import demo_world
 from gpt1cli.data import hub as data_hub
-from gpt1cli.tasks.layouts import LAYOUTS, Example, special
+from gpt1cli.tasks import splits as tasks_splits
+from gpt1cli.tasks.example import Example
+from gpt1cli.tasks.layouts import LAYOUTS, special
 
 CONF = Path(__file__).parents[1] / "conf/task"
 DEMO = sorted(path.stem for path in CONF.glob("demo_*.yaml"))
@@ -69,7 +71,7 @@ def test_rows_become_examples(tmp_path):
     rte = configured("rte")
     columns = {"sentence1": ["It rains.", "It snows."], "sentence2": ["It is wet.", "It is hot."], "label": [0, 1]}
     hub = write(tmp_path, rte, {"train": columns, "validation": columns}, ["entailment", "not_entailment"])
-    assert tasks.load(rte, "train", hub, tmp_path / "cache") == (
+    assert tasks_splits.load(rte, "train", hub, tmp_path / "cache") == (
         [Example("0", ("It rains.", "It is wet."), 0), Example("1", ("It snows.", "It is hot."), 1)],
         0,
     )
@@ -79,44 +81,44 @@ def test_rows_without_a_label_are_dropped_and_counted_but_a_test_split_without_a
     sst2 = configured("sst2")
     splits = {"train": rows(1, -1, 0, -1), "validation": rows(-1, 1), "test": rows(-1, -1)}
     hub = write(tmp_path / "one", sst2, splits, SST2)
-    train = tasks.load(sst2, "train", hub, tmp_path)
+    train = tasks_splits.load(sst2, "train", hub, tmp_path)
     assert [example.id for example in train.examples] == ["0", "2"] and train.dropped == 2
     assert [example.label for example in train.examples] == [1, 0]
-    assert tasks.load(sst2, "valid", hub, tmp_path) == ([Example("1", ("sentence 1",), 1)], 1)
-    test = tasks.load(sst2, "test", hub, tmp_path)
+    assert tasks_splits.load(sst2, "valid", hub, tmp_path) == ([Example("1", ("sentence 1",), 1)], 1)
+    test = tasks_splits.load(sst2, "test", hub, tmp_path)
     assert [example.label for example in test.examples] == [None, None] and test.dropped == 0
 
     hub = write(tmp_path / "two", sst2, splits | {"test": rows(-1, 0)}, SST2)
-    assert tasks.load(sst2, "test", hub, tmp_path) == ([Example("1", ("sentence 1",), 0)], 1)
+    assert tasks_splits.load(sst2, "test", hub, tmp_path) == ([Example("1", ("sentence 1",), 0)], 1)
 
 
 def test_an_absent_split_is_none_but_training_and_validation_must_be_there(tmp_path):
     sst2 = configured("sst2")
     hub = write(tmp_path / "one", sst2, {"train": rows(0, 1)}, SST2)
-    assert tasks.load(sst2, "test", hub, tmp_path) is None
+    assert tasks_splits.load(sst2, "test", hub, tmp_path) is None
     with pytest.raises(InputError, match=r"split validation of nyu-mll/glue, subset sst2 is missing or empty"):
-        tasks.load(sst2, "valid", hub, tmp_path)
+        tasks_splits.load(sst2, "valid", hub, tmp_path)
     hub = write(tmp_path / "two", sst2, {"train": rows(-1, -1), "validation": rows(0, 1)}, SST2)
     with pytest.raises(InputError, match=r"split train of .* has no labelled row"):
-        tasks.load(sst2, "train", hub, tmp_path)
+        tasks_splits.load(sst2, "train", hub, tmp_path)
 
 
 def test_classes_must_be_the_data_sets_own_in_its_order(tmp_path):
     sst2 = configured("sst2")
     hub = write(tmp_path, sst2, {"train": rows(0, 1), "validation": rows(0, 1)}, ["positive", "negative"])
     with pytest.raises(InputError) as error:
-        tasks.load(sst2, "train", hub, tmp_path / "cache")
+        tasks_splits.load(sst2, "train", hub, tmp_path / "cache")
     assert "['positive', 'negative']" in str(error.value) and "task.labels=['negative', 'positive']" in str(error.value)
     swapped = configured("sst2", labels=["positive", "negative"])
-    assert tasks.load(swapped, "train", hub, tmp_path / "cache").examples[0].label == 0
+    assert tasks_splits.load(swapped, "train", hub, tmp_path / "cache").examples[0].label == 0
 
 
 def test_ids_without_names_must_lie_in_range(tmp_path):
     sst2 = configured("sst2")
     hub = write(tmp_path / "one", sst2, {"train": rows(0, 1, None), "validation": rows(0, 2)})
-    assert tasks.load(sst2, "train", hub, tmp_path).dropped == 1
+    assert tasks_splits.load(sst2, "train", hub, tmp_path).dropped == 1
     with pytest.raises(InputError, match=r"row 1 has label=2; right would be 0 \(negative\), 1 \(positive\), or -1"):
-        tasks.load(sst2, "valid", hub, tmp_path)
+        tasks_splits.load(sst2, "valid", hub, tmp_path)
 
 
 def test_labels_that_are_texts_count_by_their_name_and_unknown_ones_are_refused(tmp_path):
@@ -124,10 +126,10 @@ def test_labels_that_are_texts_count_by_their_name_and_unknown_ones_are_refused(
     pairs = {"premise": ["p"] * 4, "hypothesis": ["h"] * 4}
     good, bad = pairs | {"label": ["neutral", "entails", "-", None]}, pairs | {"label": ["neutral", "Entails"] * 2}
     hub = write(tmp_path, scitail, {"train": good, "validation": bad})
-    train = tasks.load(scitail, "train", hub, tmp_path)
+    train = tasks_splits.load(scitail, "train", hub, tmp_path)
     assert [example.label for example in train.examples] == [1, 0] and train.dropped == 2
     with pytest.raises(InputError, match=r"row 1 has label='Entails'; right would be entails, neutral, or -1"):
-        tasks.load(scitail, "valid", hub, tmp_path)
+        tasks_splits.load(scitail, "valid", hub, tmp_path)
 
 
 def test_scores_are_numbers_in_their_range(tmp_path):
@@ -138,16 +140,16 @@ def test_scores_are_numbers_in_their_range(tmp_path):
 
     splits = {"train": scores(0.0, 5.0, -1.0, 2.75, None), "validation": scores(4.0, 5.25), "test": scores(-1.0, -1.0)}
     hub = write(tmp_path / "one", stsb, splits)
-    train = tasks.load(stsb, "train", hub, tmp_path)
+    train = tasks_splits.load(stsb, "train", hub, tmp_path)
     assert [example.label for example in train.examples] == [0.0, 5.0, 2.75] and train.dropped == 2
     with pytest.raises(InputError, match=r"split validation: row 1 has label=5.25; right would be 0 to 5"):
-        tasks.load(stsb, "valid", hub, tmp_path)
-    test = tasks.load(stsb, "test", hub, tmp_path)
+        tasks_splits.load(stsb, "valid", hub, tmp_path)
+    test = tasks_splits.load(stsb, "test", hub, tmp_path)
     assert [example.label for example in test.examples] == [None, None] and test.dropped == 0
     for value, label in ((-0.5, "-0.5"), (float("nan"), "nan"), ("3", "'3'")):
         hub = write(tmp_path / label, stsb, {"train": scores(value)})
         with pytest.raises(InputError, match=rf"row 0 has label={label}; right would be 0 to 5"):
-            tasks.load(stsb, "train", hub, tmp_path)
+            tasks_splits.load(stsb, "train", hub, tmp_path)
 
 
 def test_a_split_may_be_that_of_another_subset(tmp_path):
@@ -165,16 +167,16 @@ def test_a_split_may_be_that_of_another_subset(tmp_path):
     }
     hub = write(tmp_path, race, splits)
     loaded = {
-        split: tasks.load(race, split, hub, tmp_path) for split in ("train", "valid", "valid_middle", "test_middle")
+        split: tasks_splits.load(race, split, hub, tmp_path) for split in ("train", "valid", "valid_middle", "test_middle")
     }
     articles = {split: found and [example.texts[0] for example in found.examples] for split, found in loaded.items()}
     assert articles == {"train": ["a", "b"], "valid": ["c", "d"], "valid_middle": ["d"], "test_middle": None}
-    assert tasks.load(race, "valid_high", hub, tmp_path) is None  # as a split that is not there
+    assert tasks_splits.load(race, "valid_high", hub, tmp_path) is None  # as a split that is not there
     data_hub.require(data_hub.task_needs(race), hub, tmp_path)
     with pytest.raises(InputError, match="no subset college; there: all, middle"):
-        tasks.load(configured("race", subset="college"), "valid", hub, tmp_path)
+        tasks_splits.load(configured("race", subset="college"), "valid", hub, tmp_path)
     middle = configured("race", subset="middle")
-    assert [example.texts[0] for example in tasks.load(middle, "valid", hub, tmp_path).examples] == ["d"]
+    assert [example.texts[0] for example in tasks_splits.load(middle, "valid", hub, tmp_path).examples] == ["d"]
 
 
 def test_columns_are_checked_against_those_there(tmp_path):
@@ -182,43 +184,43 @@ def test_columns_are_checked_against_those_there(tmp_path):
     hub = write(tmp_path / "one", sst2, {"train": {"text": ["a"], "label": [0], "sentence": [7]}})
     told = r"no column premise, hypothesis; there: text, label, sentence\ntask\.columns=\[\.\.\.\] and task\.label="
     with pytest.raises(InputError, match=told):
-        tasks.load(configured("sst2", layout="pair", columns=["premise", "hypothesis"]), "train", hub, tmp_path)
+        tasks_splits.load(configured("sst2", layout="pair", columns=["premise", "hypothesis"]), "train", hub, tmp_path)
     with pytest.raises(InputError, match=r"column sentence holds no text"):
-        tasks.load(sst2, "train", hub, tmp_path)
+        tasks_splits.load(sst2, "train", hub, tmp_path)
     hub = write(tmp_path / "two", sst2, {"train": {"sentence": ["a", None], "label": [0, 1]}})
     with pytest.raises(InputError, match=r"row 1 has no text in column sentence"):
-        tasks.load(sst2, "train", hub, tmp_path)
+        tasks_splits.load(sst2, "train", hub, tmp_path)
 
 
 def test_what_the_configuration_cannot_know_is_refused_before_any_data_is_read():
     wrong = configured("mnli", source="row", metrics=["f1", "acuracy"])
     with pytest.raises(InputError) as error:
-        tasks.load(wrong, "train", "/no/such", "/no/such")
+        tasks_splits.load(wrong, "train", "/no/such", "/no/such")
     assert str(error.value).splitlines() == [
         "task.metrics: acuracy: no such metric; did you mean accuracy?",
         "task.source: row: no such source; did you mean rows?",
         "task.metrics=f1 is that of class 1 of two, but task.labels=['entailment', 'neutral', 'contradiction']",
     ]
     with pytest.raises(InputError) as error:
-        tasks.check(configured("stsb", metrics=["pearson", "accuracy", "f1"]))
+        tasks_splits.check(configured("stsb", metrics=["pearson", "accuracy", "f1"]))
     assert str(error.value).splitlines() == [
         "task.metrics: accuracy does not fit loss=mse; right would be pearson, spearmanr",
         "task.metrics: f1 does not fit loss=mse; right would be pearson, spearmanr",
     ]
     with pytest.raises(InputError, match="pearson does not fit loss=soft_f1; right would be accuracy, f1, matthews"):
-        tasks.check(configured("mrpc", loss="soft_f1", metrics=["f1", "pearson"]))
-    tasks.check(configured("stsb", loss="ordinal", metrics=["spearmanr"]))
+        tasks_splits.check(configured("mrpc", loss="soft_f1", metrics=["f1", "pearson"]))
+    tasks_splits.check(configured("stsb", loss="ordinal", metrics=["spearmanr"]))
     with pytest.raises(InputError, match=r"task\.path=/mine: only task\.source=story_cloze reads files of one's own"):
-        tasks.check(configured("rte", path="/mine"))
+        tasks_splits.check(configured("rte", path="/mine"))
     with pytest.raises(InputError, match="f1 is that of class 1 of two, but a choice's are places"):
-        tasks.check(configured("story_cloze", metrics=["f1"]))
+        tasks_splits.check(configured("story_cloze", metrics=["f1"]))
     with pytest.raises(InputError, match="soft_f1 is about class 1 of two, but a choice's are places"):
         configured("story_cloze", loss="soft_f1")
     with pytest.raises(InputError, match=r"tset: no such split of task=sst2; did you mean test\?"):
-        tasks.load(configured("sst2"), "tset", "/no/such", "/no/such")
+        tasks_splits.load(configured("sst2"), "tset", "/no/such", "/no/such")
     for source in ("rows", "winograd", "dprd", "blimp", "story_cloze"):
         with pytest.raises(InputError, match=f"task.repo is needed with task.source={source}"):
-            tasks.load(configured("blimp", source=source, repo=None), "test", "/no/such", "/no/such")
+            tasks_splits.load(configured("blimp", source=source, repo=None), "test", "/no/such", "/no/such")
 
 
 def test_every_source_and_every_configured_task_is_in_order():
@@ -229,7 +231,7 @@ def test_every_source_and_every_configured_task_is_in_order():
         if path.stem in OWN:  # whole only with the user's files: tests/test_file_task.py
             continue
         task = configured(path.stem)
-        tasks.check(task)
+        tasks_splits.check(task)
         assert task.name == path.stem and task.layout in LAYOUTS
 
 
@@ -430,7 +432,7 @@ def test_one_row_of_each_task_from_its_columns_to_its_layout(name, tmp_path):
     columns = {column: [value] for column, value in row.items()}
     split = f"{'a_phenomenon' if task.subset in (None, '*') else task.subset}/{task.splits['test']}"
     hub = write(tmp_path, task, {split: columns}, list(CLASSES[name].values()) if name in NAMED else None)
-    ((example,), dropped) = tasks.load(task, "test", hub, tmp_path / "cache")
+    ((example,), dropped) = tasks_splits.load(task, "test", hub, tmp_path / "cache")
     assert (read(task, example), example.label, dropped) == (expected, label, 0)
 
 
@@ -473,7 +475,7 @@ HAND_DEMO = {
 def test_one_row_of_each_demo_task_from_its_columns_to_its_layout(name, monkeypatch):
     task, (row, expected, label) = configured(name), HAND_DEMO[name]
     monkeypatch.setattr(demo_world, "examples", lambda task, split: [{"id": "train-0", **row}])
-    ((example,), _) = tasks.load(task, "train", None, "/no/such")
+    ((example,), _) = tasks_splits.load(task, "train", None, "/no/such")
     assert (example.id, read(task, example), example.label) == ("train-0", expected, label)
 
 
@@ -492,14 +494,14 @@ def test_entailment_in_the_columns_of_the_hub(name, labels, tmp_path):
     hub = write(tmp_path, task, splits, list(CLASSES[name].values()) if name in NAMED else None)
     a, b = task.columns
     for split in ("train", "valid"):
-        examples, dropped = tasks.load(task, split, hub, tmp_path / "cache")
+        examples, dropped = tasks_splits.load(task, split, hub, tmp_path / "cache")
         assert dropped == 0 and [example.texts for example in examples] == [
             (f"{a} {i}", f"{b} {i}") for i in range(len(labels))
         ]
         assert [CLASSES[name][example.label] for example in examples] == [
             label if isinstance(label, str) else CLASSES[name][label] for label in labels
         ]
-    predicted = {example.label for example in tasks.load(task, "test", hub, tmp_path / "cache").examples}
+    predicted = {example.label for example in tasks_splits.load(task, "test", hub, tmp_path / "cache").examples}
     assert predicted == ({0, 1} if name == "scitail" else {None})
 
 
@@ -507,12 +509,12 @@ def test_the_diagnostic_set_is_predicted_and_cannot_be_trained_on(tmp_path):
     ax = configured("ax")
     rows = {"premise": ["p", "q"], "hypothesis": ["h", "i"], "label": [-1, -1], "idx": [0, 1]}
     hub = write(tmp_path, ax, {"test": rows}, list(CLASSES["ax"].values()))
-    assert tasks.load(ax, "test", hub, tmp_path) == (
+    assert tasks_splits.load(ax, "test", hub, tmp_path) == (
         [Example("0", ("p", "h"), None), Example("1", ("q", "i"), None)],
         0,
     )
     with pytest.raises(InputError, match="train: no such split of task=ax"):
-        tasks.load(ax, "train", hub, tmp_path)
+        tasks_splits.load(ax, "train", hub, tmp_path)
 
 
 def pairs(phenomenon: str, *nouns: str) -> dict:
@@ -531,14 +533,14 @@ def test_blimp_is_all_its_subsets_or_the_one_named(tmp_path):
         Example("animals-1", (), 0, ("The dogs eat.", "The dogs eats.")),
         Example("birds-0", (), 0, ("The owls eat.", "The owls eats.")),
     )
-    assert tasks.load(blimp, "test", hub, tmp_path) == ([one, two, three], 0)
-    assert tasks.load(configured("blimp", subset="birds"), "test", hub, tmp_path) == ([three], 0)
+    assert tasks_splits.load(blimp, "test", hub, tmp_path) == ([one, two, three], 0)
+    assert tasks_splits.load(configured("blimp", subset="birds"), "test", hub, tmp_path) == ([three], 0)
     data_hub.require(data_hub.task_needs(blimp), hub, tmp_path)
     (tmp_path / "other").mkdir()
     with pytest.raises(InputError, match=r"nyu-mll/blimp, all its subsets \(data set of task=blimp\)"):
         data_hub.require(data_hub.task_needs(blimp), str(tmp_path / "other"), tmp_path)
     with pytest.raises(InputError, match="no subset fish; there: animals, birds"):
-        tasks.load(configured("blimp", subset="fish"), "test", hub, tmp_path)
+        tasks_splits.load(configured("blimp", subset="fish"), "test", hub, tmp_path)
 
 
 # --- answers and pronouns ---------------------------------------------------------------------------------------------
@@ -554,13 +556,13 @@ def test_answers_are_as_many_as_the_labels_and_all_are_there(name, column, tmp_p
     task, split = configured(name), configured(name).splits["test"]
     hub = write(tmp_path / "few", task, {split: schemas(name, **{column: ["one"]})})
     with pytest.raises(InputError, match=r"row 0 has 1 answers, but task.labels=\["):
-        tasks.load(task, "test", hub, tmp_path)
+        tasks_splits.load(task, "test", hub, tmp_path)
     hub = write(tmp_path / "many", task, {split: schemas(name, **{column: ["one", "two", "three", "four", "five"]})})
     with pytest.raises(InputError, match=r"row 0 has 5 answers, but task.labels=\["):
-        tasks.load(task, "test", hub, tmp_path)
+        tasks_splits.load(task, "test", hub, tmp_path)
     hub = write(tmp_path / "none", task, {split: schemas(name, **{column: ["one", None, "three", "four"]})})
     with pytest.raises(InputError, match=f"row 0 has no text in column {column}"):
-        tasks.load(task, "test", hub, tmp_path)
+        tasks_splits.load(task, "test", hub, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -572,7 +574,7 @@ def test_a_row_without_a_text_is_refused_whatever_the_source(name, column, tmp_p
     columns = {key: [value[0], None] if key == column else value * 2 for key, value in schemas(name).items()}
     hub = write(tmp_path, task, {task.splits["test"]: columns})
     with pytest.raises(InputError, match=f"row 1 has no text in column {column}"):
-        tasks.load(task, "test", hub, tmp_path)
+        tasks_splits.load(task, "test", hub, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["winograd", "dprd"])
@@ -581,9 +583,9 @@ def test_texts_of_pronoun_tasks_are_read_from_the_columns_that_the_task_names(na
     columns = {{task.columns[0]: "told"}.get(column, column): value for column, value in schemas(name).items()}
     hub = write(tmp_path, task, {task.splits["test"]: columns})
     with pytest.raises(InputError, match=f"no column {task.columns[0]}; there: told, pronoun"):
-        tasks.load(task, "test", hub, tmp_path)
+        tasks_splits.load(task, "test", hub, tmp_path)
     renamed = configured(name, columns=["told", "pronoun"])
-    (example,) = tasks.load(renamed, "test", hub, tmp_path).examples
+    (example,) = tasks_splits.load(renamed, "test", hub, tmp_path).examples
     assert read(renamed, example) == HAND[name][1]
 
 
@@ -592,7 +594,7 @@ def test_a_schema_whose_pronoun_is_not_at_its_place_is_refused(place, tmp_path):
     winograd = configured("winograd")
     hub = write(tmp_path, winograd, {"test": schemas("winograd", pronoun_loc=place)})
     with pytest.raises(InputError, match=f"split test: row 0 has no 'it' at character {place} of 'The jar hit"):
-        tasks.load(winograd, "test", hub, tmp_path)
+        tasks_splits.load(winograd, "test", hub, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -611,7 +613,7 @@ def test_a_pronoun_without_a_place_is_the_first_behind_both_names(sentence, pron
     rows = {"sentence": [sentence], "pronoun": [pronoun], "candidates": [candidates], "label": [0]}
     hub = write(tmp_path, dprd, {"train": rows, "test": rows}, ["0", "1"])
     after = sentence.removeprefix(f"{before} {pronoun} ")
-    assert tasks.load(dprd, "test", hub, tmp_path) == ([Example("0", (before, after), 0, tuple(candidates))], 0)
+    assert tasks_splits.load(dprd, "test", hub, tmp_path) == ([Example("0", (before, after), 0, tuple(candidates))], 0)
 
 
 def test_a_pronoun_is_found_whatever_its_case_and_a_possessive_gives_its_place_to_one(tmp_path):
@@ -619,7 +621,7 @@ def test_a_pronoun_is_found_whatever_its_case_and_a_possessive_gives_its_place_t
     told = ["Ann met Eve. She waved.", "Jim saw the boys and took their hats, and James's."]
     rows = {"sentence": told, "pronoun": ["she", "their"], "candidates": [["Ann", "Eve"], ["Jim's", "the boys"]]}
     hub = write(tmp_path, dprd, {"test": rows | {"label": [1, 1]}}, ["0", "1"])
-    one, two = tasks.load(dprd, "test", hub, tmp_path).examples
+    one, two = tasks_splits.load(dprd, "test", hub, tmp_path).examples
     assert one == Example("0", ("Ann met Eve.", "waved."), 1, ("Ann", "Eve"))
     assert two.texts == ("Jim saw the boys and took", "hats, and James's.")
     assert two.choices == ("Jim's", "the boys's")
@@ -629,7 +631,7 @@ def test_a_sentence_without_its_pronoun_is_refused(tmp_path):
     dprd = configured("dprd")
     hub = write(tmp_path, dprd, {"test": schemas("dprd", pronoun="hey")})  # in `they`, but no word
     with pytest.raises(InputError, match="split test: row 0 has no 'hey' in 'Wolves chase"):
-        tasks.load(dprd, "test", hub, tmp_path)
+        tasks_splits.load(dprd, "test", hub, tmp_path)
 
 
 # --- Story Cloze ------------------------------------------------------------------------------------------------------
@@ -690,7 +692,7 @@ def test_stories_are_trained_and_validated_on_the_validation_file_as_released(to
     train, valid = train_test_split([f"validation-{i}" for i in range(1871)], test_size=374, random_state=3535999445)
     assert (len(train), len(valid)) == (1497, 374)
     for split, ids in (("train", train), ("valid", valid), ("test", [f"test-{i}" for i in range(1871)])):
-        examples, dropped = tasks.load(task, split, told[0], tmp_path)
+        examples, dropped = tasks_splits.load(task, split, told[0], tmp_path)
         assert [example.id for example in examples] == ids and dropped == 0
         for example in examples:  # nothing but the order has changed
             i = int(example.id.partition("-")[2])
@@ -702,21 +704,21 @@ def test_the_authors_files_give_the_same_stories_as_the_hub(told, tmp_path):
     hub, folder = told
     by_path = configured("story_cloze", path=str(folder))
     for split in ("train", "valid", "test"):
-        assert tasks.load(by_path, split, "/no/such", tmp_path) == tasks.load(
+        assert tasks_splits.load(by_path, split, "/no/such", tmp_path) == tasks_splits.load(
             configured("story_cloze"), split, hub, tmp_path
         )
 
 
 def test_the_authors_file_may_begin_with_a_byte_order_mark(tmp_path):
     folder = write_csv(tmp_path, "test", stories(3))
-    plain = tasks.load(configured("story_cloze", path=str(folder)), "test", None, tmp_path)
+    plain = tasks_splits.load(configured("story_cloze", path=str(folder)), "test", None, tmp_path)
     (folder / CSV_FILES["test"]).write_bytes(b"\xef\xbb\xbf" + (folder / CSV_FILES["test"]).read_bytes())
-    assert tasks.load(configured("story_cloze", path=str(folder)), "test", None, tmp_path) == plain
+    assert tasks_splits.load(configured("story_cloze", path=str(folder)), "test", None, tmp_path) == plain
 
 
 def refusal(folder: Path, split: str) -> str:
     with pytest.raises(InputError) as error:
-        tasks.load(configured("story_cloze", path=str(folder)), split, None, folder / "cache")
+        tasks_splits.load(configured("story_cloze", path=str(folder)), split, None, folder / "cache")
     return str(error.value)
 
 
@@ -730,7 +732,7 @@ def test_the_authors_file_must_be_there_once(split, file, tmp_path):
         write_csv(tmp_path / "twice", "", stories(3), name=name)
     assert refusal(tmp_path / "twice", split) == f"task.path={tmp_path / 'twice'}: {wanted}; there are 2"
     write_csv(tmp_path / "twice", "", stories(400), name=f"cloze_test_{file}__spring2016.csv")
-    assert tasks.load(configured("story_cloze", path=str(tmp_path / "twice")), split, None, tmp_path).examples
+    assert tasks_splits.load(configured("story_cloze", path=str(tmp_path / "twice")), split, None, tmp_path).examples
 
 
 def test_the_authors_file_must_have_its_columns_and_answers(tmp_path):
@@ -763,22 +765,22 @@ def test_a_validation_file_too_small_to_be_split_is_refused(tmp_path):
     assert message in refusal(write_csv(tmp_path / "csv", "validation", stories(374)), "train")
     hub = story_hub(tmp_path / "hub", validation=stories(374))
     with pytest.raises(InputError, match=message):
-        tasks.load(configured("story_cloze"), "valid", hub, tmp_path)
+        tasks_splits.load(configured("story_cloze"), "valid", hub, tmp_path)
 
 
 def test_stories_of_the_hub_without_an_answer_are_predicted_and_odd_answers_refused(tmp_path):
     task = configured("story_cloze")
     hidden = [(*story[:-1], -1) for story in stories(3)]
     hub = story_hub(tmp_path / "hidden", validation=stories(375), test=hidden)
-    assert [example.label for example in tasks.load(task, "test", hub, tmp_path).examples] == [None] * 3
+    assert [example.label for example in tasks_splits.load(task, "test", hub, tmp_path).examples] == [None] * 3
     hub = story_hub(tmp_path / "odd", validation=stories(375), test=[(*story[:-1], 3) for story in stories(3)])
     with pytest.raises(InputError, match="row 0 has answer_right_ending='3'; right would be 1, 2"):
-        tasks.load(task, "test", hub, tmp_path)
+        tasks_splits.load(task, "test", hub, tmp_path)
     hub = write(tmp_path / "names", task, {"test": {"story_id": ["a"], "input_sentence_1": ["b"]}})
     with pytest.raises(
         InputError, match=r"no column input_sentence_2, .*, answer_right_ending; there: story_id, input"
     ):
-        tasks.load(task, "test", hub, tmp_path)
+        tasks_splits.load(task, "test", hub, tmp_path)
 
 
 # --- the first n of a seeded shuffle ----------------------------------------------------------------------------------
@@ -788,16 +790,16 @@ def test_limit_is_the_start_of_one_shuffle():
     examples = [Example(str(i), (f"text {i}",), i % 2) for i in range(100)]
     order = list(range(100))
     random.Random(3).shuffle(order)
-    assert [int(example.id) for example in tasks.limit(examples, 10, seed=3)] == order[:10]
-    assert tasks.limit(examples, 20, seed=3)[:10] == tasks.limit(examples, 10, seed=3)
-    assert tasks.limit(examples, 10, seed=4) != tasks.limit(examples, 10, seed=3)
-    assert tasks.limit(examples, None, seed=3) == examples
-    assert sorted(tasks.limit(examples, 1000, seed=3), key=lambda example: int(example.id)) == examples
+    assert [int(example.id) for example in tasks_splits.limit(examples, 10, seed=3)] == order[:10]
+    assert tasks_splits.limit(examples, 20, seed=3)[:10] == tasks_splits.limit(examples, 10, seed=3)
+    assert tasks_splits.limit(examples, 10, seed=4) != tasks_splits.limit(examples, 10, seed=3)
+    assert tasks_splits.limit(examples, None, seed=3) == examples
+    assert sorted(tasks_splits.limit(examples, 1000, seed=3), key=lambda example: int(example.id)) == examples
 
 
 def test_limit_on_every_machine():
     """Pinned: the same rows whatever the version of Python."""
-    first = tasks.limit([Example(str(i), (), None) for i in range(10)], 5, seed=0)
+    first = tasks_splits.limit([Example(str(i), (), None) for i in range(10)], 5, seed=0)
     assert [int(example.id) for example in first] == [7, 8, 1, 5, 3]
 
 
@@ -808,7 +810,7 @@ def test_limit_on_every_machine():
 def test_demo_tasks(name):
     task = configured(name)
     for split in ("train", "valid", "test"):
-        examples, dropped = tasks.load(task, split, None, "/no/such")
+        examples, dropped = tasks_splits.load(task, split, None, "/no/such")
         counts = collections.Counter(task.labels[example.label] for example in examples)
         assert dropped == 0 and counts.keys() == set(task.labels)
         assert max(counts.values()) - min(counts.values()) <= 1
@@ -820,16 +822,16 @@ def test_demo_tasks(name):
 
 def test_demo_tasks_refuse_what_the_world_does_not_have():
     with pytest.raises(InputError, match=r"demo_sentimental: no such task .* did you mean demo_sentiment"):
-        tasks.load(configured("demo_sentiment", name="demo_sentimental"), "train", None, "/no/such")
+        tasks_splits.load(configured("demo_sentiment", name="demo_sentimental"), "train", None, "/no/such")
     with pytest.raises(InputError, match="no column txt; there: id, text, label"):
-        tasks.load(configured("demo_sentiment", columns=["txt"]), "train", None, "/no/such")
+        tasks_splits.load(configured("demo_sentiment", columns=["txt"]), "train", None, "/no/such")
     with pytest.raises(InputError, match="no column endings; there: id, context, choices, label"):
-        tasks.load(configured("demo_choice", choices=["endings"]), "train", None, "/no/such")
+        tasks_splits.load(configured("demo_choice", choices=["endings"]), "train", None, "/no/such")
     with pytest.raises(InputError, match=r"examples labelled [01], but task.labels=\['1', '2'\]"):
-        tasks.load(configured("demo_choice", labels=["1", "2"]), "train", None, "/no/such")
-    assert tasks.load(configured("demo_choice", splits={"test": "hidden"}), "test", None, "/no/such") is None
+        tasks_splits.load(configured("demo_choice", labels=["1", "2"]), "train", None, "/no/such")
+    assert tasks_splits.load(configured("demo_choice", splits={"test": "hidden"}), "test", None, "/no/such") is None
     with pytest.raises(InputError, match=r"examples labelled \w+, but task.labels=\['bad', 'good'\]"):
-        tasks.load(configured("demo_sentiment", labels=["bad", "good"]), "train", None, "/no/such")
+        tasks_splits.load(configured("demo_sentiment", labels=["bad", "good"]), "train", None, "/no/such")
 
 
 # --- real data --------------------------------------------------------------------------------------------------------
@@ -869,7 +871,7 @@ def column(test_hub: str, task: TaskConfig, split: str, name: str) -> list:
 def test_sizes_of_real_splits(name, test_hub, prepared):
     task = configured(name)
     for split, size in SIZES[name].items():
-        loaded = tasks.load(task, split, test_hub, prepared)
+        loaded = tasks_splits.load(task, split, test_hub, prepared)
         assert (loaded and len(loaded.examples)) == size, split
         if split == "test" and loaded:
             assert loaded.dropped == 0
@@ -878,7 +880,7 @@ def test_sizes_of_real_splits(name, test_hub, prepared):
 
 @pytest.mark.realdata
 def test_snli_rows_without_a_gold_label_are_dropped(test_hub, prepared):
-    valid = tasks.load(configured("snli"), "valid", test_hub, prepared)
+    valid = tasks_splits.load(configured("snli"), "valid", test_hub, prepared)
     assert valid.dropped > 0 and len(valid.examples) + valid.dropped == 1289
 
 
@@ -900,7 +902,7 @@ COUNTS = {  # of the splits that are complete here: the majority classes behind 
 @pytest.mark.parametrize("name, split", COUNTS)
 def test_classes_of_real_splits(name, split, test_hub, prepared):
     task = configured(name)
-    examples, _ = tasks.load(task, split, test_hub, prepared)
+    examples, _ = tasks_splits.load(task, split, test_hub, prepared)
     assert collections.Counter(task.labels[example.label] for example in examples) == COUNTS[name, split]
 
 
@@ -909,7 +911,7 @@ def test_classes_of_real_splits(name, split, test_hub, prepared):
 def test_labels_are_those_of_the_file_row_by_row(name, test_hub, prepared):
     task = configured(name)
     for split in ("train", "valid"):
-        examples, _ = tasks.load(task, split, test_hub, prepared)
+        examples, _ = tasks_splits.load(task, split, test_hub, prepared)
         labels = column(test_hub, task, task.splits[split], task.label)
         names = CLASSES.get(name)
         assert [names[example.label] if name == "race" else example.label for example in examples] == labels
@@ -920,7 +922,7 @@ def test_labels_are_those_of_the_file_row_by_row(name, test_hub, prepared):
 @pytest.mark.realdata
 def test_race_is_its_two_schools(test_hub, prepared):
     for split in ("valid", "test"):
-        whole, *schools = (tasks.load(configured("race"), name, test_hub, prepared).examples
+        whole, *schools = (tasks_splits.load(configured("race"), name, test_hub, prepared).examples
                            for name in (split, f"{split}_middle", f"{split}_high"))  # fmt: skip
         told = collections.Counter((example.texts, example.choices, example.label) for example in whole)
         assert told == collections.Counter((e.texts, e.choices, e.label) for school in schools for e in school)
@@ -932,7 +934,7 @@ def test_real_stories_are_split_as_released(test_hub, prepared):
     task = configured("story_cloze")
     ids = column(test_hub, task, "validation", "story_id")
     order = np.random.RandomState(3535999445).permutation(1871)
-    train, valid, test = (tasks.load(task, split, test_hub, prepared).examples for split in ("train", "valid", "test"))
+    train, valid, test = (tasks_splits.load(task, split, test_hub, prepared).examples for split in ("train", "valid", "test"))
     assert [example.id for example in valid] == [ids[i] for i in order[:374]]
     assert [example.id for example in train] == [ids[i] for i in order[374:]]
     assert [example.id for example in test] == column(test_hub, task, "test", "story_id")
@@ -947,7 +949,7 @@ def test_real_stories_read_the_same_from_the_authors_columns(test_hub, prepared,
         write_csv(tmp_path, file, list(zip(*values, strict=True)))
     by_path = configured("story_cloze", path=str(tmp_path))
     for split in ("train", "valid", "test"):
-        assert tasks.load(by_path, split, None, prepared) == tasks.load(
+        assert tasks_splits.load(by_path, split, None, prepared) == tasks_splits.load(
             configured("story_cloze"), split, test_hub, prepared
         )
 
@@ -955,8 +957,8 @@ def test_real_stories_read_the_same_from_the_authors_columns(test_hub, prepared,
 @pytest.mark.realdata
 def test_real_schemas_lose_nothing_but_their_pronoun(test_hub, prepared):
     part, whole = (configured("winograd", subset=subset) for subset in ("wsc273", "wsc285"))
-    examples = tasks.load(whole, "test", test_hub, prepared).examples
-    assert len(examples) == 285 and tasks.load(part, "test", test_hub, prepared).examples == examples[:273]
+    examples = tasks_splits.load(whole, "test", test_hub, prepared).examples
+    assert len(examples) == 285 and tasks_splits.load(part, "test", test_hub, prepared).examples == examples[:273]
     assert collections.Counter(example.label for example in examples) == {0: 143, 1: 142}
     texts, pronouns = (column(test_hub, whole, "test", name) for name in ("text", "pronoun"))
     for example, text, pronoun in zip(examples, texts, pronouns, strict=True):

@@ -25,9 +25,10 @@ from gpt1cli.models.batch import Batch, Item, by_length, items_batch, windows_ba
 from gpt1cli.models.heads import Classifier
 from gpt1cli.models.inference import head_outputs
 from gpt1cli.models.transformer import Transformer
-from gpt1cli.objectives import TASK_LOSSES, fine_tuning, language_modelling
+from gpt1cli.objectives import fine_tuning, language_modelling
 from gpt1cli.optim import Optimizer
 from gpt1cli.planning import flops_per_token
+from gpt1cli.tasks.losses import TASK_LOSSES
 
 V = 40_478  # the published vocabulary
 HERE = __name__

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt1cli import glue, runtime, tasks
+from gpt1cli import runtime
 from gpt1cli.config.commands import EvaluateConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.data.hub import Need, task_needs
@@ -26,12 +26,13 @@ from gpt1cli.reporting.run_report import write_run_report
 from gpt1cli.runs.console import Progress
 from gpt1cli.runs.folder import finish
 from gpt1cli.runs.record import note, note_checksums
-from gpt1cli.tasks.splits import Split, load_split, warn_absent
+from gpt1cli.tasks import glue
+from gpt1cli.tasks.splits import Split, check, load_split, warn_absent
 
 
 def needs(config: EvaluateConfig) -> list[Need]:
     """What must be at hand before the run starts; InputError where a run was trained on no task, or on other labels."""
-    tasks.check(config.task)
+    check(config.task)
     methods = {}
     for run in config.members:
         described = locate.described(locate.find(run, "run"))

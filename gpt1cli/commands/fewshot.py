@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import runtime, tasks
+from gpt1cli import runtime
 from gpt1cli.config.commands import FewshotConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
@@ -27,15 +27,15 @@ from gpt1cli.runs.console import Progress
 from gpt1cli.runs.files import write_text
 from gpt1cli.runs.folder import finish
 from gpt1cli.runs.record import note_checksums
-from gpt1cli.tasks import few
-from gpt1cli.tasks.layouts import Example
-from gpt1cli.tasks.splits import Split, load_examples, warn_absent
+from gpt1cli.tasks import few_shot
+from gpt1cli.tasks.example import Example
+from gpt1cli.tasks.splits import Split, check, load_examples, warn_absent
 
 
 def needs(config: FewshotConfig) -> list[Need]:
     """What must be at hand before the run starts; InputError where the checkpoint is missing."""
     trackers.check(config.logger)
-    tasks.check(config.task)
+    check(config.task)
     (name,) = locate.checkpoints(config.init or "openai", config.checkpoint)
     return task_needs(config.task) + init_needs(name)
 
@@ -45,7 +45,7 @@ def run(config: FewshotConfig, folder: Path) -> None:
     machine = runtime.start(config.runtime, config.seed)
     record.note(folder, **machine.describe())
     if config.pool:
-        config = dataclasses.replace(config, task=few.arranged(config.task))
+        config = dataclasses.replace(config, task=few_shot.arranged(config.task))
     task, began = config.task, time.perf_counter()
     (name,) = locate.checkpoints(config.init or "openai", config.checkpoint)
     model, vocabulary = load.load(name, config.hub, config.cache)
@@ -142,7 +142,7 @@ def load_all(config: FewshotConfig, progress: Progress) -> tuple[list[Example], 
 def demonstrations(config: FewshotConfig, pool: list[Example], shots: int, seed: int) -> list[list[Example]]:
     """The demonstrations of a cell in every order in which they are shown."""
     if config.pool and shots:
-        pool, _ = few.draw(config.task, pool, config.pool, seed)
+        pool, _ = few_shot.draw(config.task, pool, config.pool, seed)
     drawn = in_context.drawn(config.task, pool, shots, seed, config.balanced) if shots else []
     orders = in_context.orders(shots, config.order, config.permutations, seed)
     return [[drawn[i] for i in order] for order in orders]

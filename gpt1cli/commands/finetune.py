@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt1cli import corpus, distributed, glue, planning, rehearsal, runtime, tasks
+from gpt1cli import corpus, distributed, planning, rehearsal, runtime
 from gpt1cli.batches import Epochs
 from gpt1cli.config.commands import FinetuneConfig
 from gpt1cli.data.hub import Need, task_needs, tokenizer_needs
@@ -35,8 +35,9 @@ from gpt1cli.runs import trackers
 from gpt1cli.runs.console import Progress
 from gpt1cli.runs.folder import cut_metrics, finish, is_finished
 from gpt1cli.runs.record import note, note_checksums
-from gpt1cli.tasks import few, file
-from gpt1cli.tasks.splits import Split, load_examples, load_split, loss_of, measured, outputs_of, warn_absent
+from gpt1cli.tasks import few_shot, file, glue
+from gpt1cli.tasks.classification import loss_of, measured, outputs_of
+from gpt1cli.tasks.splits import Split, check, load_examples, load_split, warn_absent
 from gpt1cli.tokenizer import Tokenizer
 
 
@@ -45,7 +46,7 @@ def needs(config: FinetuneConfig) -> list[Need]:
     trackers.check(config.logger)
     if config.resume and is_finished(Path(config.resume), config.steps):
         return []
-    tasks.check(config.task)
+    check(config.task)
     demonstrations.check(config.similar_by, config.hub)
     tokenizer = tokenizer_needs(config.tokenizer) if config.init in ("none", *hf_config.REPOS) else []
     weights = weights_needs(config.init) if config.pretrained else []
@@ -61,7 +62,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
     load.check_resumable(config.resume)
     trained_on = config.task  # whose splits a checkpoint knows, however few of their examples it has seen
     if config.shots:
-        config = dataclasses.replace(config, task=few.arranged(config.task))
+        config = dataclasses.replace(config, task=few_shot.arranged(config.task))
     machine = runtime.start(config.runtime, config.seed)
     warnings = [*machine.warnings, *note(folder, **machine.describe())]
     reporting = functools.partial(Progress, folder, mode=config.runtime.progress)

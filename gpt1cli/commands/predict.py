@@ -26,8 +26,8 @@ from gpt1cli.runs.files import whole
 from gpt1cli.runs.folder import finish
 from gpt1cli.runs.record import note
 from gpt1cli.tasks import file
-from gpt1cli.tasks.layouts import Example
-from gpt1cli.tasks.splits import predicted
+from gpt1cli.tasks.classification import predicted
+from gpt1cli.tasks.example import Example
 
 ROWS = 1024  # read at a time: memory does not grow with the file
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt1cli import glue
 from gpt1cli.config.commands import ReportConfig
 from gpt1cli.data.hub import Need
 from gpt1cli.reporting import collect
@@ -13,6 +12,7 @@ from gpt1cli.reporting.collect import Finished
 from gpt1cli.reporting.page import Table
 from gpt1cli.reporting.report import laid_out, write
 from gpt1cli.runs.folder import finish
+from gpt1cli.tasks import glue
 
 
 def needs(config: ReportConfig) -> list[Need]:

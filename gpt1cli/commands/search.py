@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from gpt1cli import runtime, tasks
+from gpt1cli import runtime
 from gpt1cli.cli import execute
 from gpt1cli.cli.overrides import quote
 from gpt1cli.config.commands import FinetuneConfig, SearchConfig
@@ -29,7 +29,7 @@ from gpt1cli.runs.files import read_json, write_json, write_text
 from gpt1cli.runs.folder import finish, is_finished
 from gpt1cli.runs.record import note, note_checksums
 from gpt1cli.studies.cells import Cell, composed, keep_best, keep_chosen, module_of, on_dev, run_all, say
-from gpt1cli.tasks import few
+from gpt1cli.tasks import few_shot, splits
 from gpt1cli.tasks.splits import Split, load_examples
 
 
@@ -38,7 +38,7 @@ def needs(config: SearchConfig) -> list[Need]:
     if config.resume and is_finished(Path(config.resume), None):
         return []
     trackers.check(config.logger)
-    tasks.check(config.task)
+    splits.check(config.task)
     if config.t5 is not None:
         template_search.check(config.t5, config.hub)
     tuned = tuning(config, None)
@@ -191,7 +191,7 @@ def cell_of(config: SearchConfig, folder: Path, number: int, candidate: Candidat
 
 def ensemble_of(config: SearchConfig, members: Sequence[Path]) -> Cell:
     """The best runs asked together on the split that tests, of which the tuned runs were tested on the same rows."""
-    split, tuned = few.tested(config.task), tuning(config, None).config
+    split, tuned = few_shot.tested(config.task), tuning(config, None).config
     assert isinstance(tuned, FinetuneConfig)
     words = [f"runs=[{','.join(quote(str(member)) for member in members)}]", f"split={split}", f"seed={config.seed}"]
     if tuned.limit.test is not None:
@@ -201,14 +201,14 @@ def ensemble_of(config: SearchConfig, members: Sequence[Path]) -> Cell:
 
 def ensembled(config: SearchConfig, folder: Path, members: Sequence[Path]) -> dict[str, Any]:
     """What the ensemble and the best of its members alone score on the split that tests."""
-    found = read_json(folder / "ensemble" / "result.json")[few.tested(config.task)]
+    found = read_json(folder / "ensemble" / "result.json")[few_shot.tested(config.task)]
     alone = read_json(members[0] / "result.json")["test"]
     return {"runs": [member.name for member in members], "test": found, "best_alone": alone}
 
 
 def beside(config: SearchConfig, together: Mapping[str, Any]) -> Table:
     """The ensemble beside the best of its members."""
-    split = few.tested(config.task)
+    split = few_shot.tested(config.task)
     metrics = [name for name in config.task.metrics if name in together["test"]]
     header = ["", *(f"{metric} ({split})" for metric in metrics)]
     rows = [

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import runtime, tasks
+from gpt1cli import runtime
 from gpt1cli.config import options
 from gpt1cli.config.commands import ZeroshotConfig
 from gpt1cli.config.schema import InputError
@@ -29,14 +29,14 @@ from gpt1cli.runs.files import write_text
 from gpt1cli.runs.folder import finish
 from gpt1cli.runs.record import note, note_checksums
 from gpt1cli.runtime import Machine
-from gpt1cli.tasks.splits import warn_absent
+from gpt1cli.tasks.splits import check, warn_absent
 from gpt1cli.tokenizer import Tokenizer
 
 
 def needs(config: ZeroshotConfig) -> list[Need]:
     """What must be at hand before the run starts; InputError where the task has no rule, or a checkpoint is missing."""
     trackers.check(config.logger)
-    tasks.check(config.task)
+    check(config.task)
     if config.task.zeroshot.rule is None:
         ruled = [name for name in options.names("task") if "zeroshot" in options.values("task", name)]
         raise InputError(f"task={config.task.name} has no task.zeroshot.rule; those that have: {', '.join(ruled)}")

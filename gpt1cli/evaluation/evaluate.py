@@ -12,7 +12,8 @@ from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.runs import files
 from gpt1cli.runs.files import write_text
-from gpt1cli.tasks.splits import Split, _answers, measured, predicted
+from gpt1cli.tasks.classification import _answers, measured, predicted
+from gpt1cli.tasks.splits import Split
 
 
 def write_predictions(path: Path, task: TaskConfig, split: Split, outputs: np.ndarray) -> None:

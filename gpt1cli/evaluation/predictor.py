@@ -32,9 +32,10 @@ from gpt1cli.prompts.demonstrations import Pool
 from gpt1cli.prompts.prompt import Prompt, Query, lay
 from gpt1cli.prompts.scoring import answers
 from gpt1cli.runtime import Machine
-from gpt1cli.tasks import few
-from gpt1cli.tasks.layouts import Example, Ids
-from gpt1cli.tasks.splits import Arranged, items_of
+from gpt1cli.tasks import few_shot
+from gpt1cli.tasks.encode import items_of
+from gpt1cli.tasks.example import Example, Ids
+from gpt1cli.tasks.splits import Arranged
 from gpt1cli.tokenizer import Tokenizer
 
 Anew = Callable[[Sequence[int], int], Sequence[Item]]  # places of examples, update -> their items there
@@ -208,7 +209,7 @@ def right_of(prompt: Prompt, example: Example) -> int | None:
     """Which of a query's words is the right one: the first of its label's; None where the label is not known."""
     if example.label is None:
         return None
-    label = few.class_of(prompt.task, example.label)
+    label = few_shot.class_of(prompt.task, example.label)
     return sum(prompt.alternatives[:label]) if prompt.alternatives else label
 
 

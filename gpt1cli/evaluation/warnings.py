@@ -11,7 +11,8 @@ import numpy as np
 
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.evaluation import warnings
-from gpt1cli.tasks.splits import Split, predictions
+from gpt1cli.tasks.classification import predictions
+from gpt1cli.tasks.splits import Split
 
 RISES = 2  # validations in a row with a higher loss than the one before
 BLIND = "the model does not look at its input; another lr=, more epochs= or another seed= may help"  # of a trained one

@@ -24,8 +24,8 @@ from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.models.inference import device_of, mean_states
 from gpt1cli.models.language_model import LanguageModel
-from gpt1cli.tasks import few
-from gpt1cli.tasks.layouts import Example
+from gpt1cli.tasks import few_shot
+from gpt1cli.tasks.example import Example
 from gpt1cli.tokenizer import Tokenizer
 
 UPDATE, EVALUATION = 1, 2  # which draws: each kind has a stream of its own
@@ -42,7 +42,7 @@ class Pool:
     @classmethod
     def of(cls, task: TaskConfig, examples: Sequence[Example]) -> Pool:
         """The labelled examples of a task."""
-        labels = [0 if task.choices or e.label is None else few.class_of(task, e.label) for e in examples]
+        labels = [0 if task.choices or e.label is None else few_shot.class_of(task, e.label) for e in examples]
         places: dict[Hashable, list[int]] = {}
         for i, example in enumerate(examples):
             places.setdefault((example.texts, example.choices), []).append(i)

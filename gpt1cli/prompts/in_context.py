@@ -18,15 +18,16 @@ import numpy as np
 
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
-from gpt1cli.metrics import score
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.prompts import zero_shot
 from gpt1cli.prompts.prompt import Prompt
 from gpt1cli.prompts.scoring import Answers, answers
-from gpt1cli.tasks.few import class_names, class_of
-from gpt1cli.tasks.layouts import Example
-from gpt1cli.tasks.splits import Split, predicted
-from gpt1cli.tasks.splits import predictions as answers_of
+from gpt1cli.tasks.classification import predicted
+from gpt1cli.tasks.classification import predictions as answers_of
+from gpt1cli.tasks.example import Example
+from gpt1cli.tasks.few_shot import class_names, class_of
+from gpt1cli.tasks.metrics import score
+from gpt1cli.tasks.splits import Split
 
 DRAW, ORDER = 0, 1  # which draws: each kind has a stream of its own
 PERMUTATIONS = 8  # orders that are averaged where their number is not named

@@ -30,8 +30,9 @@ from typing import NamedTuple
 from gpt1cli.config.schema import InputError, shown
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.config.template import SLOT, parse
-from gpt1cli.tasks.few import class_of
-from gpt1cli.tasks.layouts import Example, Ids, shortened
+from gpt1cli.tasks.example import Example, Ids
+from gpt1cli.tasks.few_shot import class_of
+from gpt1cli.tasks.layouts import shortened
 from gpt1cli.tokenizer import Tokenizer
 
 TOGETHER = 1024  # examples whose texts go to the tokenizer at a time

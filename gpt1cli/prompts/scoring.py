@@ -13,7 +13,7 @@ from gpt1cli.models.inference import ending_log_probabilities, read
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.prompts.prompt import Laid, Prompt, lay
 from gpt1cli.prompts.zero_shot import likelihoods
-from gpt1cli.tasks.layouts import Example, Ids
+from gpt1cli.tasks.example import Example, Ids
 
 
 class Answers(NamedTuple):

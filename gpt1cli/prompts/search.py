@@ -20,14 +20,14 @@ import numpy as np
 from gpt1cli.config.prompt import PromptConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
-from gpt1cli.metrics import pearson
 from gpt1cli.models.inference import next_log_probabilities
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.prompts.prompt import Prompt, lay
 from gpt1cli.prompts.scoring import answers
-from gpt1cli.tasks.few import class_of
-from gpt1cli.tasks.layouts import Example
-from gpt1cli.tasks.splits import predictions
+from gpt1cli.tasks.classification import predictions
+from gpt1cli.tasks.example import Example
+from gpt1cli.tasks.few_shot import class_of
+from gpt1cli.tasks.metrics import pearson
 from gpt1cli.tokenizer import Tokenizer
 
 AT_ONCE = 4_000_000  # numbers held in memory while combinations are ranked

@@ -25,8 +25,8 @@ from gpt1cli.models.inference import device_of, read
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.prompts.prompt import Prompt, lay
 from gpt1cli.prompts.search import with_template
-from gpt1cli.tasks.few import class_of
-from gpt1cli.tasks.layouts import Example
+from gpt1cli.tasks.example import Example
+from gpt1cli.tasks.few_shot import class_of
 from gpt1cli.tokenizer import UNKNOWN, Tokenizer
 
 if TYPE_CHECKING:

@@ -29,13 +29,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpt1cli import metrics
 from gpt1cli.config.commands import ZeroshotConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.models.batch import Item
-from gpt1cli.tasks.layouts import Ids
-from gpt1cli.tasks.splits import Split, encoded, load_examples
+from gpt1cli.tasks import metrics
+from gpt1cli.tasks.encode import encoded
+from gpt1cli.tasks.example import Ids
+from gpt1cli.tasks.splits import Split, load_examples
 from gpt1cli.tokenizer import Tokenizer
 
 

@@ -20,7 +20,7 @@ from gpt1cli.runs.files import read_config
 from gpt1cli.studies import transfer
 from gpt1cli.studies.cells import Cell, composed
 from gpt1cli.studies.transfer import Kind, Stage, home, prerequisites
-from gpt1cli.tasks import few
+from gpt1cli.tasks import few_shot
 
 
 class Row(NamedTuple):
@@ -203,5 +203,5 @@ def _asked(config: SweepsConfig, task: str, name: str, folder: Path | None) -> C
         return composed(f"{task}-{name}", "fewshot", [*words, "shots=0"], config, prerequisites(config))
     cell = composed(f"{task}-{name}", "fewshot", words, config, prerequisites(config))
     assert isinstance(cell.config, FewshotConfig)  # which knows the task's classes
-    most = min(IN_CONTEXT, shots * len(few.class_names(cell.config.task)))
+    most = min(IN_CONTEXT, shots * len(few_shot.class_names(cell.config.task)))
     return dataclasses.replace(cell.also("", shots=most), name=cell.name)

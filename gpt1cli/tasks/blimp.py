@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data.hub import ALL, subsets
-from gpt1cli.tasks.layouts import Example
+from gpt1cli.tasks.example import Example
 from gpt1cli.tasks.rows import columns_of
 
 

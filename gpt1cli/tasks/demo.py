@@ -7,7 +7,7 @@ from pathlib import Path
 from gpt1cli.config.schema import InputError, unknown
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data import demo_world
-from gpt1cli.tasks.layouts import Example
+from gpt1cli.tasks.example import Example
 from gpt1cli.tasks.rows import answers
 
 

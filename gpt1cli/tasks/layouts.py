@@ -7,23 +7,10 @@ by `_start_` and closed by `_classify_`, whose state the head reads. A text that
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from gpt1cli.config.schema import InputError
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One labelled item: its texts in the order of the input, the answers to choose from where it is a question.
-
-    The label is the index of its class or of the right answer, or a score; None: unknown.
-    """
-
-    id: str
-    texts: tuple[str, ...]
-    label: int | float | None
-    choices: tuple[str, ...] = ()
+from gpt1cli.tasks.example import Ids
 
 
 class Special(NamedTuple):
@@ -45,7 +32,6 @@ class Laid(NamedTuple):
     shared: int = 0
 
 
-Ids = Sequence[int]
 Layout = Callable[[Sequence[Ids], Sequence[Ids], Special, int], Laid]  # texts, choices, special, n_positions
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data.hub import NoSubset, dataset, split_names
-from gpt1cli.tasks.layouts import Example
+from gpt1cli.tasks.example import Example
 
 if TYPE_CHECKING:
     from datasets import Features

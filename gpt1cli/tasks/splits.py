@@ -6,26 +6,25 @@ Shared by every command that scores a fine-tuned model. N items, O outputs of th
 from __future__ import annotations
 
 import hashlib
-import itertools
+import importlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-import torch
-
-from gpt1cli import metrics, tasks
 from gpt1cli.config.commands import EvaluateConfig, FewshotConfig, FinetuneConfig, SearchConfig, ZeroshotConfig
+from gpt1cli.config.schema import InputError, unknown
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.models.batch import Item
-from gpt1cli.objectives import TASK_LOSSES, TaskLoss, interpolation, ordinal
 from gpt1cli.runs.console import Progress
-from gpt1cli.tasks import few
-from gpt1cli.tasks.layouts import LAYOUTS, Example, Ids, special
-from gpt1cli.tokenizer import Tokenizer
+from gpt1cli.tasks import SOURCES, few_shot, glue
+from gpt1cli.tasks.example import Example, Loaded
+from gpt1cli.tasks.metrics import CLASSIFICATION, METRICS, REGRESSION
 
-TOGETHER = 1024  # examples whose texts go to the tokenizer at a time
+READ_FILES = ("story_cloze",)  # sources that task.path= means something to
+
 
 
 @dataclass(frozen=True)
@@ -79,19 +78,6 @@ def load_split(config: FinetuneConfig | EvaluateConfig, name: str, arrange: Arra
     return Split(examples, items, cut, dropped, left_out)
 
 
-def items_of(
-    task: TaskConfig, examples: Sequence[Example], vocabulary: Tokenizer, n_positions: int, branches: bool
-) -> tuple[list[Item], int]:
-    """Examples as items for a head, of which no position exceeds n_positions, and how many were cut for that.
-
-    A model without branches gets every sequence in a row of its own.
-    """
-    arrange, items, cuts = LAYOUTS[task.layout], [], 0
-    for example, texts, choices in encoded(examples, vocabulary):
-        laid = arrange(texts, choices, special(len(vocabulary)), n_positions)
-        items.append(Item.of(laid.rows, example.label, laid.shared if branches else 0))
-        cuts += laid.cut
-    return items, cuts
 
 
 def load_examples(
@@ -102,93 +88,34 @@ def load_examples(
     The examples that a limit leaves for validation and test are the same for every seed. With shots=K train and valid
     are K of each class, drawn from the training split by seed.
     """
-    loaded = tasks.load(config.task, name, config.hub, config.cache)
+    loaded = load(config.task, name, config.hub, config.cache)
     if loaded is None:
         return None
     if isinstance(config, FinetuneConfig | SearchConfig) and config.shots and name in ("train", "valid"):
-        train, valid = few.draw(config.task, loaded.examples, config.shots, config.seed)
+        train, valid = few_shot.draw(config.task, loaded.examples, config.shots, config.seed)
         return train if name == "train" else valid, loaded.dropped
     assert not isinstance(config, SearchConfig)  # which reads nothing else
     limit = getattr(config.limit, name.partition("_")[0])  # of valid_mismatched: that of valid
-    return tasks.limit(loaded.examples, limit, config.seed if name == "train" else 0), loaded.dropped
+    return limit(loaded.examples, limit, config.seed if name == "train" else 0), loaded.dropped
 
 
-def encoded(
-    examples: Sequence[Example], vocabulary: Tokenizer
-) -> Iterator[tuple[Example, Sequence[Ids], Sequence[Ids]]]:
-    """Each example with the token ids of its texts and of its choices, every text tokenised by itself.
-
-    As they stand behind one another: with byte-level pieces a blank comes before each.
-    """
-    for start in range(0, len(examples), TOGETHER):
-        some = examples[start : start + TOGETHER]
-        ids = iter(
-            vocabulary.encode_batch(vocabulary.running(text) for each in some for text in (*each.texts, *each.choices))
-        )
-        for example in some:
-            texts, choices = (list(itertools.islice(ids, len(given))) for given in (example.texts, example.choices))
-            yield example, texts, choices
 
 
 # --- what the head gives: how many values, which loss, which prediction -----------------------------------------------
 
 
-def outputs_of(task: TaskConfig) -> int:
-    """How many values the head gives for an item (for a choice: one for each answer)."""
-    if task.classes:
-        return len(task.labels)
-    assert task.range
-    return 1 if task.loss == "mse" else task.range[1] - task.range[0] + 1
-
-
-def loss_of(task: TaskConfig) -> TaskLoss:
-    """The task's loss, (outputs [N,O] fp32, labels [N]) -> [] summed."""
-    if task.loss == "ordinal":
-        assert task.range
-        lowest = task.range[0]
-        return lambda outputs, labels: ordinal(outputs, labels - lowest)
-    if task.loss == "interpolation":
-        assert task.range
-        low, high = task.range
-        return lambda outputs, labels: interpolation(outputs, (labels - low) / (high - low))
-    return TASK_LOSSES[task.loss]
-
-
-def probabilities(outputs: np.ndarray) -> np.ndarray:
-    """softmax over the outputs of each item. [N,O] -> [N,O]"""
-    return torch.from_numpy(outputs).softmax(-1).numpy()
-
-
-def predictions(task: TaskConfig, outputs: np.ndarray) -> np.ndarray:
-    """The likeliest class, the score, or what is expected of the levels or the two ends of it. [N,O] -> [N]"""
-    if task.classes:
-        return outputs.argmax(-1)
-    if task.loss == "mse":
-        return outputs[:, 0]
-    assert task.range
-    levels = task.range if task.loss == "interpolation" else range(task.range[0], task.range[1] + 1)
-    return probabilities(outputs) @ np.array(levels)
-
-
-def measured(task: TaskConfig, split: Split, outputs: np.ndarray) -> dict[str, float]:
-    """The mean loss and the metrics of a labelled split. outputs [N,O]"""
-    assert split.labels is not None
-    loss = loss_of(task)(torch.from_numpy(outputs), torch.tensor(split.labels)).item() / len(outputs)
-    return {"loss": loss, **metrics.score(task.metrics, split.labels, predictions(task, outputs))}
 
 
 
 
-def predicted(task: TaskConfig, examples: Sequence[Example], outputs: np.ndarray) -> Iterator[dict[str, Any]]:
-    """Of each example its id and prediction, and the probability of each label where the labels are classes."""
-    found = predictions(task, outputs)
-    if not task.classes:
-        for example, score in zip(examples, found, strict=True):
-            yield {"id": example.id, "prediction": round(float(score), 6)}
-        return
-    for example, prediction, row in zip(examples, found, probabilities(outputs), strict=True):
-        scores = {label: round(float(p), 6) for label, p in zip(task.labels, row, strict=True)}
-        yield {"id": example.id, "prediction": task.labels[prediction], "scores": scores}
+
+
+
+
+
+
+
+
 
 
 
@@ -200,9 +127,61 @@ def warn_absent(progress: Progress, task: TaskConfig, name: str) -> None:
     progress.say(f"{task.name} has no split {task.splits[name]} here: {name} is left out")
 
 
+def check(task: TaskConfig) -> None:
+    """InputError for a source or metrics that do not exist or do not fit: what groups.py, one floor below, cannot know.
+
+    Every command calls it before it asks for data.
+    """
+    errors = [f"task.metrics: {unknown(name, METRICS, 'metric')}" for name in task.metrics if name not in METRICS]
+    if task.source not in SOURCES:
+        errors.append(f"task.source: {unknown(task.source, SOURCES, 'source')}")
+    fitting = CLASSIFICATION if task.classes else REGRESSION
+    errors += [
+        f"task.metrics: {name} does not fit loss={task.loss}; right would be {', '.join(fitting)}"
+        for name in task.metrics
+        if name in METRICS and name not in fitting
+    ]
+    if "f1" in task.metrics and task.classes and (len(task.labels) != 2 or task.choices):
+        classes = "a choice's are places" if task.choices else f"task.labels={task.labels}"
+        errors.append(f"task.metrics=f1 is that of class 1 of two, but {classes}")
+    if task.path and task.source not in READ_FILES:
+        errors.append(f"task.path={task.path}: only task.source={', '.join(READ_FILES)} reads files of one's own")
+    elif task.path and not Path(task.path).is_dir():
+        errors.append(f"task.path={task.path}: no such folder")
+    errors += glue.check(task)
+    if errors:
+        raise InputError("\n".join(errors))
 
 
+def resolved(task: TaskConfig) -> TaskConfig:
+    """The task with what its files tell, where they are the user's own (task=file)."""
+    return importlib.import_module("gpt1cli.tasks.file").resolved(task) if task.source == "file" else task
 
 
-def _answers(task: TaskConfig) -> str:
-    return "labels " + ", ".join(task.labels) if task.classes else f"scores of {task.range}, loss {task.loss}"
+def load(task: TaskConfig, split: str, hub: str | None, cache: str | Path) -> Loaded | None:
+    """A split of a task under our name; None where the data set lacks it, InputError for train or valid.
+
+    Rows without a label are dropped, but for a test split that has no label at all: that one is there to be predicted.
+    """
+    check(task)
+    if split not in task.splits:
+        raise InputError(unknown(split, task.splits, f"split of task={task.name}"))
+    module, _, function = SOURCES[task.source].partition(":")
+    examples = getattr(importlib.import_module(module), function)(task, task.splits[split], hub, cache)
+    labelled = [example for example in examples or () if example.label is not None]
+    if split in ("train", "valid") and not labelled:
+        amiss = "has no labelled row" if examples else "is missing or empty"
+        place = f"{task.repo or getattr(task, split) or task.source}{', subset ' + task.subset if task.subset else ''}"
+        raise InputError(f"task={task.name}: split {task.splits[split]} of {place} {amiss}")
+    if examples and not labelled and split.startswith("test"):
+        return Loaded(examples, 0)
+    return Loaded(labelled, len(examples) - len(labelled)) if labelled else None
+
+
+def limit(examples: Sequence[Example], n: int | None, seed: int) -> list[Example]:
+    """The first n of a seeded shuffle, the same on every machine; all of them, as they come, where n is None."""
+    if n is None:
+        return list(examples)
+    shuffled = list(examples)
+    random.Random(seed).shuffle(shuffled)
+    return shuffled[:n]

@@ -19,7 +19,7 @@ import numpy as np
 
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
-from gpt1cli.tasks.layouts import Example
+from gpt1cli.tasks.example import Example
 
 # NOTE the released code shuffles CoLA's rows in place, these seeds one after the other: each begins from the order that
 # the one before it has left. Of all other tasks it shuffles a copy.
