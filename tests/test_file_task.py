@@ -12,7 +12,8 @@ import pytest
 from gpt1cli.config import options
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.config.task import TaskConfig
-from gpt1cli.tasks import file, splits
+from gpt1cli.tasks import splits
+from gpt1cli.tasks.sources import file
 
 
 def task_of(tmp_path, rows, kind, name="train.jsonl", **more) -> TaskConfig:

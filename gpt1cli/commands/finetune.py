@@ -35,8 +35,9 @@ from gpt1cli.runs import trackers
 from gpt1cli.runs.console import Progress
 from gpt1cli.runs.folder import cut_metrics, finish, is_finished
 from gpt1cli.runs.record import note, note_checksums
-from gpt1cli.tasks import few_shot, file, glue
+from gpt1cli.tasks import few_shot, glue
 from gpt1cli.tasks.classification import loss_of, measured, outputs_of
+from gpt1cli.tasks.sources import file
 from gpt1cli.tasks.splits import Split, check, load_examples, load_split, warn_absent
 from gpt1cli.tokenizer import Tokenizer
 

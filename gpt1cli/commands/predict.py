@@ -25,9 +25,9 @@ from gpt1cli.runs.console import Progress
 from gpt1cli.runs.files import whole
 from gpt1cli.runs.folder import finish
 from gpt1cli.runs.record import note
-from gpt1cli.tasks import file
 from gpt1cli.tasks.classification import predicted
 from gpt1cli.tasks.example import Example
+from gpt1cli.tasks.sources import file
 
 ROWS = 1024  # read at a time: memory does not grow with the file
 

@@ -6,11 +6,11 @@ A loader is a function (task, the data set's own split name, hub, cache) -> exam
 from __future__ import annotations
 
 SOURCES: dict[str, str] = {  # task.source -> its loader
-    "rows": "gpt1cli.tasks.rows:load",
-    "story_cloze": "gpt1cli.tasks.story_cloze:load",
-    "winograd": "gpt1cli.tasks.pronouns:winograd",
-    "dprd": "gpt1cli.tasks.pronouns:dprd",
-    "blimp": "gpt1cli.tasks.blimp:load",
-    "demo_world": "gpt1cli.tasks.demo:load",
-    "file": "gpt1cli.tasks.file:load",
+    "rows": "gpt1cli.tasks.sources.rows:load",
+    "story_cloze": "gpt1cli.tasks.sources.story_cloze:load",
+    "winograd": "gpt1cli.tasks.sources.pronouns:winograd",
+    "dprd": "gpt1cli.tasks.sources.pronouns:dprd",
+    "blimp": "gpt1cli.tasks.sources.blimp:load",
+    "demo_world": "gpt1cli.tasks.sources.demo:load",
+    "file": "gpt1cli.tasks.sources.file:load",
 }

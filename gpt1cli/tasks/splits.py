@@ -155,7 +155,7 @@ def check(task: TaskConfig) -> None:
 
 def resolved(task: TaskConfig) -> TaskConfig:
     """The task with what its files tell, where they are the user's own (task=file)."""
-    return importlib.import_module("gpt1cli.tasks.file").resolved(task) if task.source == "file" else task
+    return importlib.import_module("gpt1cli.tasks.sources.file").resolved(task) if task.source == "file" else task
 
 
 def load(task: TaskConfig, split: str, hub: str | None, cache: str | Path) -> Loaded | None:

@@ -15,7 +15,7 @@ from typing import Any
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.tasks.example import Example
-from gpt1cli.tasks.rows import NO_LABEL, columns_of, target
+from gpt1cli.tasks.sources.rows import NO_LABEL, columns_of, target
 
 SPLIT_SEED, VALID_ROWS = 3535999445, 374  # released code, datasets.py
 FILES = {"validation": "cloze_test_val*.csv", "test": "cloze_test_test*.csv"}

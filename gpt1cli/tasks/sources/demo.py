@@ -8,7 +8,7 @@ from gpt1cli.config.schema import InputError, unknown
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data import demo_world
 from gpt1cli.tasks.example import Example
-from gpt1cli.tasks.rows import answers
+from gpt1cli.tasks.sources.rows import answers
 
 
 def load(task: TaskConfig, split: str, hub: str | None, cache: str | Path) -> list[Example] | None:

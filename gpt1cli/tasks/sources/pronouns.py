@@ -12,7 +12,7 @@ from pathlib import Path
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.tasks.example import Example
-from gpt1cli.tasks.rows import columns_of, target
+from gpt1cli.tasks.sources.rows import columns_of, target
 
 POSSESSIVE = ("his", "her", "its", "their")  # NOTE "her" may be an object too; in the schemas it never is
 

@@ -21,7 +21,7 @@ from gpt1cli.config.schema import InputError, build, shown
 from gpt1cli.config.task import SCORES, TaskConfig
 from gpt1cli.data import tables
 from gpt1cli.tasks.example import Example
-from gpt1cli.tasks.rows import answers
+from gpt1cli.tasks.sources.rows import answers
 
 SEED = 0  # of the rows that are held out: the same for every run, so that runs can be compared
 

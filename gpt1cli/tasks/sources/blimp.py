@@ -8,7 +8,7 @@ from pathlib import Path
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data.hub import ALL, subsets
 from gpt1cli.tasks.example import Example
-from gpt1cli.tasks.rows import columns_of
+from gpt1cli.tasks.sources.rows import columns_of
 
 
 def load(task: TaskConfig, split: str, hub: str | None, cache: str | Path) -> list[Example] | None:
