@@ -7,7 +7,7 @@ import os
 TYPE_CHECKING = False  # typing's own costs a third of what `gpt1 --help` may take
 if TYPE_CHECKING:
     from gpt1cli.models.language_model import LanguageModel
-    from gpt1cli.tokenizer import Tokenizer
+    from gpt1cli.text.bpe import Tokenizer
 
 
 

@@ -15,12 +15,12 @@ import trouble
 from hypothesis import given, settings
 from transformers import GPT2Tokenizer
 
-from gpt1cli import bytelevel, corpus, documents, tokenizer, workers
 from gpt1cli.config.data import CorpusConfig, TokenizerConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.data import demo_world
 from gpt1cli.runs.console import Progress
-from gpt1cli.tokenizer import ByteTokenizer, Tokenizer, load, train_bytes
+from gpt1cli.text import bpe, bytelevel, corpus, documents, workers
+from gpt1cli.text.bpe import ByteTokenizer, Tokenizer, load, train_bytes
 
 UGLY = [
     "",
@@ -194,7 +194,7 @@ def test_damaged_tables_are_named(trained, tmp_path):
 
 
 def test_a_vocabulary_of_words_is_none_of_bytes():
-    assert not isinstance(tokenizer.of({"<unk>": 0, "a": 1, "a</w>": 2}, []), ByteTokenizer)
+    assert not isinstance(bpe.of({"<unk>": 0, "a": 1, "a</w>": 2}, []), ByteTokenizer)
 
 
 # --- a corpus ---------------------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def test_a_vocabulary_trained_on_a_corpus_is_cached_beside_one_of_words(tmp_path
         TokenizerConfig("bpe", "corpus", None, 10), source, None, str(tmp_path), quiet(tmp_path / "run")
     )
     assert words.level == "words" and words.identity != made.identity
-    monkeypatch.setattr(tokenizer, "train_bytes", lambda *_: pytest.fail("it was trained before"))
+    monkeypatch.setattr(bpe, "train_bytes", lambda *_: pytest.fail("it was trained before"))
     again = corpus.tokenizer_of(config, source, None, str(tmp_path), quiet(tmp_path / "run"))
     assert again.identity == made.identity
 

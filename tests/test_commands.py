@@ -229,7 +229,7 @@ def test_a_dry_run_does_four_passes_of_a_long_update(world, capsys):
 
 
 def test_a_plan_for_a_number_of_tokens_reads_no_text(world, monkeypatch):
-    monkeypatch.setattr("gpt1cli.documents.find", lambda *_: pytest.fail("the corpus was looked for"))
+    monkeypatch.setattr("gpt1cli.text.documents.find", lambda *_: pytest.fail("the corpus was looked for"))
     (world / "nothing").mkdir()
     words = ("dry_run=true", "plan.tokens=1e6", "epochs=3")
     run = ["pretrain", *SMALL, f"hub={world / 'nothing'}", f"hydra.run.dir={world / 'imagined'}", *words]

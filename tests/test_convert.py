@@ -20,7 +20,6 @@ from torch import Tensor
 from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
 import gpt1cli
-from gpt1cli import tokenizer
 from gpt1cli.cli.main import main
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import InputError, build
@@ -29,7 +28,8 @@ from gpt1cli.pretrained.hf_config import model_config as published_config
 from gpt1cli.pretrained.hf_config import settings_of_shards
 from gpt1cli.pretrained.hf_weights import from_published, read_published, to_published
 from gpt1cli.pretrained.load import fill
-from gpt1cli.tokenizer import Tokenizer
+from gpt1cli.text import bpe
+from gpt1cli.text.bpe import Tokenizer
 
 V = 37
 CONFIG = peer_config(V, layer_norm_epsilon=1e-4, attn_pdrop=0.3, embd_pdrop=0.4, resid_pdrop=0.5)
@@ -237,7 +237,7 @@ def test_the_config_of_gpt_1_is_that_of_base():
 
 @pytest.fixture(scope="module")
 def vocabulary() -> Tokenizer:
-    return tokenizer.train({"the": 9, "cat": 5, "sat": 4, "on": 3, "mat": 2}, 6)
+    return bpe.train({"the": 9, "cat": 5, "sat": 4, "on": 3, "mat": 2}, 6)
 
 
 def widened(rows: int, **changes: int) -> OpenAIGPTLMHeadModel:
@@ -306,7 +306,7 @@ def test_what_is_wrong_with_its_config_is_said(folder, change, message):
 
 
 def test_a_vocabulary_with_more_entries_than_the_table_has_rows_is_refused(folder):
-    tokenizer.train({"the": 9, "cats": 5, "sat": 4, "upon": 3, "mat": 2}, 9).save(folder)
+    bpe.train({"the": 9, "cats": 5, "sat": 4, "upon": 3, "mat": 2}, 9).save(folder)
     with pytest.raises(InputError, match="entries"):
         gpt1cli.load(folder)
 

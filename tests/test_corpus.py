@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from gpt1cli import corpus, documents, tokenizer, workers
 from gpt1cli.config.data import CorpusConfig, TokenizerConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.runs.console import Progress
+from gpt1cli.text import bpe, corpus, documents, workers
+from gpt1cli.text import windows as text_windows
 
 QUIET = functools.partial(Progress, None, mode="none")
 
@@ -32,9 +33,9 @@ def text_corpus(path: Path, column: str = "text") -> CorpusConfig:
 
 
 @pytest.fixture(scope="module")
-def vocabulary() -> tokenizer.Tokenizer:
+def vocabulary() -> bpe.Tokenizer:
     words = "the quick brown fox jumps over the lazy dog . one two three four five six seven eight nine ten".split()
-    return tokenizer.train(Counter(words * 9), merges=60)
+    return bpe.train(Counter(words * 9), merges=60)
 
 
 def shards_of(path: Path, vocabulary, cache: Path) -> corpus.Shards:
@@ -392,7 +393,7 @@ def test_tokenizer_trained_on_the_corpus_is_cached(tmp_path, monkeypatch):
     source = documents.find(text_corpus(path), None, str(tmp_path))
     wanted = TokenizerConfig("bpe", "corpus", None, 20)
     trained = corpus.tokenizer_of(wanted, source, None, str(tmp_path / "cache"), QUIET)
-    monkeypatch.setattr(tokenizer, "train", lambda *_: pytest.fail("trained twice"))
+    monkeypatch.setattr(bpe, "train", lambda *_: pytest.fail("trained twice"))
     assert corpus.tokenizer_of(wanted, source, None, str(tmp_path / "cache"), QUIET).identity == trained.identity
     with pytest.raises(InputError, match="has none"):
         corpus.tokenizer_of(wanted, None, None, str(tmp_path), QUIET)
@@ -400,26 +401,26 @@ def test_tokenizer_trained_on_the_corpus_is_cached(tmp_path, monkeypatch):
 
 def test_unigram_loss_by_hand(tmp_path):
     shards = corpus.Shards(tmp_path, np.array([0, 0, 0, 1]), np.array([0, 1]), 2)  # (3+1)/7, (1+1)/7, (0+1)/7
-    assert corpus.unigram_loss(shards, 3) == pytest.approx(-(np.log(4 / 7) + np.log(2 / 7)) / 2)
+    assert text_windows.unigram_loss(shards, 3) == pytest.approx(-(np.log(4 / 7) + np.log(2 / 7)) / 2)
 
 
 def test_windows_are_contiguous_and_follow_from_seed_and_step():
     tokens = np.arange(1000, dtype=np.uint16)
-    windows = corpus.random_windows(tokens, 16, 8, seed=3, step=5)
+    windows = text_windows.random_windows(tokens, 16, 8, seed=3, step=5)
     assert windows.shape == (8, 17) and (np.diff(windows.astype(int), axis=1) == 1).all()
-    assert (windows == corpus.random_windows(tokens, 16, 8, seed=3, step=5)).all()
-    assert (windows != corpus.random_windows(tokens, 16, 8, seed=3, step=6)).any()
-    assert (windows != corpus.random_windows(tokens, 16, 8, seed=4, step=5)).any()
+    assert (windows == text_windows.random_windows(tokens, 16, 8, seed=3, step=5)).all()
+    assert (windows != text_windows.random_windows(tokens, 16, 8, seed=3, step=6)).any()
+    assert (windows != text_windows.random_windows(tokens, 16, 8, seed=4, step=5)).any()
 
 
 def test_random_windows_reach_both_ends():
     tokens = np.arange(20, dtype=np.uint16)
-    starts = {int(w[0]) for step in range(50) for w in corpus.random_windows(tokens, 16, 8, 0, step)}
+    starts = {int(w[0]) for step in range(50) for w in text_windows.random_windows(tokens, 16, 8, 0, step)}
     assert starts == {0, 1, 2, 3}
 
 
 def test_validation_windows_predict_each_token_once():
     tokens = np.arange(100, dtype=np.uint16)
-    windows = corpus.spread_windows(tokens, context=10, limit=10**6)
+    windows = text_windows.spread_windows(tokens, context=10, limit=10**6)
     assert windows[:, 1:].flatten().tolist() == list(range(1, 91))
-    assert len(corpus.spread_windows(tokens, context=10, limit=30)) == 3
+    assert len(text_windows.spread_windows(tokens, context=10, limit=30)) == 3

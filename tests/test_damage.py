@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt1cli import corpus, documents, tokenizer
 from gpt1cli.config.data import CorpusConfig, TokenizerConfig
 from gpt1cli.config.model import Finetuning, ModelConfig, Pretraining
 from gpt1cli.config.schema import InputError
@@ -24,10 +23,11 @@ from gpt1cli.pretrained import load, locate
 from gpt1cli.pretrained.load import State
 from gpt1cli.runs import files
 from gpt1cli.runs.console import Progress
+from gpt1cli.text import bpe, corpus, documents
 
 SMALL = ModelConfig("small", 1, 16, 2, 32, 16, 0.0, 0.0, 0.0, 1e-5, 0.02, Pretraining(4, 16, 1e-3, 2), Finetuning(1e-3))
 TOKENIZER = TokenizerConfig("bpe", "corpus", None, 9)
-VOCABULARY = tokenizer.train({"abcdefghij": 3, "klmnopqrst": 2}, merges=9)
+VOCABULARY = bpe.train({"abcdefghij": 3, "klmnopqrst": 2}, merges=9)
 FILES = ("model.safetensors", "training.safetensors", "state.json", "config.json", "vocab.json", "merges.txt")
 
 
@@ -140,7 +140,7 @@ def test_a_strangers_state_names_no_place_outside(run, best):
 
 
 def test_a_tokenizer_of_another_size_is_refused(run):
-    other = tokenizer.train({"abcdefghij": 3, "klmnopqrst": 2}, merges=3)
+    other = bpe.train({"abcdefghij": 3, "klmnopqrst": 2}, merges=3)
     assert len(other) < len(VOCABULARY)
     folder, body = run / "checkpoints" / "6", Transformer(SMALL, len(VOCABULARY))
     weights = {f"body.{name}": p.detach() for name, p in body.named_parameters()}

@@ -313,10 +313,10 @@ def test_the_papers_tasks_are_answered(test_hub, runs, tmp_path, task):
 
 @pytest.mark.realdata
 def test_the_words_of_shipped_prompts_are_single_pieces_of_the_published_vocabulary(test_hub):
-    from gpt1cli import tokenizer
     from gpt1cli.config import options
+    from gpt1cli.text import bpe
 
-    vocabulary = tokenizer.load(Path(test_hub) / "openai-community" / "openai-gpt")
+    vocabulary = bpe.load(Path(test_hub) / "openai-community" / "openai-gpt")
     for name in options.names("task"):
         prompt = options.values("task", name).get("prompt", {})
         for word in prompt.get("words", {}).values():

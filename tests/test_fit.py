@@ -15,11 +15,9 @@ import pytest
 import torch
 from small import NO_DROPOUT
 
-from gpt1cli import tokenizer
 from gpt1cli.config.model import Finetuning, ModelConfig, Pretraining
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.training import OptimizerConfig
-from gpt1cli.corpus import random_windows
 from gpt1cli.fit import Plan, fit
 from gpt1cli.models.batch import windows_batch
 from gpt1cli.models.transformer import Transformer
@@ -30,11 +28,13 @@ from gpt1cli.pretrained.load import State
 from gpt1cli.runs import files, signals
 from gpt1cli.runs import folder as runs_folder
 from gpt1cli.runs.console import Progress
+from gpt1cli.text import bpe
+from gpt1cli.text.windows import random_windows
 
 SMALL = ModelConfig("small", 1, 16, 2, 32, 16, 0.1, 0.1, 0.1, 1e-5, 0.02, Pretraining(4, 16, 1e-3, 2), Finetuning(1e-3))
 ADAMW = OptimizerConfig("adamw", 0.9, 0.999, 1e-8, 0.01, 1.0)
 TOKENS = np.random.default_rng(0).integers(0, 30, 500).astype(np.uint16)
-VOCABULARY = tokenizer.train({"abcdefghij": 3, "klmnopqrst": 2}, merges=9)
+VOCABULARY = bpe.train({"abcdefghij": 3, "klmnopqrst": 2}, merges=9)
 STEPS = 12
 
 

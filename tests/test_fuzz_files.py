@@ -29,7 +29,6 @@ from strategies import (
     unharmed,
 )
 
-from gpt1cli import tokenizer
 from gpt1cli.cli import hydra_loader
 from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.main import main
@@ -43,6 +42,7 @@ from gpt1cli.models.transformer import Transformer
 from gpt1cli.optim import Optimizer
 from gpt1cli.pretrained import load
 from gpt1cli.pretrained.load import State
+from gpt1cli.text import bpe
 
 LOAD, LOADED = Composer.load, dict[Any, Any]()
 QUIET = ("runtime.threads=1", "runtime.progress=none")
@@ -91,7 +91,7 @@ def pretrained(folder: Path) -> None:
     shape = ModelConfig(
         "small", 1, 16, 2, 64, 32, 0.0, 0.0, 0.0, 1e-5, 0.02, Pretraining(4, 16, 1e-3, 2), Finetuning(1e-3)
     )
-    vocabulary = tokenizer.train({"the": 9, "cat": 5, "good": 4, "a": 3, "0": 2}, merges=9)
+    vocabulary = bpe.train({"the": 9, "cat": 5, "good": 4, "a": 3, "0": 2}, merges=9)
     model = Transformer(shape, len(vocabulary))
     optimizer = Optimizer(model, OptimizerConfig("adamw", 0.9, 0.999, 1e-8, 0.01, 1.0))
     about = load.description(shape, TokenizerConfig("bpe", "corpus", None, 9), vocabulary, model)

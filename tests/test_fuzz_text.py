@@ -10,12 +10,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import changed, drawn, examples, files, texts
 
-from gpt1cli import text as rules
-from gpt1cli import tokenizer
 from gpt1cli.config.schema import InputError
-from gpt1cli.tokenizer import UNKNOWN, Tokenizer
+from gpt1cli.text import bpe, normalise
+from gpt1cli.text.bpe import UNKNOWN, Tokenizer
 
-TRAINED = tokenizer.train({"the": 9, "cat": 5, "sat": 4, "then": 3, "é": 2, "'s": 2, "...": 2}, merges=12)
+TRAINED = bpe.train({"the": 9, "cat": 5, "sat": 4, "then": 3, "é": 2, "'s": 2, "...": 2}, merges=12)
 
 
 @examples(6, 1000)
@@ -51,8 +50,8 @@ def test_words_are_counted_as_they_are_cut(count):
     @drawn(count)
     @given(texts)
     def check(text):
-        words = rules.words(text)
-        assert sum(rules.count_words(text).values()) == len(words)
+        words = normalise.words(text)
+        assert sum(normalise.count_words(text).values()) == len(words)
 
     check()
 
@@ -73,7 +72,7 @@ def test_a_tokenizers_files_are_read_or_refused(tmp_path, count):
         (broken / "vocab.json").write_bytes(first)
         (broken / "merges.txt").write_bytes(second)
         try:
-            found = tokenizer.load(broken)
+            found = bpe.load(broken)
         except InputError as error:
             assert "no usable tokenizer" in str(error)
             return
@@ -91,7 +90,7 @@ def test_a_vocabulary_is_trained_on_any_words(count):
     )
     def check(counts):
         try:
-            found = tokenizer.train(counts, merges=5)
+            found = bpe.train(counts, merges=5)
         except InputError as error:
             assert "no word" in str(error)
             return

@@ -30,7 +30,7 @@ from gpt1cli.models.transformer import Past, Transformer
 from gpt1cli.pretrained import hf_config, locate
 from gpt1cli.pretrained.hf_weights import from_published, read_published, to_published
 from gpt1cli.pretrained.load import transfer
-from gpt1cli.tokenizer import ByteTokenizer, train_bytes
+from gpt1cli.text.bpe import ByteTokenizer, train_bytes
 
 V = 61
 PRE = {**SHAPE, **NO_DROPOUT, "norm": "pre"}

@@ -14,7 +14,6 @@ import torch
 from small import SHAPE, model_config, read, stir
 from torch import Tensor, nn
 
-from gpt1cli import tokenizer
 from gpt1cli.config import options
 from gpt1cli.config import template as config_template
 from gpt1cli.config.schema import InputError, build
@@ -25,8 +24,9 @@ from gpt1cli.models.transformer import Past, Transformer
 from gpt1cli.prompts.prompt import Piece, Prompt, Query, class_of, lay, literal
 from gpt1cli.prompts.scoring import answers
 from gpt1cli.tasks.example import Example
-from gpt1cli.text import words as words_of
-from gpt1cli.tokenizer import Tokenizer
+from gpt1cli.text import bpe
+from gpt1cli.text.bpe import Tokenizer
+from gpt1cli.text.normalise import words as words_of
 
 
 @functools.cache
@@ -36,7 +36,7 @@ def vocabulary() -> Tokenizer:
     for document in demo_world.documents(count=40):
         for word in words_of(document):
             counts[word] = counts.get(word, 0) + 1
-    return tokenizer.train(counts, 300)
+    return bpe.train(counts, 300)
 
 
 def task_of(option: str, **prompt: Any) -> TaskConfig:

@@ -14,12 +14,12 @@ from small import read
 from strategies import accepted_or_refused, ran, state_of
 from test_fuzz_files import QUIET, remade, world  # noqa: F401 (world is a fixture)
 
-from gpt1cli import tokenizer
 from gpt1cli.config.schema import InputError, flat
 from gpt1cli.evaluation import predictor
 from gpt1cli.pretrained import load
 from gpt1cli.runs import files
 from gpt1cli.runs import folder as runs_folder
+from gpt1cli.text import bpe
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -325,13 +325,13 @@ def test_labels_and_ids_are_no_paths_and_no_formulas(world, tmp_path):  # noqa: 
 # --- another tokenizer ------------------------------------------------------------------------------------------------
 
 
-def other_merges(vocabulary: tokenizer.Tokenizer) -> tokenizer.Tokenizer:
+def other_merges(vocabulary: bpe.Tokenizer) -> bpe.Tokenizer:
     """A vocabulary of the same size, with other merges: the ids of two symbols have changed places."""
     entries = dict(vocabulary.vocabulary)
     first, second = list(entries)[1:3]
     swapped = {first: second, second: first}
     turned = {swapped.get(entry, entry): index for entry, index in entries.items()}
-    return tokenizer.Tokenizer(turned, vocabulary.merges)
+    return bpe.Tokenizer(turned, vocabulary.merges)
 
 
 @pytest.mark.parametrize("part", ["run", "pretrained", "exported"])

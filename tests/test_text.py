@@ -12,7 +12,7 @@ import trouble
 from ftfy.badness import is_bad
 from hypothesis import given, settings
 
-from gpt1cli import text
+from gpt1cli.text import normalise
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ from gpt1cli import text
     ],
 )
 def test_standardise(raw: str, standard: str) -> None:
-    assert text.standardise(raw) == standard
+    assert normalise.standardise(raw) == standard
 
 
 @pytest.mark.parametrize(
@@ -49,8 +49,8 @@ def test_standardise(raw: str, standard: str) -> None:
         ("\n", []),
         ("The CAT sat.", ["the", "cat", "sat", "."]),
         ("Don't! I'm", ["do", "n't", "!", "i", "'m"]),
-        ("one\n\n two", ["one", text.NEWLINE, "two"]),
-        ("one\r\ntwo\rthree", ["one", text.NEWLINE, "two", text.NEWLINE, "three"]),
+        ("one\n\n two", ["one", normalise.NEWLINE, "two"]),
+        ("one\r\ntwo\rthree", ["one", normalise.NEWLINE, "two", normalise.NEWLINE, "three"]),
         ("“Curly” ‘quotes’", ['"', "curly", '"', "'", "quotes", "'"]),
         ("cafÃ© naÃ¯ve", ["café", "naïve"]),  # mojibake repaired
         ("e\u0301", ["é"]),  # a combining accent composed
@@ -60,27 +60,27 @@ def test_standardise(raw: str, standard: str) -> None:
     ],
 )
 def test_words(raw: str, expected: list[str]) -> None:
-    assert text.words(raw) == expected
+    assert normalise.words(raw) == expected
 
 
 def test_memory_of_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "STRINGS_KEPT", 3000)
+    monkeypatch.setattr(normalise, "STRINGS_KEPT", 3000)
     for part in range(4):
         new = [f"new{part}word{number}" for number in range(1000)]
-        assert text.words(" ".join(new)) == new
-        assert len(text._english().vocab.strings) <= 3000
-        assert text.count_words(" ".join(f"{word}.5" for word in new)) == Counter(f"{word}.5" for word in new)
-        assert len(text._english().vocab.strings) <= 3000
+        assert normalise.words(" ".join(new)) == new
+        assert len(normalise._english().vocab.strings) <= 3000
+        assert normalise.count_words(" ".join(f"{word}.5" for word in new)) == Counter(f"{word}.5" for word in new)
+        assert len(normalise._english().vocab.strings) <= 3000
 
 
 def test_versions_name_what_is_installed() -> None:
     expected = {"ftfy": importlib.metadata.version("ftfy"), "spacy": importlib.metadata.version("spacy")}
-    assert text.versions() == expected
+    assert normalise.versions() == expected
 
 
 def test_import_and_versions_load_neither_library() -> None:
     code = (
-        "import sys, gpt1cli.text, gpt1cli.tokenizer; gpt1cli.text.versions();"
+        "import sys, gpt1cli.text.normalise, gpt1cli.text.bpe; gpt1cli.text.normalise.versions();"
         "print(sorted({'ftfy', 'spacy', 'tokenizers', 'torch'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -107,29 +107,29 @@ def test_import_and_versions_load_neither_library() -> None:
     ],
 )
 def test_repaired_is_what_ftfy_makes_of_it(raw: str) -> None:
-    assert "".join(text.repaired(raw)) == ftfy.fix_text(raw)
+    assert "".join(normalise.repaired(raw)) == ftfy.fix_text(raw)
 
 
 def test_portions_are_whole_lines() -> None:
-    portions = list(text.repaired("0123456789" * 81 + "\n" + "a line\n" * 5000))
+    portions = list(normalise.repaired("0123456789" * 81 + "\n" + "a line\n" * 5000))
     assert len(portions) > 3
     assert all(portion.endswith("\n") for portion in portions)
     assert sum(map(len, portions)) == 811 + 7 * 5000
 
 
-@pytest.mark.parametrize("together", text.TOGETHER)
+@pytest.mark.parametrize("together", normalise.TOGETHER)
 def test_no_sequence_of_these_characters_is_mojibake_to_ftfy(together: str) -> None:
     """Its signs of more than three characters all have "Ã", "Â", "Ø", "Ù" or a Cyrillic letter in them."""
     characters = [*together, *"aZ1 .\n"]
     assert not [triple for triple in map("".join, product(characters, repeat=3)) if is_bad(triple)]
     for pair in map("".join, product(characters, repeat=2)):
-        assert text._harmless(pair)
-        assert text._uncurled(pair) == ftfy.fix_text(pair)
+        assert normalise._harmless(pair)
+        assert normalise._uncurled(pair) == ftfy.fix_text(pair)
 
 
 def test_harmless_ascii_is_what_ftfy_leaves_alone() -> None:
     for character in map(chr, range(128)):
-        assert text._harmless(character) == (ftfy.fix_text(character) == text._uncurled(character))
+        assert normalise._harmless(character) == (ftfy.fix_text(character) == normalise._uncurled(character))
 
 
 @pytest.mark.parametrize(
@@ -153,28 +153,28 @@ def test_harmless_ascii_is_what_ftfy_leaves_alone() -> None:
     ],
 )
 def test_parts(chunk: str, expected: list[str]) -> None:
-    assert text.parts(chunk) == expected
-    assert [text.parts(part) for part in expected] == [[part] for part in expected]
+    assert normalise.parts(chunk) == expected
+    assert [normalise.parts(part) for part in expected] == [[part] for part in expected]
 
 
 def test_a_word_that_its_neighbour_changes_is_not_cut_by_itself() -> None:
     """spaCy takes the two apostrophes for the exception "''", although they are apart; 'em is then no exception."""
-    assert text.words("'em.'") == ["'em", ".", "'"]
-    assert text.words("boys' 'em.'") == ["boys", "'", "'", "em", ".", "'"]
-    with pytest.raises(text.Entangled):
-        text.part_words("'em.'")
-    assert text.part_words("boys'") == ["boys", "'"]
-    assert text.count_words("boys' 'em.'\n'em.'") == {"boys": 1, "'": 4, "em": 1, ".": 2, "'em": 1, text.NEWLINE: 1}
+    assert normalise.words("'em.'") == ["'em", ".", "'"]
+    assert normalise.words("boys' 'em.'") == ["boys", "'", "'", "em", ".", "'"]
+    with pytest.raises(normalise.Entangled):
+        normalise.part_words("'em.'")
+    assert normalise.part_words("boys'") == ["boys", "'"]
+    assert normalise.count_words("boys' 'em.'\n'em.'") == {"boys": 1, "'": 4, "em": 1, ".": 2, "'em": 1, normalise.NEWLINE: 1}
 
 
 def test_words_counted_by_hand() -> None:
-    assert text.count_words("") == text.count_words(" \n\t\n") == {}
-    assert text.count_words("a") == {"a": 1}
-    assert text.count_words("\nThe cat.\n\n \nThe CAT.\n") == {"the": 2, "cat": 2, ".": 2, text.NEWLINE: 1}
+    assert normalise.count_words("") == normalise.count_words(" \n\t\n") == {}
+    assert normalise.count_words("a") == {"a": 1}
+    assert normalise.count_words("\nThe cat.\n\n \nThe CAT.\n") == {"the": 2, "cat": 2, ".": 2, normalise.NEWLINE: 1}
 
 
 @settings(max_examples=200, derandomize=True, deadline=None)
 @given(trouble.texts)
 def test_the_fast_way_finds_the_same_words(raw: str) -> None:
-    assert "".join(text.repaired(raw)) == ftfy.fix_text(raw)
-    assert text.count_words(raw) == Counter(text.words(raw))
+    assert "".join(normalise.repaired(raw)) == ftfy.fix_text(raw)
+    assert normalise.count_words(raw) == Counter(normalise.words(raw))

@@ -19,10 +19,9 @@ import spacy
 import trouble
 from hypothesis import given, settings
 
-from gpt1cli import lookup
-from gpt1cli import text as rules
 from gpt1cli.config.schema import InputError
-from gpt1cli.tokenizer import Tokenizer, load, train
+from gpt1cli.text import chunk_cache, normalise
+from gpt1cli.text.bpe import Tokenizer, load, train
 
 # --- the reference: the published rules once more, step by step, as the released code orders them ---------------------
 
@@ -113,7 +112,7 @@ def random_texts(count: int) -> list[str]:
 @pytest.fixture(scope="module")
 def trained() -> Tokenizer:
     """A small vocabulary over the ordinary texts: it knows their symbols and no emoji, accent or CJK."""
-    return train(Counter(word for line in ORDINARY * 3 for word in rules.words(line)), merges=300)
+    return train(Counter(word for line in ORDINARY * 3 for word in normalise.words(line)), merges=300)
 
 
 def spelling(symbols: str, filler: int = 0) -> Tokenizer:
@@ -199,7 +198,7 @@ def test_much_random_trouble_has_the_ids_of_the_plain_way() -> None:
 
 def test_every_exception_within_marks_has_the_ids_of_the_plain_way() -> None:
     """All exceptions of spaCy's, alone and as neighbours, in shuffled order and with marks that take them apart."""
-    exceptions, marks = sorted(rules._english().rules), ["", "", "'", "''", ".", ".'", "'.", ":", "'s", "..", ",", '"']
+    exceptions, marks = sorted(normalise._english().rules), ["", "", "'", "''", ".", ".'", "'.", ":", "'s", "..", ",", '"']
     chance = random.Random(3)
     for _ in range(6):
         chance.shuffle(exceptions)
@@ -241,14 +240,14 @@ def test_a_line_break_without_an_entry_is_unknown_and_not_lost_among_the_unknown
 def test_what_is_remembered_is_bounded_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "\n".join(ORDINARY)
     expected = SPELLING.encode(text)
-    monkeypatch.setattr(rules, "CHUNKS", 20)
-    monkeypatch.setattr(lookup, "CHUNKS", 20)
+    monkeypatch.setattr(normalise, "CHUNKS", 20)
+    monkeypatch.setattr(chunk_cache, "CHUNKS", 20)
     tokenizer = spelling("".join(map(chr, range(33, 127))) + "éñ½°…")
     assert tokenizer.encode(text) == tokenizer.encode(text) == expected
     assert len(tokenizer._lookup) == len(tokenizer._parts) == 20
     monkeypatch.undo()
     assert tokenizer.encode("") == []  # a chunk for the end of a text
-    word = "the" * rules.CHUNK_SYMBOLS
+    word = "the" * normalise.CHUNK_SYMBOLS
     assert tokenizer.encode(word) == tokenizer.encode(word) == SPELLING.encode(word)
     assert (len(tokenizer._lookup), len(tokenizer._parts)) == (21, 20)
 
@@ -261,9 +260,9 @@ def test_many_texts_at_once_get_the_ids_of_each_alone(
     monkeypatch: pytest.MonkeyPatch, row_bits: int, looked_up: int, chunks: int
 ) -> None:
     """Whether chunks have a row or share it or are not remembered, and wherever a text is cut for the look-up."""
-    monkeypatch.setattr(lookup, "CHUNKS", chunks)
-    monkeypatch.setattr(lookup, "ROW_BITS", row_bits)
-    monkeypatch.setattr(rules, "LOOKED_UP", looked_up)
+    monkeypatch.setattr(chunk_cache, "CHUNKS", chunks)
+    monkeypatch.setattr(chunk_cache, "ROW_BITS", row_bits)
+    monkeypatch.setattr(normalise, "LOOKED_UP", looked_up)
     tokenizer = spelling("".join(map(chr, range(33, 127))) + "éñ½°…")
     entangled = ["'Call the boys' 'em.'\nand the others", "x\nboys' 'em.' unheard-of"]
     long = ["a" * 15, "a" * 16, "a" * 17, "a" * 15 + "b", "b" * 300]
@@ -277,7 +276,7 @@ def test_many_texts_at_once_get_the_ids_of_each_alone(
 
 def test_an_interrupted_look_up_leaves_nothing_half_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer, text = spelling("".join(map(chr, range(33, 127)))), " ".join(ORDINARY)
-    original, calls = rules.part_words, []
+    original, calls = normalise.part_words, []
 
     def interrupting(part: str) -> list[str]:
         calls.append(part)
@@ -286,7 +285,7 @@ def test_an_interrupted_look_up_leaves_nothing_half_remembered(monkeypatch: pyte
         return original(part)
 
     with monkeypatch.context() as patched:
-        patched.setattr(rules, "part_words", interrupting)
+        patched.setattr(normalise, "part_words", interrupting)
         with pytest.raises(KeyboardInterrupt):
             tokenizer.encode(text)
     assert tokenizer.encode(text) == tokenizer.encode(text) == tokenizer.encode_plain(text)
@@ -337,7 +336,7 @@ def test_two_megabytes_of_books_equal_the_reference(published: Tokenizer) -> Non
     assert size == 2_000_000
     for text, ids in zip(texts, published.encode_batch(texts), strict=True):
         assert ids == expected(text), text[:100]
-        assert rules.count_words(text) == Counter(rules.words(text)), text[:100]
+        assert normalise.count_words(text) == Counter(normalise.words(text)), text[:100]
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
@@ -403,7 +402,7 @@ def test_training_stops_where_no_pair_is_seen_twice() -> None:
 
 
 def test_training_depends_on_counts_not_on_their_order(trained: Tokenizer) -> None:
-    words = [word for line in ORDINARY * 3 for word in rules.words(line)]
+    words = [word for line in ORDINARY * 3 for word in normalise.words(line)]
     for seed in range(3):
         random.Random(seed).shuffle(words)
         assert train(Counter(words), merges=300).vocabulary == trained.vocabulary
@@ -432,12 +431,12 @@ def test_a_word_with_a_rare_symbol_teaches_no_merge() -> None:
 
 
 def test_line_breaks_and_marks_of_the_vocabulary_are_no_words() -> None:
-    tokenizer = train({rules.NEWLINE: 50, "a<unk>b": 9, "a</w>b": 9, "ab": 2}, merges=50)
+    tokenizer = train({normalise.NEWLINE: 50, "a<unk>b": 9, "a</w>b": 9, "ab": 2}, merges=50)
     assert tokenizer.merges == [("a", "b</w>")]
     assert tokenizer.encode("ab\nab") == [len(tokenizer) - 2, len(tokenizer) - 1, len(tokenizer) - 2]
 
 
-@pytest.mark.parametrize("counts", [{}, {rules.NEWLINE: 7}])
+@pytest.mark.parametrize("counts", [{}, {normalise.NEWLINE: 7}])
 def test_an_empty_corpus_is_the_users_error(counts: dict[str, int]) -> None:
     with pytest.raises(InputError, match="no word to train a vocabulary on"):
         train(counts, merges=10)
@@ -484,7 +483,7 @@ def test_identity_follows_everything_that_decides_the_ids(monkeypatch: pytest.Mo
     first, second, third, fourth, *rest = tokenizer.merges
     reordered = Tokenizer(tokenizer.vocabulary, [first, second, fourth, third, *rest])
     assert reordered.identity != tokenizer.identity
-    monkeypatch.setattr(rules, "versions", lambda: {"ftfy": "0", "spacy": "0"})
+    monkeypatch.setattr(normalise, "versions", lambda: {"ftfy": "0", "spacy": "0"})
     assert train(LOW, merges=7).identity != tokenizer.identity
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from gpt1cli import text as rules
+from gpt1cli.text import normalise
 
 WORDS = "the Wed wed. THE A A. AA. John's s d Tis em 'em wed 'wed. Don't. 'a' x.y U.S. e.g. U.S.A. v.v 0.0 ſ İ ΑΣ ǅ"
 NUMBERS = "10am 10a.m. 7p.m.. 5km 3.50 $5 5% 12/03 1,000 1-2 °c. 2² ½"
@@ -21,7 +21,7 @@ VISIBLE = " ".join((WORDS, NUMBERS, QUOTES, MARKS, FACES, WEB, OTHER)).split(" "
 PIECES = [*VISIBLE, *CONTROL, *BLANKS, *LINES, *" " * 40]
 
 pieces = st.sampled_from(PIECES)
-exceptions = st.deferred(lambda: st.sampled_from(sorted(rules._english().rules)))
+exceptions = st.deferred(lambda: st.sampled_from(sorted(normalise._english().rules)))
 around = st.sampled_from(["", "'", "''", ".", "'.", ".'", ":", "'s", "’", '"', ",", "(", ")", "_", " .", " '"])
 
 texts = st.one_of(

@@ -13,11 +13,11 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from gpt1cli import tokenizer
 from gpt1cli.bench.contest import Contender, Contest, Job, Setting
 from gpt1cli.data import demo_world
-from gpt1cli.text import words
-from gpt1cli.tokenizer import Tokenizer
+from gpt1cli.text import bpe
+from gpt1cli.text.bpe import Tokenizer
+from gpt1cli.text.normalise import words
 
 HERE = __name__
 
@@ -124,5 +124,5 @@ def size(texts: Iterable[str]) -> int:
 def tokenizer_of(texts: list[str], vocabulary: str | None) -> Tokenizer:
     """The tokenizer of a folder, or one with 2,000 merges trained on the texts."""
     if vocabulary:
-        return tokenizer.load(Path(vocabulary))
-    return tokenizer.train(Counter(word for document in texts[:200] for word in words(document)), 2000)
+        return bpe.load(Path(vocabulary))
+    return bpe.train(Counter(word for document in texts[:200] for word in words(document)), 2000)

@@ -24,7 +24,7 @@ from gpt1cli.pretrained.hf_weights import last_norm, to_published, write_publish
 from gpt1cli.runs.files import appearing, read_config, read_json, read_jsonl
 from gpt1cli.runs.folder import finish
 from gpt1cli.runs.record import environment
-from gpt1cli.tokenizer import SPECIAL
+from gpt1cli.text.bpe import SPECIAL
 
 TEXT_RULES = {  # by what the tokenizer's symbols are parts of
     "words": "AutoTokenizer of transformers 5 does not apply the published text rules (ftfy, standardisation, spaCy)"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt1cli import corpus, distributed, planning, rehearsal, runtime
+from gpt1cli import distributed, planning, rehearsal, runtime
 from gpt1cli.batches import Epochs
 from gpt1cli.config.commands import FinetuneConfig
 from gpt1cli.data.hub import Need, task_needs, tokenizer_needs
@@ -39,7 +39,8 @@ from gpt1cli.tasks import few_shot, glue
 from gpt1cli.tasks.classification import loss_of, measured, outputs_of
 from gpt1cli.tasks.sources import file
 from gpt1cli.tasks.splits import Split, check, load_examples, load_split, warn_absent
-from gpt1cli.tokenizer import Tokenizer
+from gpt1cli.text import corpus
+from gpt1cli.text.bpe import Tokenizer
 
 
 def needs(config: FinetuneConfig) -> list[Need]:

@@ -19,7 +19,7 @@ from gpt1cli.pretrained.locate import init_needs
 from gpt1cli.runs.files import append_jsonl
 from gpt1cli.runs.folder import finish
 from gpt1cli.runs.record import note
-from gpt1cli.tokenizer import Tokenizer
+from gpt1cli.text.bpe import Tokenizer
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what bytes are decoded to that are no character, or none yet
 

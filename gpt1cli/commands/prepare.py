@@ -6,11 +6,11 @@ import functools
 import time
 from pathlib import Path
 
-from gpt1cli import corpus, documents
 from gpt1cli.config.commands import PrepareConfig
 from gpt1cli.data.hub import Need, corpus_needs, tokenizer_needs
 from gpt1cli.runs.console import Progress
 from gpt1cli.runs.folder import finish
+from gpt1cli.text import corpus, documents
 
 
 def needs(config: PrepareConfig) -> list[Need]:

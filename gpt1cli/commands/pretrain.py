@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt1cli import corpus, distributed, documents, planning, rehearsal, runtime
+from gpt1cli import distributed, planning, rehearsal, runtime
 from gpt1cli.batches import portion
 from gpt1cli.config.commands import PretrainConfig
 from gpt1cli.config.schema import InputError
@@ -32,7 +32,9 @@ from gpt1cli.runs.files import read_jsonl
 from gpt1cli.runs.folder import cut_metrics, finish, is_finished
 from gpt1cli.runs.record import note, note_checksums
 from gpt1cli.runtime import Machine
-from gpt1cli.tokenizer import Tokenizer
+from gpt1cli.text import corpus, documents
+from gpt1cli.text.bpe import Tokenizer
+from gpt1cli.text.windows import random_windows, spread_windows, unigram_loss
 
 PLATEAU = 0.05  # nats below the unigram loss: post-norm blocks stay there when the rate is high for the warm-up
 
@@ -78,7 +80,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
     cut_metrics(folder / "metrics.jsonl", state.step if state.step else -1)
 
     factor, warmup = SCHEDULES[config.schedule.name], warmup_of(config, plan.steps)
-    valid = corpus.spread_windows(shards.valid, config.context, config.eval_tokens)
+    valid = spread_windows(shards.valid, config.context, config.eval_tokens)
 
     def evaluate() -> tuple[dict[str, float], float]:
         loss = team.read(lambda model: mean_token_loss(model, valid, machine.token_budget))
@@ -109,7 +111,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
         )
         metrics = read_jsonl(folder / "metrics.jsonl")
         last = next(line for line in reversed(metrics) if line["split"] == "valid")
-        unigram = corpus.unigram_loss(shards, model.tokens.num_embeddings)
+        unigram = unigram_loss(shards, model.tokens.num_embeddings)
         result = {
             **result_of("pretrain", config, state, machine),
             "parameters": parameters,
@@ -144,7 +146,7 @@ def batches(
     config: PretrainConfig, machine: Machine, tokens: np.ndarray, step: int, halvings: int = 0
 ) -> Iterator[Batch]:
     """The micro-batches of an update: windows at random places, a function of (seed, step), shared by all processes."""
-    windows = corpus.random_windows(tokens, config.context, config.batch_size, config.seed, step)
+    windows = random_windows(tokens, config.context, config.batch_size, config.seed, step)
     size = max(1, machine.rows(config.context) >> halvings) * distributed.size()
     return (portion(windows[start : start + size], windows_batch) for start in range(0, len(windows), size))
 

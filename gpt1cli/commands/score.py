@@ -26,7 +26,7 @@ from gpt1cli.runs.console import Progress
 from gpt1cli.runs.files import whole
 from gpt1cli.runs.folder import finish
 from gpt1cli.runs.record import note
-from gpt1cli.tokenizer import Tokenizer
+from gpt1cli.text.bpe import Tokenizer
 
 LINES = 1024  # read at a time: memory does not grow with the file
 

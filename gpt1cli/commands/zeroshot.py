@@ -30,7 +30,7 @@ from gpt1cli.runs.folder import finish
 from gpt1cli.runs.record import note, note_checksums
 from gpt1cli.runtime import Machine
 from gpt1cli.tasks.splits import check, warn_absent
-from gpt1cli.tokenizer import Tokenizer
+from gpt1cli.text.bpe import Tokenizer
 
 
 def needs(config: ZeroshotConfig) -> list[Need]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from gpt1cli import tokenizer
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.config.task import TaskConfig
@@ -36,7 +35,8 @@ from gpt1cli.tasks import few_shot
 from gpt1cli.tasks.encode import items_of
 from gpt1cli.tasks.example import Example, Ids
 from gpt1cli.tasks.splits import Arranged
-from gpt1cli.tokenizer import Tokenizer
+from gpt1cli.text import bpe
+from gpt1cli.text.bpe import Tokenizer
 
 Anew = Callable[[Sequence[int], int], Sequence[Item]]  # places of examples, update -> their items there
 
@@ -232,7 +232,7 @@ def load_tuned(folder: Path) -> tuple[Tuned, Tokenizer]:
     """A fine-tuned model, with its head where it has one, fp32, on the CPU; `folder` is that of a checkpoint."""
     config = locate.described(folder)
     _check_read(folder)
-    vocabulary = tokenizer.load(folder)
+    vocabulary = bpe.load(folder)
     if len(vocabulary) != config["vocabulary"]:  # its special rows would be those of other symbols
         told = f"its tokenizer has {len(vocabulary)} entries, but its model was trained with {config['vocabulary']}"
         raise InputError(f"{folder}: {told}; {COPY}")
@@ -242,7 +242,7 @@ def load_tuned(folder: Path) -> tuple[Tuned, Tokenizer]:
     if config.get("method") == "prompt":
         prompted = Prompted.of(body, build(TaskConfig, config["task"]))
         fill(prompted, weights, str(folder))
-        return prompted, tokenizer.load(folder)
+        return prompted, bpe.load(folder)
     if "head.weight" not in weights:
         raise InputError(f"{folder}: a language model, without the head that fine-tuning adds")
     choice = bool(config["task"]["choices"])

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gpt1cli import distributed, tokenizer
+from gpt1cli import distributed
 from gpt1cli.config.data import TokenizerConfig
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import InputError, build
@@ -40,7 +40,8 @@ from gpt1cli.pretrained import hf_config, locate
 from gpt1cli.pretrained.hf_weights import read_published, read_shards
 from gpt1cli.pretrained.locate import READ, TRAINING, _check_read, _way_on
 from gpt1cli.runs.files import check, read_json, write, writing
-from gpt1cli.tokenizer import Tokenizer
+from gpt1cli.text import bpe
+from gpt1cli.text.bpe import Tokenizer
 
 COPY = "copy vocab.json and merges.txt again from where the run was"
 
@@ -236,7 +237,7 @@ def load(init: str, hub_folder: str | None, cache: str) -> tuple[LanguageModel, 
     folder = _published_folder(init, hub_folder, cache) if init in hf_config.REPOS else locate.find(init)
     config = locate.described(folder)
     _check_read(folder)
-    rows, vocabulary = config["vocabulary"] + config["special_rows"], tokenizer.load(folder)
+    rows, vocabulary = config["vocabulary"] + config["special_rows"], bpe.load(folder)
     if len(vocabulary) > rows:
         raise InputError(f"{folder}: its tokenizer has {len(vocabulary)} entries, its model {rows} rows for them")
     _check_tables(folder, config, vocabulary)
@@ -282,9 +283,9 @@ def _published_folder(init: str, hub_folder: str | None, cache: str) -> Path:
 def load_tokenizer(init: str, hub_folder: str | None, cache: str) -> Tokenizer:
     """The tokenizer that init names, without its weights."""
     if init not in hf_config.REPOS:
-        return tokenizer.load(locate.find(init))
+        return bpe.load(locate.find(init))
     files = [hub.file(hf_config.REPOS[init], name, hub_folder, cache) for name in ("vocab.json", "merges.txt")]
-    return tokenizer.load(files[0].parent)
+    return bpe.load(files[0].parent)
 
 
 def transfer(into: Transformer, trained: Transformer, layers: int) -> None:

@@ -26,7 +26,7 @@ from gpt1cli.models.inference import device_of, mean_states
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.tasks import few_shot
 from gpt1cli.tasks.example import Example
-from gpt1cli.tokenizer import Tokenizer
+from gpt1cli.text.bpe import Tokenizer
 
 UPDATE, EVALUATION = 1, 2  # which draws: each kind has a stream of its own
 

@@ -33,7 +33,7 @@ from gpt1cli.config.template import SLOT, parse
 from gpt1cli.tasks.example import Example, Ids
 from gpt1cli.tasks.few_shot import class_of
 from gpt1cli.tasks.layouts import shortened
-from gpt1cli.tokenizer import Tokenizer
+from gpt1cli.text.bpe import Tokenizer
 
 TOGETHER = 1024  # examples whose texts go to the tokenizer at a time
 

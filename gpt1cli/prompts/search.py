@@ -28,7 +28,7 @@ from gpt1cli.tasks.classification import predictions
 from gpt1cli.tasks.example import Example
 from gpt1cli.tasks.few_shot import class_of
 from gpt1cli.tasks.metrics import pearson
-from gpt1cli.tokenizer import Tokenizer
+from gpt1cli.text.bpe import Tokenizer
 
 AT_ONCE = 4_000_000  # numbers held in memory while combinations are ranked
 

@@ -27,7 +27,7 @@ from gpt1cli.prompts.prompt import Prompt, lay
 from gpt1cli.prompts.search import with_template
 from gpt1cli.tasks.example import Example
 from gpt1cli.tasks.few_shot import class_of
-from gpt1cli.tokenizer import UNKNOWN, Tokenizer
+from gpt1cli.text.bpe import UNKNOWN, Tokenizer
 
 if TYPE_CHECKING:
     from gpt1cli.models.transformer import Past

@@ -37,7 +37,7 @@ from gpt1cli.tasks import metrics
 from gpt1cli.tasks.encode import encoded
 from gpt1cli.tasks.example import Ids
 from gpt1cli.tasks.splits import Split, load_examples
-from gpt1cli.tokenizer import Tokenizer
+from gpt1cli.text.bpe import Tokenizer
 
 
 class Question(NamedTuple):

@@ -9,7 +9,7 @@ from gpt1cli.config.task import TaskConfig
 from gpt1cli.models.batch import Item
 from gpt1cli.tasks.example import Example, Ids
 from gpt1cli.tasks.layouts import LAYOUTS, special
-from gpt1cli.tokenizer import Tokenizer
+from gpt1cli.text.bpe import Tokenizer
 
 TOGETHER = 1024  # examples whose texts go to the tokenizer at a time
 

@@ -31,15 +31,15 @@ from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
-from gpt1cli import documents, text, tokenizer
 from gpt1cli.config.data import TokenizerConfig
 from gpt1cli.config.schema import InputError, shown
 from gpt1cli.data import demo_world, hub
-from gpt1cli.documents import Source, demo, parts
 from gpt1cli.runs.console import Progress
 from gpt1cli.runs.files import _put, appearing, of, read_json, write_json, write_text, writing
-from gpt1cli.tokenizer import Tokenizer
-from gpt1cli.workers import on_all_cores
+from gpt1cli.text import bpe, documents, normalise
+from gpt1cli.text.bpe import Tokenizer
+from gpt1cli.text.documents import Source, demo, parts
+from gpt1cli.text.workers import on_all_cores
 
 FORMAT = 1
 VALID_EVERY = 20  # every 20th document is for validation: 5%
@@ -58,7 +58,7 @@ def tokenizer_of(
     if config.source == "hub":
         assert config.repo
         found = {name: hub.file(config.repo, name, hub_folder, cache) for name in ("vocab.json", "merges.txt")}
-        published = tokenizer.load(found["vocab.json"].parent)
+        published = bpe.load(found["vocab.json"].parent)
         if published.level != config.level:
             told = f"tokenizer.level={config.level}: the vocabulary of {config.repo} is one of {published.level}"
             raise InputError(f"{told}; name tokenizer.level={published.level}")
@@ -71,13 +71,13 @@ def tokenizer_of(
             " name init=RUN, whose tokenizer is taken, or tokenizer=openai or tokenizer=demo"
         )
     assert config.merges
-    rules = text.versions() if config.level == "words" else config.level
+    rules = normalise.versions() if config.level == "words" else config.level
     folder = Path(cache) / "tokenizers" / _key(FORMAT, corpus.digest, config.merges, rules)
     if not folder.exists():
         trained = (_train_bytes if config.level == "bytes" else _train)(corpus, config.merges, reporting)
         with appearing(folder) as aside:
             trained.save(aside)
-    return tokenizer.load(folder)
+    return bpe.load(folder)
 
 
 def _train(corpus: Source, merges: int, reporting: Reporting) -> Tokenizer:
@@ -87,7 +87,7 @@ def _train(corpus: Source, merges: int, reporting: Reporting) -> Tokenizer:
             for part, counted in all_counted:
                 counts.update(counted)
                 progress.update(progress.step + len(part.text))
-        return _told(tokenizer.train(counts, merges), merges, progress)
+        return _told(bpe.train(counts, merges), merges, progress)
 
 
 def _train_bytes(corpus: Source, merges: int, reporting: Reporting) -> Tokenizer:
@@ -98,7 +98,7 @@ def _train_bytes(corpus: Source, merges: int, reporting: Reporting) -> Tokenizer
                 yield part.text
                 progress.update(progress.step + len(part.text))
 
-        return _told(tokenizer.train_bytes(texts(), merges), merges, progress)
+        return _told(bpe.train_bytes(texts(), merges), merges, progress)
 
 
 def _told(trained: Tokenizer, merges: int, progress: Progress) -> Tokenizer:
@@ -107,7 +107,7 @@ def _told(trained: Tokenizer, merges: int, progress: Progress) -> Tokenizer:
 
 
 def _count_words(_: Tokenizer | None, parts: list[str]) -> list[collections.Counter[str]]:
-    return [text.count_words(part) for part in parts]
+    return [normalise.count_words(part) for part in parts]
 
 
 def _key(*parts_of_it: Any) -> str:
@@ -401,21 +401,7 @@ def _complete(folder: Path, done: _Done, vocabulary: Tokenizer, dtype: np.dtype)
 # --- windows ----------------------------------------------------------------------------------------------------------
 
 
-def unigram_loss(shards: Shards, vocabulary: int, limit: int = 10_000_000) -> float:
-    """Mean -log p of the validation tokens, in nats, by the training tokens' frequencies (add one; `limit` of each)."""
-    counts = np.bincount(shards.train[:limit], minlength=vocabulary) + 1
-    return float(-np.log(counts / counts.sum())[shards.valid[:limit]].mean())
 
 
-def random_windows(tokens: np.ndarray, context: int, count: int, seed: int, step: int) -> np.ndarray:
-    """Windows of context+1 contiguous tokens at random places, a function of (seed, step) alone: [count,context+1]."""
-    starts = np.random.default_rng([seed, step]).integers(0, len(tokens) - context, size=count)
-    return np.stack([tokens[start : start + context + 1] for start in starts])
 
 
-def spread_windows(tokens: np.ndarray, context: int, limit: int) -> np.ndarray:
-    """Windows of context+1 tokens side by side, or evenly spread where they exceed `limit` tokens: [N,context+1]."""
-    starts = np.arange(0, len(tokens) - context, context)
-    if len(starts) * context > limit:
-        starts = starts[np.linspace(0, len(starts) - 1, max(1, limit // context)).astype(int)]
-    return np.stack([tokens[start : start + context + 1] for start in starts])

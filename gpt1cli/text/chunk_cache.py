@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpt1cli.text import CHUNK_SYMBOLS, CHUNKS, Entangled
+from gpt1cli.text.normalise import CHUNK_SYMBOLS, CHUNKS, Entangled
 
 KEY = 16  # bytes of the longest chunk that has a row
 ROW_BITS = 18  # 262,144 rows of 32 bytes

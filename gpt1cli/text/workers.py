@@ -17,9 +17,9 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TypeVar
 
-from gpt1cli import documents, tokenizer
-from gpt1cli.documents import Part
-from gpt1cli.tokenizer import Tokenizer
+from gpt1cli.text import bpe, documents
+from gpt1cli.text.bpe import Tokenizer
+from gpt1cli.text.documents import Part
 
 FEW = 2**24  # characters: no more than one process tokenises while others would still be starting
 
@@ -40,7 +40,7 @@ def on_all_cores(work: Work[R], having: Path | None, stream: Iterator[Part]) -> 
         few.append(job)
         characters += sum(len(part.text) for part in job)
     if characters < FEW or workers == 1:  # starting processes would cost more than it saves
-        loaded = tokenizer.load(having) if having else None
+        loaded = bpe.load(having) if having else None
         for job in itertools.chain(few, jobs):
             yield from zip(job, work(loaded, [part.text for part in job]), strict=True)
         return
@@ -81,7 +81,7 @@ def _start(having: Path | None) -> None:
     global _loaded
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent ends the work
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _loaded = tokenizer.load(having) if having else None
+    _loaded = bpe.load(having) if having else None
 
 
 def _end_with_parent() -> None:

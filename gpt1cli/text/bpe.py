@@ -30,11 +30,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gpt1cli import bytelevel
-from gpt1cli import text as rules
 from gpt1cli.config.schema import InputError
-from gpt1cli.lookup import Lookup
 from gpt1cli.runs import files
+from gpt1cli.text import bytelevel, normalise
+from gpt1cli.text.chunk_cache import Lookup
 
 UNKNOWN = "<unk>"
 END_OF_WORD = "</w>"
@@ -81,7 +80,7 @@ class Tokenizer:
         self._break = (1 << 8 * self._dtype.itemsize) - 1
         self._end = self._break - 1
         self._newline = self._bpe.tokenize("\n")[0].id
-        self._parts = rules.Remembered(self._part_ids)
+        self._parts = normalise.Remembered(self._part_ids)
         self._lookup = Lookup(self._chunk_ids, self._line_ids, self._dtype)
         self._remembered_word_ids = lru_cache(WORDS)(self._word_ids)
 
@@ -115,7 +114,7 @@ class Tokenizer:
     @cached_property
     def identity(self) -> str:
         """16 hex digits over all that decides the ids: vocabulary, merges, and the versions of ftfy and spaCy."""
-        tables = json.dumps([list(self.vocabulary.items()), self.merges, rules.versions()], sort_keys=True)
+        tables = json.dumps([list(self.vocabulary.items()), self.merges, normalise.versions()], sort_keys=True)
         return hashlib.sha256(tables.encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
@@ -124,7 +123,7 @@ class Tokenizer:
 
     def encode_arrays(self, texts: Iterable[str]) -> list[np.ndarray]:
         """The ids of each text as an array [ids] of uint16, of uint32 where the vocabulary is too large for that."""
-        ids = np.concatenate([np.empty(0, self._dtype), *map(self._lookup, rules.joined(texts))])
+        ids = np.concatenate([np.empty(0, self._dtype), *map(self._lookup, normalise.joined(texts))])
         solid = ids < self._end
         kept = ids != self._break
         kept[1:] |= solid[:-1]  # of breaks in a row the first, but none at the start
@@ -138,7 +137,7 @@ class Tokenizer:
 
     def encode_plain(self, text: str) -> list[int]:
         """The same ids by the rules one after the other, slowly: what the tests and the benchmark compare with."""
-        return [index for word in rules.words(text) for index in self._remembered_word_ids(word)]
+        return [index for word in normalise.words(text) for index in self._remembered_word_ids(word)]
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """The ids of each text, in order."""
@@ -180,21 +179,21 @@ class Tokenizer:
 
     def _chunk_ids(self, chunk: str) -> bytes:
         """The ids of a chunk, alone; text.Entangled where it has to be seen in its line."""
-        if chunk in (rules.BREAK, rules.END):
-            return np.array(self._break if chunk == rules.BREAK else self._end, self._dtype).tobytes()
-        return b"".join(map(self._parts.__getitem__, rules.parts(chunk)))
+        if chunk in (normalise.BREAK, normalise.END):
+            return np.array(self._break if chunk == normalise.BREAK else self._end, self._dtype).tobytes()
+        return b"".join(map(self._parts.__getitem__, normalise.parts(chunk)))
 
     def _part_ids(self, part: str) -> bytes:
-        return self._words_ids(rules.part_words(part))
+        return self._words_ids(normalise.part_words(part))
 
     def _line_ids(self, line: str) -> bytes:
-        return self._words_ids(rules.words_of_repaired(line))
+        return self._words_ids(normalise.words_of_repaired(line))
 
     def _words_ids(self, words: list[str]) -> bytes:
         return array(self._dtype.char, [index for word in words for index in self._word_ids(word)]).tobytes()
 
     def _word_ids(self, word: str) -> list[int]:
-        return [token.id for token in self._bpe.tokenize("\n" if word == rules.NEWLINE else word)]
+        return [token.id for token in self._bpe.tokenize("\n" if word == normalise.NEWLINE else word)]
 
 
 class ByteTokenizer(Tokenizer):
