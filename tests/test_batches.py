@@ -10,8 +10,8 @@ import pytest
 import torch
 from small import item, tokens_of
 
-from gpt1cli.batches import Epochs, ahead
 from gpt1cli.models.batch import Asked, Batch, Item, by_length, items_batch, windows_batch
+from gpt1cli.training.epochs import Epochs, ahead
 
 
 def test_windows_predict_the_next_token():

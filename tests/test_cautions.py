@@ -8,13 +8,13 @@ import pytest
 from runs import task_config
 from small import SMALL
 
-from gpt1cli import runtime
 from gpt1cli.cli.main import main
 from gpt1cli.commands import fewshot
 from gpt1cli.config.schema import build
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.evaluation import warnings
 from gpt1cli.evaluation import warnings as evaluation_warnings
+from gpt1cli.training import device, loop
 
 
 @pytest.mark.parametrize(
@@ -30,11 +30,11 @@ from gpt1cli.evaluation import warnings as evaluation_warnings
 )
 def test_a_rising_loss_is_told_once(losses, told_at):
     seen = [(step, float(loss)) for step, loss in enumerate(losses)]
-    assert [n for n in range(len(seen)) if warnings.rising(seen[: n + 1])] == told_at
+    assert [n for n in range(len(seen)) if loop.rising(seen[: n + 1])] == told_at
 
 
 def test_a_rising_loss_names_where_it_was_lowest():
-    told = warnings.rising([(0, 9.0), (1000, 2.0), (2000, 2.5), (3000, 3.0)])
+    told = loop.rising([(0, 9.0), (1000, 2.0), (2000, 2.5), (3000, 3.0)])
     assert told and "since step 1,000, from 2.0000 to 3.0000" in told
 
 
@@ -85,7 +85,7 @@ def test_scores_that_hardly_differ():
 
 def test_a_run_tells_each_once(tmp_path, capsys, monkeypatch):
     """Long texts with labels that are chance, five epochs of which at a rate that learns them by heart."""
-    monkeypatch.setattr(runtime, "has_fast_bf16", lambda _: False)
+    monkeypatch.setattr(device, "has_fast_bf16", lambda _: False)
     words = [f"word{n} " * 40 for n in range(24)]
     for split, labels in (("train", "ab"), ("valid", "ba")):
         pandas.DataFrame({"text": words, "label": list(labels * 12)}).to_csv(tmp_path / f"{split}.csv", index=False)

@@ -18,12 +18,13 @@ from gpt1cli.config.schema import InputError
 from gpt1cli.config.training import OptimizerConfig
 from gpt1cli.evaluation import predictor
 from gpt1cli.models.transformer import Transformer
-from gpt1cli.optim import Optimizer
 from gpt1cli.pretrained import load, locate
-from gpt1cli.pretrained.load import State
 from gpt1cli.runs import files
 from gpt1cli.runs.console import Progress
 from gpt1cli.text import bpe, corpus, documents
+from gpt1cli.training import checkpoint
+from gpt1cli.training.optimizer import Optimizer
+from gpt1cli.training.state import State
 
 SMALL = ModelConfig("small", 1, 16, 2, 32, 16, 0.0, 0.0, 0.0, 1e-5, 0.02, Pretraining(4, 16, 1e-3, 2), Finetuning(1e-3))
 TOKENIZER = TokenizerConfig("bpe", "corpus", None, 9)
@@ -41,9 +42,9 @@ def run(tmp_path: Path) -> Path:
     """A run with checkpoints 2, 4 and 6, the best of them 4."""
     folder, trained, model = tmp_path / "run", optimizer(), Transformer(SMALL, len(VOCABULARY))
     folder.mkdir()
-    about = load.description(SMALL, TOKENIZER, VOCABULARY, model)
+    about = checkpoint.description(SMALL, TOKENIZER, VOCABULARY, model)
     for step in (2, 4, 6):
-        load.save(folder, State(step, best_step=min(step, 4)), trained, about, VOCABULARY, keep=(2,))
+        checkpoint.save(folder, State(step, best_step=min(step, 4)), trained, about, VOCABULARY, keep=(2,))
     return folder
 
 
@@ -75,29 +76,29 @@ def test_the_checksums_are_those_of_zlib(run):
 def test_a_damaged_last_checkpoint_names_the_file_and_the_older_ones(run, name, harm):
     HARMS[harm](run / "checkpoints" / "6" / name)
     with pytest.raises(InputError) as refused:
-        load.resume(run, optimizer())
+        checkpoint.resume(run, optimizer())
     told = str(refused.value)
     assert f"last/{name}" in told and "whole are the checkpoints 4, 2" in told
     os.remove(run / "checkpoints" / "last")  # what the message says: ln -sfn 4 RUN/checkpoints/last
     assert f"`ln -sfn 4 {run}/checkpoints/last`" in told
     (run / "checkpoints" / "last").symlink_to("4")
-    assert load.resume(run, optimizer()).step == 4  # type: ignore[union-attr]
+    assert checkpoint.resume(run, optimizer()).step == 4  # type: ignore[union-attr]
 
 
 def test_of_the_older_checkpoints_the_damaged_ones_are_not_named(run):
     cut(run / "checkpoints" / "6" / "model.safetensors")
     flip(run / "checkpoints" / "4" / "model.safetensors")
     with pytest.raises(InputError, match="whole are the checkpoints 2: "):
-        load.resume(run, optimizer())
+        checkpoint.resume(run, optimizer())
     shutil.rmtree(run / "checkpoints" / "2")
     with pytest.raises(InputError, match="no other checkpoint of its run is whole"):
-        load.resume(run, optimizer())
+        checkpoint.resume(run, optimizer())
 
 
 def test_a_last_that_leads_nowhere_is_no_fresh_start(run):
     shutil.rmtree(run / "checkpoints" / "6")
     with pytest.raises(InputError, match="leads to 6, which is missing; whole are the checkpoints 4, 2"):
-        load.resume(run, optimizer())
+        checkpoint.resume(run, optimizer())
 
 
 @pytest.mark.parametrize("harm", HARMS)
@@ -111,7 +112,7 @@ def test_weights_and_tokenizer_are_held_against_their_checksums(run, name, harm)
 
 def test_a_checkpoint_of_an_older_gpt1_has_no_checksums_and_is_read(run):
     (run / "checkpoints" / "6" / "checksums.json").unlink()
-    assert load.resume(run, optimizer()).step == 6  # type: ignore[union-attr]
+    assert checkpoint.resume(run, optimizer()).step == 6  # type: ignore[union-attr]
     assert len(load.load(str(run / "checkpoints" / "6"), None, "")[1]) == len(VOCABULARY)
 
 
@@ -128,14 +129,14 @@ def test_what_a_newer_gpt1_wrote_says_so(run):
         locate.described(locate.find(str(run)))
     rewritten(run / "checkpoints" / "6" / "state.json", phase_of_the_moon=3)
     with pytest.raises(InputError, match="phase_of_the_moon"):
-        load.resume(run, optimizer())
+        checkpoint.resume(run, optimizer())
 
 
 @pytest.mark.parametrize("best", ["../../elsewhere", "/", [1]])
 def test_a_strangers_state_names_no_place_outside(run, best):
     rewritten(run / "checkpoints" / "6" / "state.json", best_step=best)
     with pytest.raises(InputError, match="best_step"):
-        load.resume(run, optimizer())
+        checkpoint.resume(run, optimizer())
     assert os.readlink(run / "checkpoints" / "best") == "4"
 
 

@@ -24,12 +24,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from small import SMALL, STORY
 
-from gpt1cli import distributed
 from gpt1cli.cli.main import main
 from gpt1cli.pretrained import load
 from gpt1cli.runs import files
 from gpt1cli.runs import files as runs_files
 from gpt1cli.runs import folder as runs_folder
+from gpt1cli.training import processes
 
 REASON = {errno.ENOSPC: "disk is full", errno.EDQUOT: "quota is used up", errno.EIO: "disk reports an error"}
 
@@ -254,7 +254,7 @@ def test_what_several_processes_cannot_write_is_told_by_the_first(tmp_path):
     """As a rank sends it on, through a pipe."""
     unwritten = files.Unwritten(errno.ENOSPC, "No space left on device", "/full/checkpoints/4")
     with pytest.raises(files.Unwritten) as raised:
-        distributed._tell([2, None], pickle.loads(pickle.dumps([("unwritten", unwritten, "")])), tmp_path)
+        processes._tell([2, None], pickle.loads(pickle.dumps([("unwritten", unwritten, "")])), tmp_path)
     assert files.told(raised.value).startswith("/full/checkpoints/4 cannot be written: the disk is full (No space left")
 
 

@@ -16,14 +16,14 @@ import pytest
 import torch
 from small import item
 
-from gpt1cli import distributed
-from gpt1cli.batches import portion
 from gpt1cli.cli.main import main
 from gpt1cli.config.schema import InputError
 from gpt1cli.models.batch import items_batch, windows_batch
 from gpt1cli.objectives import Loss
 from gpt1cli.pretrained.load import read_tensors
 from gpt1cli.runs import files, record
+from gpt1cli.training import collective, processes
+from gpt1cli.training.epochs import portion
 
 EXACT = [f"model.{kind}_dropout=0" for kind in ("embedding", "attention", "residual")] + ["runtime.precision=fp32"]
 # of five sequences one process has three and the other two; with two at a time the last part leaves one without any
@@ -121,10 +121,10 @@ def test_what_torchrun_cannot_start_is_refused(words, message, capsys, monkeypat
 
 
 def shares(monkeypatch, rows, laid, size: int) -> list:
-    monkeypatch.setattr(distributed, "size", lambda: size)
+    monkeypatch.setattr(collective, "size", lambda: size)
     found = []
     for rank in range(size):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(collective, "rank", lambda rank=rank: rank)
         found.append(portion(rows, laid))
     return found
 
@@ -151,16 +151,16 @@ def test_of_all_that_went_wrong_the_cause_is_told():
     """A mistake in the input before a kill, a kill before what it did to the others, a stop where nothing failed."""
     fault = ("fault", "rank 0: connection lost", "trace")
     with pytest.raises(InputError, match="no such file"):
-        distributed._tell([2, -9], [fault, ("input", "no such file", "")], Path("run"))
-    with pytest.raises(distributed.RankFailed, match=r"rank 1 of 2 was ended by SIGKILL.*resume=run"):
-        distributed._tell([1, -9], [fault], Path("run"))
-    with pytest.raises(distributed.RankFailed, match="rank 0: connection lost") as error:
-        distributed._tell([1, None], [fault], Path("run"))
+        processes._tell([2, -9], [fault, ("input", "no such file", "")], Path("run"))
+    with pytest.raises(processes.RankFailed, match=r"rank 1 of 2 was ended by SIGKILL.*resume=run"):
+        processes._tell([1, -9], [fault], Path("run"))
+    with pytest.raises(processes.RankFailed, match="rank 0: connection lost") as error:
+        processes._tell([1, None], [fault], Path("run"))
     assert error.value.__notes__ == ["trace"]
     with pytest.raises(SystemExit) as stop:
-        distributed._tell([143, 143], [], Path("run"))
+        processes._tell([143, 143], [], Path("run"))
     assert stop.value.code == 143
-    distributed._tell([0, 0], [], Path("run"))
+    processes._tell([0, 0], [], Path("run"))
 
 
 def started(folder: Path, *words: str, steps: int = 5000) -> subprocess.Popen:

@@ -15,7 +15,6 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 from small import read
 
-from gpt1cli.batches import TOKEN_BUDGET
 from gpt1cli.cli.main import main
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.config.task import TaskConfig
@@ -25,6 +24,7 @@ from gpt1cli.runs import files, record
 from gpt1cli.tasks.classification import measured, predictions
 from gpt1cli.tasks.example import Example
 from gpt1cli.tasks.splits import Split
+from gpt1cli.training.device import TOKEN_BUDGET
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

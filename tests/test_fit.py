@@ -18,18 +18,20 @@ from small import NO_DROPOUT
 from gpt1cli.config.model import Finetuning, ModelConfig, Pretraining
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.training import OptimizerConfig
-from gpt1cli.fit import Plan, fit
 from gpt1cli.models.batch import windows_batch
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.objectives import Loss, language_modelling
-from gpt1cli.optim import Optimizer, cosine
 from gpt1cli.pretrained import load
-from gpt1cli.pretrained.load import State
 from gpt1cli.runs import files, signals
 from gpt1cli.runs import folder as runs_folder
 from gpt1cli.runs.console import Progress
 from gpt1cli.text import bpe
 from gpt1cli.text.windows import random_windows
+from gpt1cli.training import checkpoint
+from gpt1cli.training.loop import Plan, fit
+from gpt1cli.training.optimizer import Optimizer
+from gpt1cli.training.schedules import cosine
+from gpt1cli.training.state import State
 
 SMALL = ModelConfig("small", 1, 16, 2, 32, 16, 0.1, 0.1, 0.1, 1e-5, 0.02, Pretraining(4, 16, 1e-3, 2), Finetuning(1e-3))
 ADAMW = OptimizerConfig("adamw", 0.9, 0.999, 1e-8, 0.01, 1.0)
@@ -50,7 +52,7 @@ def train(
     folder.mkdir(exist_ok=True)
     model = Transformer(SMALL, 30)
     optimizer = Optimizer(model, ADAMW, precision)
-    state = load.resume(folder, optimizer) or State()
+    state = checkpoint.resume(folder, optimizer) or State()
     runs_folder.cut_metrics(folder / "metrics.jsonl", state.step if state.step else -1)
 
     def batches(step, halvings):
@@ -58,7 +60,7 @@ def train(
         return [windows_batch(part) for part in np.array_split(windows, min(4, split << halvings))]
 
     write = functools.partial(
-        load.save, folder, optimizer=optimizer, description={}, vocabulary=VOCABULARY, keep=(3,)
+        checkpoint.save, folder, optimizer=optimizer, description={}, vocabulary=VOCABULARY, keep=(3,)
     )
     with Progress(folder, steps, "none", state.step) as progress:
         state = fit(
@@ -111,7 +113,7 @@ def test_last_best_and_kept_checkpoints_stay(tmp_path):
 
 
 def test_killed_between_the_two_links_the_best_checkpoint_is_found_again(tmp_path):
-    original, scores = load._link, iter([0.0, 5.0, 1.0, 2.0])
+    original, scores = checkpoint._link, iter([0.0, 5.0, 1.0, 2.0])
 
     def dying(link, step):
         if link.name == "best" and step == 4:
@@ -119,7 +121,7 @@ def test_killed_between_the_two_links_the_best_checkpoint_is_found_again(tmp_pat
         original(link, step)
 
     with pytest.MonkeyPatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(load, "_link", dying)
+        patched.setattr(checkpoint, "_link", dying)
         train(tmp_path, evaluate=lambda: ({"loss": 0.0}, next(scores)))
     train(tmp_path, evaluate=lambda: ({"loss": 0.0}, next(scores)))
     assert os.readlink(tmp_path / "checkpoints" / "best") == "4"
@@ -192,14 +194,14 @@ def test_a_killed_run_resumed_reaches_the_same_weights(tmp_path, precision, kill
             raise Killed
 
     with pytest.raises(Killed):
-        original = load.save
+        original = checkpoint.save
 
         def save_then_kill(*arguments, **keywords):
             original(*arguments, **keywords)
             kill_after(keywords.get("state") or arguments[1])
 
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(load, "save", save_then_kill)
+            patched.setattr(checkpoint, "save", save_then_kill)
             train(tmp_path / "killed", precision)
     resumed, resumed_state = train(tmp_path / "killed", precision)
     assert same(weights(whole), weights(resumed))

@@ -145,7 +145,7 @@ SOUND = {
     "fit": "from gpt1cli import rundir, checkpoint\n",
     "checkpoint": "from gpt1cli.models import Transformer\n",
     "commands": "COMMANDS = {}\n",
-    "commands.pretrain": "from gpt1cli.fit import fit\nfrom gpt1cli.config.commands import PretrainConfig\n",
+    "commands.pretrain": "from gpt1cli.training.loop import fit\nfrom gpt1cli.config.commands import PretrainConfig\n",
     "commands.finetune": "from gpt1cli.tasks import SOURCES\n",
     "commands.ablation": "import omegaconf\nfrom gpt1cli.commands import finetune\n",
 }
@@ -159,7 +159,7 @@ def test_a_sound_package_has_no_offences():
     ("module", "line", "told"),
     [
         ("newcomer", "", "newcomer has no floor"),
-        ("rundir", "import gpt1cli.fit", "rundir (floor 1) imports fit (floor 2)"),
+        ("rundir", "import gpt1cli.training.loop", "rundir (floor 1) imports fit (floor 2)"),
         ("checkpoint", "from gpt1cli.commands.pretrain import run", "checkpoint (floor 2) imports commands.pretrain"),
         ("tasks.glue", "def late():\n    from gpt1cli import checkpoint", "tasks.glue (floor 1) imports checkpoint"),
         ("models.transformer", "from ..fit import fit", "models.transformer (floor 1) imports fit"),

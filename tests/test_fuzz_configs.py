@@ -19,11 +19,12 @@ from small import CONF
 from strategies import accepted_or_refused, changed, damaged, drawn, examples, ran, some_of, state_of, unharmed, yamls
 from test_fuzz_files import QUIET, harmed_copy, quick, remade, stopped, world  # noqa: F401 (two are fixtures)
 
-from gpt1cli import models, rehearsal
+from gpt1cli import models
 from gpt1cli.commands import ablation, finetune
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.models import create
+from gpt1cli.training import dry_run
 
 FIT = finetune.fit
 MEMORY = 1e8  # bytes that the machine is said to have, however large it is
@@ -38,7 +39,7 @@ def shortly(**told: Any) -> Any:
 def short(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """No training that takes long, and no model that is large."""
     monkeypatch.setattr(finetune, "fit", shortly)
-    monkeypatch.setattr(rehearsal, "dry_run", lambda *_: stopped())
+    monkeypatch.setattr(dry_run, "dry_run", lambda *_: stopped())
     monkeypatch.setattr(ablation, "run", lambda *_: stopped())
     monkeypatch.setattr(models, "sizes_of_memory", lambda: (MEMORY, MEMORY))
 

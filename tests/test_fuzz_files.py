@@ -39,10 +39,10 @@ from gpt1cli.config.schema import InputError
 from gpt1cli.config.training import OptimizerConfig
 from gpt1cli.data import tables
 from gpt1cli.models.transformer import Transformer
-from gpt1cli.optim import Optimizer
-from gpt1cli.pretrained import load
-from gpt1cli.pretrained.load import State
 from gpt1cli.text import bpe
+from gpt1cli.training import checkpoint
+from gpt1cli.training.optimizer import Optimizer
+from gpt1cli.training.state import State
 
 LOAD, LOADED = Composer.load, dict[Any, Any]()
 QUIET = ("runtime.threads=1", "runtime.progress=none")
@@ -94,9 +94,9 @@ def pretrained(folder: Path) -> None:
     vocabulary = bpe.train({"the": 9, "cat": 5, "good": 4, "a": 3, "0": 2}, merges=9)
     model = Transformer(shape, len(vocabulary))
     optimizer = Optimizer(model, OptimizerConfig("adamw", 0.9, 0.999, 1e-8, 0.01, 1.0))
-    about = load.description(shape, TokenizerConfig("bpe", "corpus", None, 9), vocabulary, model)
+    about = checkpoint.description(shape, TokenizerConfig("bpe", "corpus", None, 9), vocabulary, model)
     folder.mkdir()
-    load.save(folder, State(1, best_step=1), optimizer, about, vocabulary, keep=())
+    checkpoint.save(folder, State(1, best_step=1), optimizer, about, vocabulary, keep=())
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

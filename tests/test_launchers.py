@@ -228,7 +228,7 @@ def whole(world) -> Path:
 @pytest.fixture
 def cut(world, whole, tmp_path, monkeypatch) -> Path:
     """The same run, ended by SIGTERM in its third update."""
-    progress = execute.importlib.import_module("gpt1cli.fit").Progress
+    progress = execute.importlib.import_module("gpt1cli.training.loop").Progress
     update = progress.update
 
     def interrupted(self, step, **values):

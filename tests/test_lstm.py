@@ -17,8 +17,8 @@ from gpt1cli.models.inference import log_probabilities_behind, token_log_probabi
 from gpt1cli.models.lstm import LSTM, recurrence, recurrence_plain
 from gpt1cli.models.transformer import Past
 from gpt1cli.objectives import language_modelling
-from gpt1cli.optim import Optimizer
-from gpt1cli.planning import flops_per_token, parameters
+from gpt1cli.training.dry_run import flops_per_token, parameters
+from gpt1cli.training.optimizer import Optimizer
 
 VOCABULARY, U = 61, 24
 CONFIG = model_config(d_model=16, n_positions=20, architecture="lstm", lstm_units=U)

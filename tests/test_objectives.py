@@ -19,17 +19,18 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import OpenAIGPTLMHeadModel
 
-from gpt1cli.batches import Epochs
-from gpt1cli.fit import Plan, fit
 from gpt1cli.models.batch import Asked, Batch, Item, by_length, items_batch, windows_batch
 from gpt1cli.models.heads import Classifier, Prompted
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.objectives import Loss, fine_tuning, language_modelling
-from gpt1cli.optim import Optimizer, cosine, linear
 from gpt1cli.pretrained.hf_weights import from_published
-from gpt1cli.pretrained.load import State
 from gpt1cli.runs import files
 from gpt1cli.tasks.losses import TASK_LOSSES, interpolation
+from gpt1cli.training.epochs import Epochs
+from gpt1cli.training.loop import Plan, fit
+from gpt1cli.training.optimizer import Optimizer
+from gpt1cli.training.schedules import cosine, linear
+from gpt1cli.training.state import State
 
 CLASSES = TASK_LOSSES["cross_entropy"]
 V, LABELS = 37, 3  # 34 words and three special rows: 34 `_start_`, 36 `_classify_`

@@ -7,7 +7,8 @@ import torch
 from small import optimizer_config
 from torch import Tensor, nn
 
-from gpt1cli.optim import SCHEDULES, Optimizer, constant, cosine, linear
+from gpt1cli.training.optimizer import Optimizer
+from gpt1cli.training.schedules import SCHEDULES, constant, cosine, linear
 
 pytestmark = pytest.mark.usefixtures("exact_arithmetic")
 

@@ -10,7 +10,6 @@ import torch
 from small import NO_DROPOUT, SHAPE, model_config, optimizer_config
 from torch.utils.flop_counter import FlopCounterMode
 
-from gpt1cli import planning
 from gpt1cli.config.data import TokenizerConfig
 from gpt1cli.models.batch import Batch, windows_batch
 from gpt1cli.models.heads import Classifier
@@ -18,9 +17,10 @@ from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.models.lstm import LSTM
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.objectives import language_modelling
-from gpt1cli.optim import Optimizer
-from gpt1cli.planning import Work, flops_per_token, hours, kept, parameters
-from gpt1cli.runtime import Machine
+from gpt1cli.training import dry_run
+from gpt1cli.training.device import Machine
+from gpt1cli.training.dry_run import Work, flops_per_token, hours, kept, parameters
+from gpt1cli.training.optimizer import Optimizer
 
 V = 300
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -64,11 +64,11 @@ def test_parameters_are_those_of_the_real_model(outputs, norm):
 
 def test_a_vocabulary_that_is_not_at_hand_is_as_large_as_its_merges_say():
     published = TokenizerConfig(name="openai", source="hub", repo="a/b", merges=None)
-    assert planning.vocabulary_of(published) == 40_478
+    assert dry_run.vocabulary_of(published) == 40_478
     trained = dataclasses.replace(published, source="corpus", merges=8000)
-    assert planning.vocabulary_of(trained) == 8478
-    assert planning.vocabulary_of(dataclasses.replace(published, level="bytes")) == 50_257  # GPT-2's
-    assert planning.vocabulary_of(dataclasses.replace(trained, level="bytes")) == 8257
+    assert dry_run.vocabulary_of(trained) == 8478
+    assert dry_run.vocabulary_of(dataclasses.replace(published, level="bytes")) == 50_257  # GPT-2's
+    assert dry_run.vocabulary_of(dataclasses.replace(trained, level="bytes")) == 8257
 
 
 # --- operations -------------------------------------------------------------------------------------------------------

@@ -19,9 +19,9 @@ from gpt1cli.evaluation import predictor as evaluation_predictor
 from gpt1cli.pretrained import locate
 from gpt1cli.prompts.prompt import lay
 from gpt1cli.runs import files
-from gpt1cli.runtime import Machine
 from gpt1cli.tasks import splits
 from gpt1cli.tasks.example import Example
+from gpt1cli.training.device import Machine
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

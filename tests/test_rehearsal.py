@@ -10,7 +10,6 @@ import pytest
 import torch
 from small import SHAPE, model_config, optimizer_config
 
-from gpt1cli import rehearsal
 from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.resolve import compose
 from gpt1cli.config.commands import PretrainConfig
@@ -18,10 +17,10 @@ from gpt1cli.config.schema import InputError
 from gpt1cli.models.batch import Batch, windows_batch
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.objectives import Loss, language_modelling
-from gpt1cli.optim import Optimizer
-from gpt1cli.planning import Work
-from gpt1cli.rehearsal import described, measured, rehearse
-from gpt1cli.runtime import Machine
+from gpt1cli.training import dry_run
+from gpt1cli.training.device import Machine
+from gpt1cli.training.dry_run import Work, described, measured, rehearse
+from gpt1cli.training.optimizer import Optimizer
 
 V = 300
 
@@ -44,7 +43,7 @@ def test_a_rehearsal_times_all_updates_but_the_first_and_learns_nothing(monkeypa
     model = Transformer(model_config(**SHAPE), V)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     clock = iter([10.0, 13.0])
-    monkeypatch.setattr(rehearsal.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(dry_run.time, "perf_counter", lambda: next(clock))
     updates = [[windows(4, 20)], [windows(1, 20), windows(2, 20)], [windows(3, 20)]]
     seen = rehearse(model, language_modelling, updates, Optimizer(model, optimizer_config()))
     assert (seen.seconds, seen.updates, seen.tokens) == (3.0, 2, 120)

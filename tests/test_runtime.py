@@ -8,9 +8,9 @@ import pytest
 import torch
 from small import exact
 
-from gpt1cli import runtime
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.training import RuntimeConfig
+from gpt1cli.training import device as training_device
 
 ASKED = {
     "device": "cpu", "precision": "auto", "compile": False, "threads": 1, "devices": 1, "shard": False,
@@ -20,18 +20,18 @@ ASKED = {
 
 @pytest.fixture(autouse=True)
 def settings_of_torch(monkeypatch) -> Iterator[None]:
-    monkeypatch.setattr(runtime, "keep_memory", lambda: None)  # it would hold for the rest of the test run
+    monkeypatch.setattr(training_device, "keep_memory", lambda: None)  # it would hold for the rest of the test run
     with exact():
         yield
 
 
-def start(seed: int = 0, **asked: object) -> runtime.Machine:
-    return runtime.start(RuntimeConfig(**{**ASKED, **asked}), seed)
+def start(seed: int = 0, **asked: object) -> training_device.Machine:
+    return training_device.start(RuntimeConfig(**{**ASKED, **asked}), seed)
 
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_precision_is_what_was_asked_for_and_auto_what_the_hardware_is_fast_in(monkeypatch, fast):
-    monkeypatch.setattr(runtime, "has_fast_bf16", lambda device: fast)
+    monkeypatch.setattr(training_device, "has_fast_bf16", lambda device: fast)
     assert start(precision="fp32").precision == torch.float32
     assert start(precision="bf16").precision == torch.bfloat16
     assert start(precision="auto").precision == (torch.bfloat16 if fast else torch.float32)
@@ -71,4 +71,4 @@ def test_a_machine_describes_itself():
 
 
 def test_peak_memory_is_in_bytes():
-    assert 50e6 < runtime.peak_memory_bytes(torch.device("cpu")) < 1e12
+    assert 50e6 < training_device.peak_memory_bytes(torch.device("cpu")) < 1e12

@@ -23,7 +23,6 @@ import yaml
 from small import SMALL, STORY
 from wandb_server import served
 
-from gpt1cli import distributed
 from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.main import main
 from gpt1cli.cli.resolve import compose
@@ -36,6 +35,7 @@ from gpt1cli.runs import record as runs_record
 from gpt1cli.runs.trackers import Tracker
 from gpt1cli.studies import transfer
 from gpt1cli.studies.cells import differences
+from gpt1cli.training import collective
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -280,7 +280,7 @@ def test_several_runs_in_one_are_told_apart(root, plain):
 
 
 def test_the_first_of_several_processes_alone_sends(plain, tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(collective, "rank", lambda: 1)
     with trackers.recording(followed(plain, "tensorboard"), tmp_path, print) as log:
         log(LINES[0])
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

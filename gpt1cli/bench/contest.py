@@ -161,7 +161,7 @@ def _contend() -> None:
     import torch
 
     from gpt1cli.models.kernels import keep_memory
-    from gpt1cli.runtime import peak_memory_bytes
+    from gpt1cli.training.device import peak_memory_bytes
 
     if about["tuned"]:
         keep_memory()

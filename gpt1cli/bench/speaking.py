@@ -7,12 +7,12 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from gpt1cli.batches import TOKEN_BUDGET
 from gpt1cli.bench.contest import Contender, Contest, Job, Setting
 from gpt1cli.bench.training import V, model_config, their_model
 from gpt1cli.models.inference import log_probabilities_behind, token_log_probabilities
 from gpt1cli.models.sampling import continued, greedy
 from gpt1cli.models.transformer import Transformer
+from gpt1cli.training.device import TOKEN_BUDGET
 
 HERE = __name__
 

@@ -14,21 +14,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt1cli.batches import TOKEN_BUDGET
 from gpt1cli.bench.contest import Contender, Contest, Job, Setting
 from gpt1cli.config import options
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import build
 from gpt1cli.config.training import OptimizerConfig
-from gpt1cli.fit import gradients
 from gpt1cli.models.batch import Batch, Item, by_length, items_batch, windows_batch
 from gpt1cli.models.heads import Classifier
 from gpt1cli.models.inference import head_outputs
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.objectives import fine_tuning, language_modelling
-from gpt1cli.optim import Optimizer
-from gpt1cli.planning import flops_per_token
 from gpt1cli.tasks.losses import TASK_LOSSES
+from gpt1cli.training.device import TOKEN_BUDGET
+from gpt1cli.training.dry_run import flops_per_token
+from gpt1cli.training.loop import gradients
+from gpt1cli.training.optimizer import Optimizer
 
 V = 40_478  # the published vocabulary
 HERE = __name__

@@ -63,7 +63,7 @@ def start(module: ModuleType, run: RunConfig, folder: Path) -> None:
     if run.runtime.devices == 1 or not isinstance(run, TrainConfig):  # a study hands them on to its cells
         module.run(run, folder)
         return
-    distributed = importlib.import_module("gpt1cli.distributed")
+    distributed = importlib.import_module("gpt1cli.training.processes")
     (distributed.join if by_torchrun() else distributed.launch)(module.run, run, folder)
 
 

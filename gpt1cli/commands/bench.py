@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from gpt1cli import runtime
 from gpt1cli.bench import BENCHMARKS
 from gpt1cli.bench.contest import Contest, Measured, Setting, hold, ratio
 from gpt1cli.config.commands import BenchConfig
@@ -25,6 +24,7 @@ from gpt1cli.reporting.plots import save_sizes
 from gpt1cli.runs.console import Progress, short
 from gpt1cli.runs.files import write_json, write_text
 from gpt1cli.runs.folder import finish
+from gpt1cli.training.device import start
 
 HEADER = ("contender", "a second", "range", "gpt1 is", "floor", "of the ceiling", "peak memory")
 
@@ -40,7 +40,7 @@ def needs(config: BenchConfig) -> list[Need]:
 
 def run(config: BenchConfig, folder: Path) -> None:
     """Contests, one after the other -> bench.json as they end, and a table."""
-    device = runtime.start(config.runtime, config.seed).device.type
+    device = start(config.runtime, config.seed).device.type
     setting = Setting(device, config.peer == "transformers", config.input, published_vocabulary(config))
     contests = [contest for what in config.what for contest in contests_of(what, setting)]
     about, facts, tables = machine(device), [], []

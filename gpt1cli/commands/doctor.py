@@ -35,7 +35,7 @@ from gpt1cli.reporting import page
 from gpt1cli.reporting.page import Table
 from gpt1cli.runs.console import short
 from gpt1cli.runs.folder import finish
-from gpt1cli.runtime import has_fast_bf16
+from gpt1cli.training.device import has_fast_bf16
 
 OWN = {"file": "task.train", "text": "corpus.path"}  # source -> the key that names the user's files
 LITTLE_MEMORY = 4e9  # bytes: pretraining base in fp32 holds 16 x 117M of weights, gradients, moments, and activations

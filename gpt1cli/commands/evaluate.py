@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from gpt1cli import runtime
 from gpt1cli.config.commands import EvaluateConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.data.hub import Need, task_needs
@@ -28,6 +27,7 @@ from gpt1cli.runs.folder import finish
 from gpt1cli.runs.record import note, note_checksums
 from gpt1cli.tasks import glue
 from gpt1cli.tasks.splits import Split, check, load_split, warn_absent
+from gpt1cli.training import device
 
 
 def needs(config: EvaluateConfig) -> list[Need]:
@@ -47,7 +47,7 @@ def needs(config: EvaluateConfig) -> list[Need]:
 
 def run(config: EvaluateConfig, folder: Path) -> None:
     """The best checkpoint of each run -> its outputs on each split -> their mean -> predictions and metrics."""
-    machine = runtime.start(config.runtime, config.seed)
+    machine = device.start(config.runtime, config.seed)
     note(folder, **machine.describe())
     first = locate.described(locate.find(config.members[0], "run"))
     task = answered_as(config.task, locate.task_of(first, config.members[0]))
@@ -100,7 +100,7 @@ def run(config: EvaluateConfig, folder: Path) -> None:
             **({"members": config.runs, "checkpoints": checkpoints} if config.runs else {}),
             **({"run": config.run, "checkpoint": checkpoints[0]} if config.run else {}),
             "seconds": round(time.perf_counter() - began, 3),
-            "peak_memory_bytes": runtime.peak_memory_bytes(machine.device),
+            "peak_memory_bytes": device.peak_memory_bytes(machine.device),
             "examples": {name: len(split.items) for name, split in splits.items()},
         }
         write_run_report(folder, {**about, **result})

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import runtime
 from gpt1cli.config.commands import FewshotConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
@@ -30,6 +29,7 @@ from gpt1cli.runs.record import note_checksums
 from gpt1cli.tasks import few_shot
 from gpt1cli.tasks.example import Example
 from gpt1cli.tasks.splits import Split, check, load_examples, warn_absent
+from gpt1cli.training import device
 
 
 def needs(config: FewshotConfig) -> list[Need]:
@@ -42,7 +42,7 @@ def needs(config: FewshotConfig) -> list[Need]:
 
 def run(config: FewshotConfig, folder: Path) -> None:
     """For each number of shots and each seed: demonstrations -> scores of the labels -> answers, metrics; a curve."""
-    machine = runtime.start(config.runtime, config.seed)
+    machine = device.start(config.runtime, config.seed)
     record.note(folder, **machine.describe())
     if config.pool:
         config = dataclasses.replace(config, task=few_shot.arranged(config.task))
@@ -98,7 +98,7 @@ def run(config: FewshotConfig, folder: Path) -> None:
             "steps": 0,
             "step": locate.step_of(name),
             "seconds": round(time.perf_counter() - began, 3),
-            "peak_memory_bytes": runtime.peak_memory_bytes(machine.device),
+            "peak_memory_bytes": device.peak_memory_bytes(machine.device),
             "examples": {split: len(asked.examples) for split, asked in splits.items()},
             # of the last number of shots the means over the seeds
             **{

@@ -9,24 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt1cli import distributed, planning, rehearsal, runtime
-from gpt1cli.batches import Epochs
 from gpt1cli.config.commands import FinetuneConfig
 from gpt1cli.data.hub import Need, task_needs, tokenizer_needs
-from gpt1cli.distributed import Team
 from gpt1cli.evaluation import predictor
 from gpt1cli.evaluation.evaluate import score_split
 from gpt1cli.evaluation.warnings import collapse_warning, half_cut
-from gpt1cli.fit import Plan, fit, result_of
 from gpt1cli.models.batch import Batch
 from gpt1cli.models.create import fresh
 from gpt1cli.models.heads import Classifier, Prompted, Tuned
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.objectives import fine_tuning
-from gpt1cli.optim import SCHEDULES, Optimizer
 from gpt1cli.pretrained import hf_config, load
-from gpt1cli.pretrained.load import State
 from gpt1cli.pretrained.locate import weights_needs
 from gpt1cli.prompts import demonstrations
 from gpt1cli.prompts.prompt import Prompt
@@ -41,6 +35,15 @@ from gpt1cli.tasks.sources import file
 from gpt1cli.tasks.splits import Split, check, load_examples, load_split, warn_absent
 from gpt1cli.text import corpus
 from gpt1cli.text.bpe import Tokenizer
+from gpt1cli.training import checkpoint, collective, device, dry_run
+from gpt1cli.training import dry_run as training_dry_run
+from gpt1cli.training.collective import Team
+from gpt1cli.training.dry_run import UPDATES
+from gpt1cli.training.epochs import Epochs
+from gpt1cli.training.loop import Plan, fit, result_of
+from gpt1cli.training.optimizer import Optimizer
+from gpt1cli.training.schedules import SCHEDULES
+from gpt1cli.training.state import State
 
 
 def needs(config: FinetuneConfig) -> list[Need]:
@@ -61,15 +64,15 @@ def run(config: FinetuneConfig, folder: Path) -> None:
         print(f"{folder} is finished: {folder / 'result.json'}; larger steps= would go on")
         with trackers.recording(config, folder, print):  # to which its tracker may not have come
             return
-    load.check_resumable(config.resume)
+    checkpoint.check_resumable(config.resume)
     trained_on = config.task  # whose splits a checkpoint knows, however few of their examples it has seen
     if config.shots:
         config = dataclasses.replace(config, task=few_shot.arranged(config.task))
-    machine = runtime.start(config.runtime, config.seed)
+    machine = device.start(config.runtime, config.seed)
     warnings = [*machine.warnings, *note(folder, **machine.describe())]
     reporting = functools.partial(Progress, folder, mode=config.runtime.progress)
 
-    with distributed.first_alone():
+    with collective.first_alone():
         body, vocabulary = starting_point(config, reporting)
         asked = asked_of(config, vocabulary, predictor.Fit.of(body, machine))
         splits = load_splits(config, asked, reporting)
@@ -82,8 +85,8 @@ def run(config: FinetuneConfig, folder: Path) -> None:
         model.body.compile()
     team = Team(model, machine.precision, machine.device, config.runtime.shard)
     optimizer = Optimizer(model, config.optimizer, team.precision)
-    state = load.resume(distributed.home(folder), optimizer) or State()
-    distributed.seed_apart(config.seed, state.step)
+    state = checkpoint.resume(collective.home(folder), optimizer) or State()
+    collective.seed_apart(config.seed, state.step)
     cut_metrics(folder / "metrics.jsonl", state.step if state.step else -1)
 
     whole = task.loss == "soft_f1"  # F1 is that of a whole batch
@@ -94,14 +97,14 @@ def run(config: FinetuneConfig, folder: Path) -> None:
     if config.dry_run:
         machine = dataclasses.replace(machine, micro_batch=config.batch_size if whole else machine.micro_batch)
         work, updates = work_of(config, model, epochs, steps), rehearsed(epochs)
-        rehearsal.dry_run("finetune", config, folder, work, machine, model, objective, updates, optimizer)
+        training_dry_run.dry_run("finetune", config, folder, work, machine, model, objective, updates, optimizer)
         return
     warnings += note(folder, steps=steps)
     every = config.eval_every or epochs.updates
     plan = Plan(steps, config.log_every, eval_every=every, checkpoint_every=every)
     factor, warmup = SCHEDULES[config.schedule.name], config.warmup_fraction * steps
     how = {"task": dataclasses.asdict(trained_on), **asked.about()}
-    about = load.description(config.model, config.tokenizer, vocabulary, body, **how)
+    about = checkpoint.description(config.model, config.tokenizer, vocabulary, body, **how)
 
     def outputs(split: Split) -> np.ndarray:
         return team.read(lambda model: asked.outputs(model, split.examples, split.items))
@@ -124,14 +127,14 @@ def run(config: FinetuneConfig, folder: Path) -> None:
             optimizer=optimizer,
             learning_rate=lambda step: config.lr * factor(step, steps, warmup),
             evaluate=evaluate,
-            save=lambda state: load.save(folder, state, optimizer, about, vocabulary, keep=()),
+            save=lambda state: checkpoint.save(folder, state, optimizer, about, vocabulary, keep=()),
             plan=plan,
             state=state,
             run=folder,
             log=log,
             progress=progress,
         )
-        best = distributed.home(folder) / "checkpoints" / "best"
+        best = collective.home(folder) / "checkpoints" / "best"
         optimizer.set_weights(load.read_tensors(best / "model.safetensors"))
         result = {
             **result_of("finetune", config, state, machine),
@@ -202,11 +205,11 @@ def on_top(body: LanguageModel, config: FinetuneConfig) -> Tuned:
     return Classifier(body, outputs_of(config.task), config.head_dropout, choice=bool(config.task.choices))
 
 
-def work_of(config: FinetuneConfig, model: Tuned, epochs: Epochs, steps: int) -> planning.Work:
+def work_of(config: FinetuneConfig, model: Tuned, epochs: Epochs, steps: int) -> dry_run.Work:
     """What there is to do: rows as long as the examples, so that most tokens stand in rows above the mean length."""
     lengths = np.array([length for item in epochs.items for length in item.lengths])
     longest = max(epochs.items, key=lambda item: item.width * item.height)
-    return planning.Work(
+    return dry_run.Work(
         model=config.model,
         vocabulary=model.body.tokens.num_embeddings,
         outputs=model.head.out_features if isinstance(model, Classifier) else 0,
@@ -224,7 +227,7 @@ def rehearsed(epochs: Epochs) -> Iterator[list[Batch]]:
     """Updates for a dry run: the largest that could come, which needs the most memory, and then the first ones."""
     largest = sorted(epochs.items, key=lambda item: item.width * item.height)[-epochs.batch_size :]
     yield dataclasses.replace(epochs, items=largest, anew=None)(0)
-    yield from map(epochs, range(rehearsal.UPDATES - 1))
+    yield from map(epochs, range(UPDATES - 1))
 
 
 def origin_of(config: FinetuneConfig) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from gpt1cli import runtime
 from gpt1cli.config.commands import GenerateConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.data.hub import Need
@@ -20,6 +19,7 @@ from gpt1cli.runs.files import append_jsonl
 from gpt1cli.runs.folder import finish
 from gpt1cli.runs.record import note
 from gpt1cli.text.bpe import Tokenizer
+from gpt1cli.training import device
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what bytes are decoded to that are no character, or none yet
 
@@ -31,7 +31,7 @@ def needs(config: GenerateConfig) -> list[Need]:
 
 def run(config: GenerateConfig, folder: Path) -> None:
     """Prompt -> tokens, printed as they come (several samples one after the other) -> generated.jsonl."""
-    machine = runtime.start(config.runtime, config.seed)
+    machine = device.start(config.runtime, config.seed)
     note(folder, **machine.describe())
     model, vocabulary = load.load(config.init, config.hub, config.cache)
     model.to(machine.device, machine.precision)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from gpt1cli import runtime
 from gpt1cli.config.commands import PredictConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.task import TaskConfig
@@ -28,6 +27,7 @@ from gpt1cli.runs.record import note
 from gpt1cli.tasks.classification import predicted
 from gpt1cli.tasks.example import Example
 from gpt1cli.tasks.sources import file
+from gpt1cli.training import device
 
 ROWS = 1024  # read at a time: memory does not grow with the file
 
@@ -58,7 +58,7 @@ def needs(config: PredictConfig) -> list[Need]:
 
 def run(config: PredictConfig, folder: Path) -> None:
     """Rows -> items -> the best checkpoint's answers, in the order of the rows -> a file, or stdout."""
-    machine = runtime.start(config.runtime, config.seed)
+    machine = device.start(config.runtime, config.seed)
     note(folder, **machine.describe())
     origin = locate.find(config.run, "run")
     task = locate.task_of(locate.described(origin), config.run)

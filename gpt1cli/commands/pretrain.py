@@ -9,21 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt1cli import distributed, planning, rehearsal, runtime
-from gpt1cli.batches import portion
 from gpt1cli.config.commands import PretrainConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.data.hub import Need, corpus_needs, tokenizer_needs
-from gpt1cli.distributed import Team
-from gpt1cli.fit import Plan, fit, result_of
 from gpt1cli.models.batch import Batch, windows_batch
 from gpt1cli.models.create import fresh
 from gpt1cli.models.inference import mean_token_loss
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.objectives import language_modelling
-from gpt1cli.optim import SCHEDULES, Optimizer
 from gpt1cli.pretrained import load
-from gpt1cli.pretrained.load import State
 from gpt1cli.pretrained.locate import weights_needs
 from gpt1cli.reporting.run_report import write_run_report
 from gpt1cli.runs import trackers
@@ -31,10 +25,19 @@ from gpt1cli.runs.console import Progress
 from gpt1cli.runs.files import read_jsonl
 from gpt1cli.runs.folder import cut_metrics, finish, is_finished
 from gpt1cli.runs.record import note, note_checksums
-from gpt1cli.runtime import Machine
 from gpt1cli.text import corpus, documents
 from gpt1cli.text.bpe import Tokenizer
 from gpt1cli.text.windows import random_windows, spread_windows, unigram_loss
+from gpt1cli.training import checkpoint, collective, device, dry_run
+from gpt1cli.training import dry_run as training_dry_run
+from gpt1cli.training.collective import Team
+from gpt1cli.training.device import Machine
+from gpt1cli.training.dry_run import UPDATES
+from gpt1cli.training.epochs import portion
+from gpt1cli.training.loop import Plan, fit, result_of
+from gpt1cli.training.optimizer import Optimizer
+from gpt1cli.training.schedules import SCHEDULES
+from gpt1cli.training.state import State
 
 PLATEAU = 0.05  # nats below the unigram loss: post-norm blocks stay there when the rate is high for the warm-up
 
@@ -58,11 +61,11 @@ def run(config: PretrainConfig, folder: Path) -> None:
     if config.dry_run:
         rehearse(config, folder)
         return
-    machine = runtime.start(config.runtime, config.seed)
+    machine = device.start(config.runtime, config.seed)
     warnings = [*machine.warnings, *note(folder, **machine.describe())]
     reporting = functools.partial(Progress, folder, mode=config.runtime.progress)
 
-    with distributed.first_alone():
+    with collective.first_alone():
         source = documents.find(config.corpus, config.hub, config.cache)
         model, vocabulary = starting_point(config, source, reporting)
         shards = corpus.prepare(source, config.corpus.name, vocabulary, config.cache, reporting)
@@ -75,8 +78,8 @@ def run(config: PretrainConfig, folder: Path) -> None:
         model.compile()
     team = Team(model, machine.precision, machine.device, config.runtime.shard)
     optimizer = Optimizer(model, config.optimizer, team.precision)
-    state = load.resume(distributed.home(folder), optimizer) or State()
-    distributed.seed_apart(config.seed, state.step)
+    state = checkpoint.resume(collective.home(folder), optimizer) or State()
+    collective.seed_apart(config.seed, state.step)
     cut_metrics(folder / "metrics.jsonl", state.step if state.step else -1)
 
     factor, warmup = SCHEDULES[config.schedule.name], warmup_of(config, plan.steps)
@@ -86,7 +89,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
         loss = team.read(lambda model: mean_token_loss(model, valid, machine.token_budget))
         return {"loss": loss, "perplexity": math.exp(min(loss, 700))}, -loss
 
-    about = load.description(config.model, config.tokenizer, vocabulary, model)
+    about = checkpoint.description(config.model, config.tokenizer, vocabulary, model)
     parameters = sum(p.numel() for p in model.parameters())
     with (
         reporting(total=plan.steps, start=state.step) as progress,
@@ -102,7 +105,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
             optimizer=optimizer,
             learning_rate=lambda step: config.lr * factor(step, plan.steps, warmup),
             evaluate=evaluate,
-            save=lambda state: load.save(folder, state, optimizer, about, vocabulary, plan.keep),
+            save=lambda state: checkpoint.save(folder, state, optimizer, about, vocabulary, plan.keep),
             plan=plan,
             state=state,
             run=folder,
@@ -147,13 +150,13 @@ def batches(
 ) -> Iterator[Batch]:
     """The micro-batches of an update: windows at random places, a function of (seed, step), shared by all processes."""
     windows = random_windows(tokens, config.context, config.batch_size, config.seed, step)
-    size = max(1, machine.rows(config.context) >> halvings) * distributed.size()
+    size = max(1, machine.rows(config.context) >> halvings) * collective.size()
     return (portion(windows[start : start + size], windows_batch) for start in range(0, len(windows), size))
 
 
 def rehearse(config: PretrainConfig, folder: Path) -> None:
     """dry_run=true: text -> shards -> model -> plan and two updates; with plan.tokens random tokens are the text."""
-    machine = runtime.start(config.runtime, config.seed)
+    machine = device.start(config.runtime, config.seed)
     note(folder, **machine.describe())
     if config.plan.tokens is None:
         reporting = functools.partial(Progress, folder, mode=config.runtime.progress)
@@ -162,7 +165,7 @@ def rehearse(config: PretrainConfig, folder: Path) -> None:
         shards = corpus.prepare(source, config.corpus.name, vocabulary, config.cache, reporting)
         tokens, updates = shards.train, plan_of(config, shards).steps
     else:
-        model = fresh(config.model, planning.vocabulary_of(config.tokenizer))
+        model = fresh(config.model, dry_run.vocabulary_of(config.tokenizer))
         entries = model.tokens.num_embeddings
         tokens = np.random.default_rng(config.seed).integers(0, entries, config.batch_size * (config.context + 1))
         updates = updates_of(config, config.plan.tokens)
@@ -170,7 +173,7 @@ def rehearse(config: PretrainConfig, folder: Path) -> None:
     optimizer = Optimizer(model, config.optimizer, machine.precision)
     if machine.compile:
         model.compile()
-    work = planning.Work(
+    work = dry_run.Work(
         model=config.model,
         vocabulary=model.tokens.num_embeddings,
         outputs=0,
@@ -181,8 +184,8 @@ def rehearse(config: PretrainConfig, folder: Path) -> None:
         batch_size=config.batch_size,
         longest=config.context,
     )
-    rehearsed = (batches(config, machine, tokens, step) for step in range(rehearsal.UPDATES))
-    rehearsal.dry_run("pretrain", config, folder, work, machine, model, language_modelling, rehearsed, optimizer)
+    rehearsed = (batches(config, machine, tokens, step) for step in range(UPDATES))
+    training_dry_run.dry_run("pretrain", config, folder, work, machine, model, language_modelling, rehearsed, optimizer)
 
 
 def updates_of(config: PretrainConfig, tokens: float) -> int:

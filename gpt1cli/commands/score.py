@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from gpt1cli import runtime
 from gpt1cli.config.commands import ScoreConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.data.hub import Need
@@ -27,6 +26,7 @@ from gpt1cli.runs.files import whole
 from gpt1cli.runs.folder import finish
 from gpt1cli.runs.record import note
 from gpt1cli.text.bpe import Tokenizer
+from gpt1cli.training import device
 
 LINES = 1024  # read at a time: memory does not grow with the file
 
@@ -40,7 +40,7 @@ def needs(config: ScoreConfig) -> list[Need]:
 
 def run(config: ScoreConfig, folder: Path) -> None:
     """Lines -> token ids -> log-probabilities -> scores.jsonl, a line for a line, and their total."""
-    machine = runtime.start(config.runtime, config.seed)
+    machine = device.start(config.runtime, config.seed)
     note(folder, **machine.describe())
     model, vocabulary = load.load(config.init, config.hub, config.cache)
     model.to(machine.device, machine.precision)

@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from gpt1cli import runtime
 from gpt1cli.cli import execute
 from gpt1cli.cli.overrides import quote
 from gpt1cli.config.commands import FinetuneConfig, SearchConfig
@@ -31,6 +30,7 @@ from gpt1cli.runs.record import note, note_checksums
 from gpt1cli.studies.cells import Cell, composed, keep_best, keep_chosen, module_of, on_dev, run_all, say
 from gpt1cli.tasks import few_shot, splits
 from gpt1cli.tasks.splits import Split, load_examples
+from gpt1cli.training import device
 
 
 def needs(config: SearchConfig) -> list[Need]:
@@ -131,7 +131,7 @@ def candidates_of(config: SearchConfig, folder: Path) -> list[Candidate]:
 
 def searched(config: SearchConfig, folder: Path) -> list[Candidate]:
     """The best candidates on the training examples, without training. InputError where there is none."""
-    machine = runtime.start(config.runtime, config.seed)
+    machine = device.start(config.runtime, config.seed)
     note(folder, **machine.describe())
     task, limits = config.task, (machine.micro_batch, machine.token_budget)
     with Progress(folder, 1, config.runtime.progress, description="candidate") as progress:

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpt1cli import runtime
 from gpt1cli.config import options
 from gpt1cli.config.commands import ZeroshotConfig
 from gpt1cli.config.schema import InputError
@@ -28,9 +27,10 @@ from gpt1cli.runs.console import Progress
 from gpt1cli.runs.files import write_text
 from gpt1cli.runs.folder import finish
 from gpt1cli.runs.record import note, note_checksums
-from gpt1cli.runtime import Machine
 from gpt1cli.tasks.splits import check, warn_absent
 from gpt1cli.text.bpe import Tokenizer
+from gpt1cli.training import device
+from gpt1cli.training.device import Machine
 
 
 def needs(config: ZeroshotConfig) -> list[Need]:
@@ -46,7 +46,7 @@ def needs(config: ZeroshotConfig) -> list[Need]:
 
 def run(config: ZeroshotConfig, folder: Path) -> None:
     """Each checkpoint that was asked for -> scores of the endings -> answers and metrics; of several a curve."""
-    machine = runtime.start(config.runtime, config.seed)
+    machine = device.start(config.runtime, config.seed)
     note(folder, **machine.describe())
     task, began = config.task, time.perf_counter()
     chosen = [(init, name) for init in config.inits for name in locate.checkpoints(init, config.checkpoint)]
@@ -97,7 +97,7 @@ def run(config: ZeroshotConfig, folder: Path) -> None:
             "name": config.name,
             "seed": config.seed,
             "seconds": round(time.perf_counter() - began, 3),
-            "peak_memory_bytes": runtime.peak_memory_bytes(machine.device),
+            "peak_memory_bytes": device.peak_memory_bytes(machine.device),
             "checkpoints": len(chosen),
             "examples": {name: len(split.items) for name, split in splits.items()},
             "cut": {name: split.cut for name, split in splits.items()},

@@ -30,13 +30,13 @@ from gpt1cli.prompts import demonstrations
 from gpt1cli.prompts.demonstrations import Pool
 from gpt1cli.prompts.prompt import Prompt, Query, lay
 from gpt1cli.prompts.scoring import answers
-from gpt1cli.runtime import Machine
 from gpt1cli.tasks import few_shot
 from gpt1cli.tasks.encode import items_of
 from gpt1cli.tasks.example import Example, Ids
 from gpt1cli.tasks.splits import Arranged
 from gpt1cli.text import bpe
 from gpt1cli.text.bpe import Tokenizer
+from gpt1cli.training.device import Machine
 
 Anew = Callable[[Sequence[int], int], Sequence[Item]]  # places of examples, update -> their items there
 

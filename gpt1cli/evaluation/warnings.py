@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,27 +9,14 @@ from typing import Any
 import numpy as np
 
 from gpt1cli.config.task import TaskConfig
-from gpt1cli.evaluation import warnings
 from gpt1cli.tasks.classification import predictions
 from gpt1cli.tasks.splits import Split
 
-RISES = 2  # validations in a row with a higher loss than the one before
 BLIND = "the model does not look at its input; another lr=, more epochs= or another seed= may help"  # of a trained one
 FEW = 5  # examples of a label that may go unpredicted by chance
 TEXTS_IGNORED = "its words alone decide, not the texts; where there are two labels roc_auc shows what the scores know"
 
 
-def rising(losses: Sequence[tuple[int, float]]) -> str | None:
-    """Of the validations so far, as (step, loss): told when the loss has risen twice in a row for the first time."""
-    rose = [later > earlier for (_, earlier), (_, later) in itertools.pairwise(losses)]
-    windows = [all(rose[end - RISES : end]) for end in range(RISES, len(rose) + 1)]
-    if windows.count(True) != 1 or not windows[-1]:
-        return None
-    (step, low), (_, high) = losses[-RISES - 1], losses[-1]
-    return (
-        f"warning: the validation loss rises since step {step:,}, from {low:.4f} to {high:.4f}: what is learned now"
-        " holds for the training data alone; fewer updates or more data would help, and `best` is kept"
-    )
 
 
 def half_cut(split: str, cut: int, examples: int, n_positions: int) -> str | None:
@@ -69,8 +55,8 @@ def collapse_warning(task: TaskConfig, name: str, split: Split, outputs: np.ndar
         return None
     found, labels = predictions(task, outputs), np.array(split.labels)
     if not task.classes:
-        return warnings.constant(name, found, labels)
-    return warnings.one_sided(name, task.labels, found.tolist(), labels.astype(int).tolist())
+        return constant(name, found, labels)
+    return one_sided(name, task.labels, found.tolist(), labels.astype(int).tolist())
 
 
 def zero_shot_collapse_warning(task: TaskConfig, name: str, answers: Sequence[Mapping[str, Any]]) -> str | None:
@@ -79,4 +65,4 @@ def zero_shot_collapse_warning(task: TaskConfig, name: str, answers: Sequence[Ma
     if any(line["label"] is None for line in answers):
         return None
     predicted, true = ([number[line[key]] for line in answers] for key in ("prediction", "label"))
-    return warnings.one_sided(name, task.labels, predicted, true, TEXTS_IGNORED)
+    return one_sided(name, task.labels, predicted, true, TEXTS_IGNORED)

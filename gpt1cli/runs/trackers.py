@@ -21,12 +21,12 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from gpt1cli import distributed
 from gpt1cli.config.commands import FewshotConfig, TrainConfig, ZeroshotConfig
 from gpt1cli.config.schema import InputError, flat, shown
 from gpt1cli.config.training import LoggerConfig
 from gpt1cli.runs.files import append_jsonl, read_config, read_json, read_jsonl, write_json
 from gpt1cli.runs.record import environment
+from gpt1cli.training import collective
 
 Line = Mapping[str, Any]
 Log = Callable[[Line], None]
@@ -128,7 +128,7 @@ class Follower:
     ) -> None:
         self.config, self.folder, self.say, self.labels = config, folder, say, labels
         self.tracker: Tracker | None = None
-        if config.logger.name != "none" and distributed.rank() == 0:
+        if config.logger.name != "none" and collective.rank() == 0:
             self._attempt(self._open)
 
     def send(self, lines: Iterable[Line]) -> None:

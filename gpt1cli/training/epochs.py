@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from gpt1cli import distributed
 from gpt1cli.config.schema import InputError
 from gpt1cli.models.batch import Batch, Item, by_length, items_batch
+from gpt1cli.training import collective
 
 if TYPE_CHECKING:
     pass
 
-TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}  # tokens computed at a time, where runtime.micro_batch does not say
 
 
 
@@ -56,7 +55,7 @@ def portion(rows: R, laid: Callable[[R], Batch]) -> Batch:
     """The batch of this process's share of the rows. Where they are fewer than the processes, one that counts nothing:
     every process has to take part in every backward pass.
     """
-    share = rows[distributed.rank() :: distributed.size()]
+    share = rows[collective.rank() :: collective.size()]
     return laid(share) if len(share) else dataclasses.replace(laid(rows[:1]), count=0, real_tokens=0)
 
 
@@ -90,7 +89,7 @@ class Epochs:
             raise InputError("the loss is that of a whole batch, which cannot be halved: name a smaller batch_size=")
         if self.whole:
             return [items_batch(chosen)]
-        together = distributed.size()
+        together = collective.size()
         micro_batch = self.micro_batch and max(1, self.micro_batch >> halvings) * together
         groups = by_length(chosen, micro_batch, (self.token_budget >> halvings) * together)
         return [portion([chosen[i] for i in group], items_batch) for group in groups]

@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
-from gpt1cli import distributed
 from gpt1cli.config.training import OptimizerConfig
+from gpt1cli.training import collective
 
 # --- schedules: step -> factor of the highest learning rate -----------------------------------------------------------
 
 
-def cosine(step: int, total: int, warmup: float) -> float:
-    """Linear warm-up, then half a cosine to 0 over the rest (paper, section 4.1, pretraining)."""
-    if step < warmup:
-        return min(1.0, (step + 1) / max(1.0, warmup))
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def linear(step: int, total: int, warmup: float) -> float:
-    """min(1, (step+1)/max(1, warmup)) x (1 - step/total): the decay holds in the warm-up too, as in the released code.
-
-    The released code counts warm-up from 0, so that its first update moves nothing; here the first update counts.
-    """
-    return min(1.0, (step + 1) / max(1.0, warmup)) * (1 - step / total)
 
 
-def constant(step: int, total: int, warmup: float) -> float:
-    """Linear warm-up, then 1."""
-    return min(1.0, (step + 1) / max(1, warmup))
 
 
-SCHEDULES: dict[str, Callable[[int, int, float], float]] = {"cosine": cosine, "linear": linear, "constant": constant}
 
 
 # --- the optimizer ----------------------------------------------------------------------------------------------------
@@ -57,7 +41,7 @@ class Optimizer:
         self.config = config
         self.parameters = dict(model.named_parameters())
         self.rounds = precision != torch.float32  # whether the model holds copies
-        self.masters = {name: distributed.local(p.detach()) for name, p in self.parameters.items()}
+        self.masters = {name: collective.local(p.detach()) for name, p in self.parameters.items()}
         if self.rounds:
             self.masters = {name: p.detach().clone().float() for name, p in self.parameters.items()}
             model.to(precision)
@@ -87,9 +71,9 @@ class Optimizer:
     @torch.no_grad()
     def step(self, lr: float, count: float | Tensor) -> Tensor:
         """One update from gradients of a loss summed over `count` things; the gradient's norm before clipping, [] ."""
-        held = {name: distributed.local(p.grad) for name, p in self.parameters.items() if p.grad is not None}
+        held = {name: collective.local(p.grad) for name, p in self.parameters.items() if p.grad is not None}
         gradients = held | self.sums
-        count = count / distributed.size()  # several processes leave the mean of their gradients
+        count = count / collective.size()  # several processes leave the mean of their gradients
         norm = norm_of(gradients.values(), any(isinstance(p, DTensor) for p in self.parameters.values())) / count
         divisor = count / (self.config.clip_norm / (norm + 1e-6)).clamp(max=1)  # count, and more where it is clipped
         for names in self.groups:
@@ -120,12 +104,12 @@ class Optimizer:
 
     def weights(self) -> dict[str, Tensor]:
         """The masters, whole, by name."""
-        return {name: distributed.gathered(master, self.parameters[name]) for name, master in self.masters.items()}
+        return {name: collective.gathered(master, self.parameters[name]) for name, master in self.masters.items()}
 
     def state(self) -> dict[str, Tensor]:
         """Both moments and the update count of every parameter, whole, by name."""
         return {
-            f"{name}/{key}": distributed.gathered(value, self.parameters[name])
+            f"{name}/{key}": collective.gathered(value, self.parameters[name])
             for name, moments in self.moments.items()
             for key, value in zip(("step", "exp_avg", "exp_avg_sq"), moments, strict=True)
         }
@@ -134,7 +118,7 @@ class Optimizer:
     def set_weights(self, weights: dict[str, Tensor]) -> None:
         """Put weights into the masters and the model's rounded copies."""
         for name, master in self.masters.items():
-            master.copy_(distributed.cut(weights[name], self.parameters[name]))
+            master.copy_(collective.cut(weights[name], self.parameters[name]))
             if self.rounds:
                 self.parameters[name].copy_(master)
 
@@ -144,7 +128,7 @@ class Optimizer:
         for name, master in self.masters.items():
             if f"{name}/step" in state:
                 count, mean, square = (
-                    distributed.cut(state[f"{name}/{key}"], self.parameters[name]).to(master.device, copy=True)
+                    collective.cut(state[f"{name}/{key}"], self.parameters[name]).to(master.device, copy=True)
                     for key in ("step", "exp_avg", "exp_avg_sq")
                 )
                 self.moments[name] = count, mean, square
@@ -164,4 +148,4 @@ def norm_of(tensors: Iterable[Tensor], sharded: bool = False) -> Tensor:
     else:
         pieces = (piece.float() for tensor in tensors for piece in tensor.flatten().split(2**16))
         square = torch.stack([torch.dot(piece, piece) for piece in pieces]).sum()
-    return (distributed.summed({"": square}, square.device)[""] if sharded else square).sqrt().float()
+    return (collective.summed({"": square}, square.device)[""] if sharded else square).sqrt().float()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,20 +14,20 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gpt1cli import distributed
-from gpt1cli.batches import ahead
 from gpt1cli.config.commands import TrainConfig
 from gpt1cli.config.schema import InputError
-from gpt1cli.evaluation import warnings
 from gpt1cli.models.batch import Batch
 from gpt1cli.objectives import Loss
-from gpt1cli.optim import Optimizer
-from gpt1cli.pretrained.load import State
 from gpt1cli.runs import folder, signals
 from gpt1cli.runs.console import Progress
-from gpt1cli.runtime import Machine, peak_memory_bytes
+from gpt1cli.training import collective
+from gpt1cli.training.device import Machine, peak_memory_bytes
+from gpt1cli.training.epochs import ahead
+from gpt1cli.training.optimizer import Optimizer
+from gpt1cli.training.state import State
 
 M = TypeVar("M", bound=nn.Module)
+RISES = 2  # validations in a row with a higher loss than the one before
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def fit(
     """
     if state.step > plan.steps:
         raise InputError(f"the run has done {state.step:,} updates already, more than the {plan.steps:,} asked for")
-    if not distributed.rank():
+    if not collective.rank():
         folder.reopen(run)  # here and not earlier: whatever a resumed run is refused for, it stays finished
     device = next(model.parameters()).device
     batches = ahead(batches, plan.steps) if device.type == "cuda" else batches
@@ -81,7 +82,7 @@ def fit(
         log({"step": state.step, "split": "valid", **found, "seconds": round(state.seconds, 3)})
         progress.say(f"step {state.step:,}: valid " + " ".join(f"{name} {value:.4f}" for name, value in found.items()))
         validated.append((state.step, found["loss"]))
-        if warning := warnings.rising(validated):
+        if warning := rising(validated):
             progress.say(warning)
 
     if state.step == 0 and plan.evaluate_first:
@@ -101,7 +102,7 @@ def fit(
                 state.halvings += 1
                 progress.say(short.told())
                 continue
-            sums = distributed.summed(sums, device)
+            sums = collective.summed(sums, device)
             count, tokens = sums.pop("count"), sums.pop("tokens")
             norm = optimizer.step(lr, count)
             means = {name: value / count for name, value in sums.items()}
@@ -111,8 +112,8 @@ def fit(
             last = state.step == plan.steps
             log_due = state.step % plan.log_every == 0 or last
             stopping = bool(stopped)  # asked once: a signal may come at any line
-            if distributed.size() > 1:  # all stop after the same update, where the device is waited for anyway
-                stopping = log_due and distributed.any_of(stopping, device)
+            if collective.size() > 1:  # all stop after the same update, where the device is waited for anyway
+                stopping = log_due and collective.any_of(stopping, device)
             eval_due = state.step % plan.eval_every == 0 or last
             save_due = eval_due or state.step % plan.checkpoint_every == 0 or state.step in plan.keep or stopping
 
@@ -188,7 +189,7 @@ class OutOfMemory(Exception):
         what = f"memory ran out on {self.rows:,} x {self.tokens:,} tokens"
         if self.rows == 1:
             raise InputError(f"{what}: runtime.precision=bf16, a smaller model, shorter sequences need less") from None
-        if distributed.size() > 1:  # the others wait for this one's gradients
+        if collective.size() > 1:  # the others wait for this one's gradients
             raise InputError(f"{what}; name runtime.micro_batch={self.rows // 2}") from None
         return f"{what}: going on with half as much at a time, which changes dropout's masks and nothing else"
 
@@ -216,3 +217,16 @@ def _finite(pending: list[dict[str, Tensor]], step: int) -> list[dict[str, float
             if not math.isfinite(value):
                 raise FloatingPointError(f"{name} became {value} at step {number}; what was saved before is kept")
     return updates
+
+
+def rising(losses: Sequence[tuple[int, float]]) -> str | None:
+    """Of the validations so far, as (step, loss): told when the loss has risen twice in a row for the first time."""
+    rose = [later > earlier for (_, earlier), (_, later) in itertools.pairwise(losses)]
+    windows = [all(rose[end - RISES : end]) for end in range(RISES, len(rose) + 1)]
+    if windows.count(True) != 1 or not windows[-1]:
+        return None
+    (step, low), (_, high) = losses[-RISES - 1], losses[-1]
+    return (
+        f"warning: the validation loss rises since step {step:,}, from {low:.4f} to {high:.4f}: what is learned now"
+        " holds for the training data alone; fewer updates or more data would help, and `best` is kept"
+    )

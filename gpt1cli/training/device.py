@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
-from gpt1cli import distributed
-from gpt1cli.batches import TOKEN_BUDGET
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.training import RuntimeConfig
 from gpt1cli.models.kernels import keep_memory
+from gpt1cli.training import collective
 
 SLOW_BF16 = "warning: this hardware does not speed up bf16: runtime.precision=fp32 is faster here"
+TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}  # tokens computed at a time, where runtime.micro_batch does not say
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Machine:
         """For environment.json."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         precision = str(self.precision).removeprefix("torch.")
-        return {"device": name, "precision": precision, "threads": self.threads, "devices": distributed.size()}
+        return {"device": name, "precision": precision, "threads": self.threads, "devices": collective.size()}
 
     def __str__(self) -> str:
         found = self.describe()
-        together = f"{found['devices']} x " if distributed.size() > 1 else ""
+        together = f"{found['devices']} x " if collective.size() > 1 else ""
         return f"{together}{found['device']}, {found['precision']}, {found['threads']} thread{'s' * (self.threads > 1)}"
 
 
@@ -88,5 +88,3 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
-
-
