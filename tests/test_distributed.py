@@ -19,11 +19,11 @@ from small import item
 from gpt1cli.cli.main import main
 from gpt1cli.config.schema import InputError
 from gpt1cli.models.batch import items_batch, windows_batch
-from gpt1cli.objectives import Loss
 from gpt1cli.pretrained.load import read_tensors
 from gpt1cli.runs import files, record
 from gpt1cli.training import collective, processes
 from gpt1cli.training.epochs import portion
+from gpt1cli.training.objectives.causal import Loss
 
 EXACT = [f"model.{kind}_dropout=0" for kind in ("embedding", "attention", "residual")] + ["runtime.precision=fp32"]
 # of five sequences one process has three and the other two; with two at a time the last part leaves one without any

@@ -19,12 +19,12 @@ from gpt1cli.cli.main import main
 from gpt1cli.config.schema import InputError, build
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.evaluation.evaluate import answered_as, refuse_other_labels
-from gpt1cli.objectives import fine_tuning
 from gpt1cli.runs import files, record
 from gpt1cli.tasks.classification import measured, predictions
 from gpt1cli.tasks.example import Example
 from gpt1cli.tasks.splits import Split
 from gpt1cli.training.device import TOKEN_BUDGET
+from gpt1cli.training.objectives.supervised import fine_tuning
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -20,7 +20,6 @@ from gpt1cli.config.schema import InputError
 from gpt1cli.config.training import OptimizerConfig
 from gpt1cli.models.batch import windows_batch
 from gpt1cli.models.transformer import Transformer
-from gpt1cli.objectives import Loss, language_modelling
 from gpt1cli.pretrained import load
 from gpt1cli.runs import files, signals
 from gpt1cli.runs import folder as runs_folder
@@ -29,6 +28,7 @@ from gpt1cli.text import bpe
 from gpt1cli.text.windows import random_windows
 from gpt1cli.training import checkpoint
 from gpt1cli.training.loop import Plan, fit
+from gpt1cli.training.objectives.causal import Loss, language_modelling
 from gpt1cli.training.optimizer import Optimizer
 from gpt1cli.training.schedules import cosine
 from gpt1cli.training.state import State

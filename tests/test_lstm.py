@@ -16,8 +16,8 @@ from gpt1cli.models.create import fresh
 from gpt1cli.models.inference import log_probabilities_behind, token_log_probabilities
 from gpt1cli.models.lstm import LSTM, recurrence, recurrence_plain
 from gpt1cli.models.transformer import Past
-from gpt1cli.objectives import language_modelling
 from gpt1cli.training.dry_run import flops_per_token, parameters
+from gpt1cli.training.objectives.causal import language_modelling
 from gpt1cli.training.optimizer import Optimizer
 
 VOCABULARY, U = 61, 24

@@ -22,12 +22,13 @@ from transformers import OpenAIGPTLMHeadModel
 from gpt1cli.models.batch import Asked, Batch, Item, by_length, items_batch, windows_batch
 from gpt1cli.models.heads import Classifier, Prompted
 from gpt1cli.models.transformer import Transformer
-from gpt1cli.objectives import Loss, fine_tuning, language_modelling
 from gpt1cli.pretrained.hf_weights import from_published
 from gpt1cli.runs import files
 from gpt1cli.tasks.losses import TASK_LOSSES, interpolation
 from gpt1cli.training.epochs import Epochs
 from gpt1cli.training.loop import Plan, fit
+from gpt1cli.training.objectives.causal import Loss, language_modelling
+from gpt1cli.training.objectives.supervised import fine_tuning
 from gpt1cli.training.optimizer import Optimizer
 from gpt1cli.training.schedules import cosine, linear
 from gpt1cli.training.state import State

@@ -16,10 +16,10 @@ from gpt1cli.models.heads import Classifier
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.models.lstm import LSTM
 from gpt1cli.models.transformer import Transformer
-from gpt1cli.objectives import language_modelling
 from gpt1cli.training import dry_run
 from gpt1cli.training.device import Machine
 from gpt1cli.training.dry_run import Work, flops_per_token, hours, kept, parameters
+from gpt1cli.training.objectives.causal import language_modelling
 from gpt1cli.training.optimizer import Optimizer
 
 V = 300

@@ -16,10 +16,10 @@ from gpt1cli.config.commands import PretrainConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.models.batch import Batch, windows_batch
 from gpt1cli.models.transformer import Transformer
-from gpt1cli.objectives import Loss, language_modelling
 from gpt1cli.training import dry_run
 from gpt1cli.training.device import Machine
 from gpt1cli.training.dry_run import Work, described, measured, rehearse
+from gpt1cli.training.objectives.causal import Loss, language_modelling
 from gpt1cli.training.optimizer import Optimizer
 
 V = 300

@@ -14,12 +14,13 @@ from gpt1cli.bench.training import adamw, model_config, update
 from gpt1cli.models.batch import Item, windows_batch
 from gpt1cli.models.heads import Classifier
 from gpt1cli.models.transformer import Transformer
-from gpt1cli.objectives import fine_tuning, language_modelling
 from gpt1cli.tasks.losses import TASK_LOSSES
 from gpt1cli.text.windows import random_windows
 from gpt1cli.training.device import TOKEN_BUDGET
 from gpt1cli.training.dry_run import flops_per_token
 from gpt1cli.training.epochs import Epochs
+from gpt1cli.training.objectives.causal import language_modelling
+from gpt1cli.training.objectives.supervised import fine_tuning
 
 HERE = __name__
 V = 1_000  # a small vocabulary: what is measured is what lies around the model

@@ -23,11 +23,12 @@ from gpt1cli.models.batch import Batch, Item, by_length, items_batch, windows_ba
 from gpt1cli.models.heads import Classifier
 from gpt1cli.models.inference import head_outputs
 from gpt1cli.models.transformer import Transformer
-from gpt1cli.objectives import fine_tuning, language_modelling
 from gpt1cli.tasks.losses import TASK_LOSSES
 from gpt1cli.training.device import TOKEN_BUDGET
 from gpt1cli.training.dry_run import flops_per_token
 from gpt1cli.training.loop import gradients
+from gpt1cli.training.objectives.causal import language_modelling
+from gpt1cli.training.objectives.supervised import fine_tuning
 from gpt1cli.training.optimizer import Optimizer
 
 V = 40_478  # the published vocabulary

@@ -19,7 +19,6 @@ from gpt1cli.models.create import fresh
 from gpt1cli.models.heads import Classifier, Prompted, Tuned
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.models.transformer import Transformer
-from gpt1cli.objectives import fine_tuning
 from gpt1cli.pretrained import hf_config, load
 from gpt1cli.pretrained.locate import weights_needs
 from gpt1cli.prompts import demonstrations
@@ -41,6 +40,7 @@ from gpt1cli.training.collective import Team
 from gpt1cli.training.dry_run import UPDATES
 from gpt1cli.training.epochs import Epochs
 from gpt1cli.training.loop import Plan, fit, result_of
+from gpt1cli.training.objectives.supervised import fine_tuning
 from gpt1cli.training.optimizer import Optimizer
 from gpt1cli.training.schedules import SCHEDULES
 from gpt1cli.training.state import State

@@ -16,7 +16,6 @@ from gpt1cli.models.batch import Batch, windows_batch
 from gpt1cli.models.create import fresh
 from gpt1cli.models.inference import mean_token_loss
 from gpt1cli.models.language_model import LanguageModel
-from gpt1cli.objectives import language_modelling
 from gpt1cli.pretrained import load
 from gpt1cli.pretrained.locate import weights_needs
 from gpt1cli.reporting.run_report import write_run_report
@@ -35,6 +34,7 @@ from gpt1cli.training.device import Machine
 from gpt1cli.training.dry_run import UPDATES
 from gpt1cli.training.epochs import portion
 from gpt1cli.training.loop import Plan, fit, result_of
+from gpt1cli.training.objectives.causal import language_modelling
 from gpt1cli.training.optimizer import Optimizer
 from gpt1cli.training.schedules import SCHEDULES
 from gpt1cli.training.state import State

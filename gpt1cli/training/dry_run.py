@@ -26,13 +26,13 @@ from gpt1cli.models.attention import QUERIES
 from gpt1cli.models.batch import Batch
 from gpt1cli.models.create import parameters
 from gpt1cli.models.kernels import CHUNK_ROWS, VOCABULARY_TILE
-from gpt1cli.objectives import Loss
 from gpt1cli.reporting.page import Table
 from gpt1cli.runs.console import Progress, short
 from gpt1cli.runs.files import write_json
 from gpt1cli.runs.folder import finish
 from gpt1cli.training.device import Machine, peak_memory_bytes
 from gpt1cli.training.loop import OutOfMemory, gradients
+from gpt1cli.training.objectives.causal import Loss
 from gpt1cli.training.optimizer import Optimizer
 
 PUBLISHED = {"words": (40_000, 478), "bytes": (50_000, 257)}  # merges; symbols, <unk> and newline, or <|endoftext|>

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from gpt1cli.config.commands import TrainConfig
 from gpt1cli.config.schema import InputError
 from gpt1cli.models.batch import Batch
-from gpt1cli.objectives import Loss
 from gpt1cli.runs import folder, signals
 from gpt1cli.runs.console import Progress
 from gpt1cli.training import collective
 from gpt1cli.training.device import Machine, peak_memory_bytes
 from gpt1cli.training.epochs import ahead
+from gpt1cli.training.objectives.causal import Loss
 from gpt1cli.training.optimizer import Optimizer
 from gpt1cli.training.state import State
 
