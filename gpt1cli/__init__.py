@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from gpt1cli.text.bpe import Tokenizer
 
 
-
 def load(init: str | os.PathLike[str], hub: str | os.PathLike[str] | None = None) -> tuple[LanguageModel, Tokenizer]:
     """The model and the tokenizer that `init` names: `openai`, `gpt2`, a run, a checkpoint, an exported folder, shards.
 

@@ -69,7 +69,9 @@ def test_one_answer_to_every_query_is_told_of_a_model_that_is_not_trained():
         task, "valid", answers("aab", "bbb")
     )
     assert evaluation_warnings.zero_shot_collapse_warning(task, "valid", answers("aab", "abb")) is None
-    assert evaluation_warnings.zero_shot_collapse_warning(task, "test", [{"label": None, "prediction": "a"}] * 3) is None
+    assert (
+        evaluation_warnings.zero_shot_collapse_warning(task, "test", [{"label": None, "prediction": "a"}] * 3) is None
+    )
     told = fewshot.doubt(task, "valid", answers("abab" * 3, "aabb" + "bbbb" + "aaaa"), 3)
     assert "one label answers every query of valid with 2 of 3 draws" in told
     assert fewshot.doubt(task, "valid", answers("abab", "aaab"), 1) is None

@@ -20,7 +20,6 @@ from gpt1cli.cli.argv import sort
 from gpt1cli.cli.help import EXAMPLES
 from gpt1cli.config import commands as config_commands
 from gpt1cli.config import options, schema
-from gpt1cli.config.commands import DESCRIPTIONS
 from gpt1cli.config.schema import InputError
 from gpt1cli.config.version import __version__
 from gpt1cli.runs import files as runs_files
@@ -106,21 +105,6 @@ def test_a_wrong_command_line_is_exit_2_with_a_short_message(capsys, words, told
 # --- help -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_first_page_comes_before_anything_is_loaded():
-    code = (
-        "import sys\n"
-        "from gpt1cli.__main__ import main\n"
-        "sys.argv = ['gpt1', '--help']\n"
-        "before = set(sys.modules)\n"
-        "assert main() == 0\n"
-        "print(*sorted(set(sys.modules) - before))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    page, _, loaded = done.stdout.rstrip("\n").rpartition("\n")
-    assert loaded == "gpt1cli.commands gpt1cli.cli.help"
-    assert f"{page}\n" == help.front_page() and max(map(len, page.splitlines())) <= 100
-
-
 def test_help_and_version_are_quick_and_import_nothing_heavy():
     code = (
         "import sys, io, contextlib\n"
@@ -136,9 +120,9 @@ def test_help_and_version_are_quick_and_import_nothing_heavy():
 def test_the_pages_name_every_command_group_option_and_key(capsys):
     assert main.main([]) == main.main(["--help"]) == 0
     first = capsys.readouterr().out
-    assert first == help.front_page() * 2 and DESCRIPTIONS.keys() == config_commands.COMMANDS.keys()
+    assert first == help.front_page() * 2
     assert all(f"\n  {command} " in first for command in config_commands.COMMANDS)
-    for command, cls in config_commands.COMMANDS.items():
+    for command, (cls, *_) in config_commands.COMMANDS.items():
         assert main.main([command, "lr=nonsense", "-h"]) == 0
         page = capsys.readouterr().out
         assert max(map(len, page.splitlines())) <= 100

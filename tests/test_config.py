@@ -114,7 +114,7 @@ def test_every_option_in_conf_composes_and_builds(command, chosen):
         chosen = {group: option for group, option in chosen.items() if group != "ablation"}
     words = [f"{group}={option}" for group, option in chosen.items()]
     words += ["corpus.path=books/"] if chosen.get("corpus") == "text" else []
-    words += ["init=none"] if {"init", "model"} <= schema.fields_of(commands.COMMANDS[command]).keys() else []
+    words += ["init=none"] if {"init", "model"} <= schema.fields_of(commands.COMMANDS[command].config).keys() else []
     words += NEEDED.get(command, [])
     words += ["task.train=rows.csv", "task.kind=pair"] if chosen.get("task") in OWN else []
     asked = command in ("fewshot", "search") and chosen.get("task") == "file"
@@ -132,7 +132,7 @@ def test_a_task_that_only_probes_is_not_fine_tuned_on(task):
 
 
 def test_every_key_has_a_meaning_and_every_group_a_dataclass():
-    for command, cls in commands.COMMANDS.items():
+    for command, (cls, *_) in commands.COMMANDS.items():
         for name, annotation in schema.fields_of(cls).items():
             grouped = dataclasses.is_dataclass(schema.bare(annotation))
             assert grouped or schema.key_of(annotation).meaning, f"{command}: {name}"

@@ -52,7 +52,7 @@ def keys_of(cls: type, prefix: str = "") -> Iterator[str]:
             yield from keys_of(typing.cast(type, inner), f"{prefix}{name}.")
 
 
-KEYS = sorted({key for cls in commands.COMMANDS.values() for key in keys_of(cls)})
+KEYS = sorted({key for command in commands.COMMANDS.values() for key in keys_of(command.config)})
 GROUPS = {group: [*options.names(group)] for group in commands.GROUPS}
 HYDRAS = ["hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name", "hydra.verbose", "hydra.mode"]
 HYDRAS += [

@@ -441,7 +441,6 @@ def one_minus_f1(values: Tensor, labels: list[int | float]) -> Tensor:
 
 @pytest.mark.parametrize("kind", ["classification", "similarity", "soft_f1", "regression", "ordinal", "choice"])
 def test_the_golden_curve_of_fine_tuning(kind, peer, tmp_path):
-
     made = {
         "classification": lambda: (labelled_rows(14), LABELS, "cross_entropy", of_class),
         "similarity": lambda: (pairs_in_both_orders(14, lambda a: a[0] % 2), 2, "cross_entropy", of_class),

@@ -152,9 +152,7 @@ def test_nothing_in_a_strangers_prompt_is_resolved(world, tmp_path, monkeypatch)
     words += ["shots=0", "limit.test=2", "limit.valid=2", f"hydra.run.dir={tmp_path / 'run'}", *places(tmp_path)]
     ended = ran(*words)
     assert ended.status == 0, ended.err
-    assert (
-        files.read_config(tmp_path / "run" / "config.yaml")["task"]["prompt"]["description"] == prompt["description"]
-    )
+    assert files.read_config(tmp_path / "run" / "config.yaml")["task"]["prompt"]["description"] == prompt["description"]
 
 
 TARGETS = [

@@ -167,7 +167,8 @@ def test_a_split_may_be_that_of_another_subset(tmp_path):
     }
     hub = write(tmp_path, race, splits)
     loaded = {
-        split: tasks_splits.load(race, split, hub, tmp_path) for split in ("train", "valid", "valid_middle", "test_middle")
+        split: tasks_splits.load(race, split, hub, tmp_path)
+        for split in ("train", "valid", "valid_middle", "test_middle")
     }
     articles = {split: found and [example.texts[0] for example in found.examples] for split, found in loaded.items()}
     assert articles == {"train": ["a", "b"], "valid": ["c", "d"], "valid_middle": ["d"], "test_middle": None}
@@ -934,7 +935,9 @@ def test_real_stories_are_split_as_released(test_hub, prepared):
     task = configured("story_cloze")
     ids = column(test_hub, task, "validation", "story_id")
     order = np.random.RandomState(3535999445).permutation(1871)
-    train, valid, test = (tasks_splits.load(task, split, test_hub, prepared).examples for split in ("train", "valid", "test"))
+    train, valid, test = (
+        tasks_splits.load(task, split, test_hub, prepared).examples for split in ("train", "valid", "test")
+    )
     assert [example.id for example in valid] == [ids[i] for i in order[:374]]
     assert [example.id for example in train] == [ids[i] for i in order[374:]]
     assert [example.id for example in test] == column(test_hub, task, "test", "story_id")

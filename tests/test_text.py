@@ -164,7 +164,14 @@ def test_a_word_that_its_neighbour_changes_is_not_cut_by_itself() -> None:
     with pytest.raises(normalise.Entangled):
         normalise.part_words("'em.'")
     assert normalise.part_words("boys'") == ["boys", "'"]
-    assert normalise.count_words("boys' 'em.'\n'em.'") == {"boys": 1, "'": 4, "em": 1, ".": 2, "'em": 1, normalise.NEWLINE: 1}
+    assert normalise.count_words("boys' 'em.'\n'em.'") == {
+        "boys": 1,
+        "'": 4,
+        "em": 1,
+        ".": 2,
+        "'em": 1,
+        normalise.NEWLINE: 1,
+    }
 
 
 def test_words_counted_by_hand() -> None:

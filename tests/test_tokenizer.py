@@ -198,7 +198,10 @@ def test_much_random_trouble_has_the_ids_of_the_plain_way() -> None:
 
 def test_every_exception_within_marks_has_the_ids_of_the_plain_way() -> None:
     """All exceptions of spaCy's, alone and as neighbours, in shuffled order and with marks that take them apart."""
-    exceptions, marks = sorted(normalise._english().rules), ["", "", "'", "''", ".", ".'", "'.", ":", "'s", "..", ",", '"']
+    exceptions, marks = (
+        sorted(normalise._english().rules),
+        ["", "", "'", "''", ".", ".'", "'.", ":", "'s", "..", ",", '"'],
+    )
     chance = random.Random(3)
     for _ in range(6):
         chance.shuffle(exceptions)

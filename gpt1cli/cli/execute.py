@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from gpt1cli.config.commands import FewshotConfig, FinetuneConfig, RunConfig, SearchConfig, TrainConfig
+from gpt1cli.config.commands import COMMANDS, FewshotConfig, FinetuneConfig, RunConfig, SearchConfig, TrainConfig
 from gpt1cli.config.schema import InputError, shown
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.runs import files
@@ -39,7 +39,7 @@ class Failed(Exception):
 def checked(command: str, run: R) -> tuple[ModuleType, R]:
     """The command's module and the whole configuration, once all that the run needs is at hand."""
     run = resolved(run)
-    hub, module = (importlib.import_module(f"gpt1cli.{name}") for name in ("data.hub", f"commands.{command}"))
+    hub, module = map(importlib.import_module, ("gpt1cli.data.hub", COMMANDS[command].module))
     hub.require(module.needs(run), run.hub, run.cache)
     return module, run
 
@@ -50,7 +50,7 @@ def resolved(run: R) -> R:
     """
     task: TaskConfig | None = getattr(run, "task", None)
     if task is not None and task.source == "file":
-        task = importlib.import_module("gpt1cli.tasks").resolved(task)
+        task = importlib.import_module("gpt1cli.tasks.splits").resolved(task)
         run = dataclasses.replace(run, task=task)  # type: ignore[call-arg]
     tuned = isinstance(run, FinetuneConfig) and run.method == "prompt"
     if (tuned or isinstance(run, FewshotConfig | SearchConfig)) and task is not None and not task.classes:

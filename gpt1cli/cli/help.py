@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from gpt1cli.config import commands, options, schema
-from gpt1cli.config.commands import DESCRIPTIONS
 
 WIDTH = 100
 EXAMPLES = {
@@ -114,9 +113,9 @@ FLAGS = {
 
 def page(command: str) -> str:
     """The page of `gpt1 COMMAND --help`: groups and their options, keys with meaning and default, examples."""
-    cls = commands.COMMANDS[command]
+    cls = commands.COMMANDS[command].config
     groups, values = options.defaults(command)
-    lines = [f"gpt1 {command}: {DESCRIPTIONS[command]}", ""]
+    lines = [f"gpt1 {command}: {commands.COMMANDS[command].help}", ""]
     lines += [f"usage: gpt1 {command} [GROUP=OPTION ...] [KEY=VALUE ...] [-m]", "", "examples", *_examples(command)]
     for group, option in groups.items():
         optional = not schema.check(schema.annotation_of(cls, group), None, group)
@@ -187,7 +186,7 @@ def _table(rows: Any) -> Iterator[str]:
 
 def candidates(command: str, word: str, folders: typing.Iterable[Path]) -> list[str]:
     """What a word that is being typed may become: keys and groups, and behind `=` options, values or files."""
-    cls = commands.COMMANDS[command]
+    cls = commands.COMMANDS[command].config
     key, is_value, start = word.partition("=")
     if not is_value:
         groups = [f"{group}=" for group in options.defaults(command)[0]]
@@ -218,7 +217,7 @@ def front_page() -> str:
             "       gpt1 COMMAND --help",
             "",
             "commands",
-            *_columns(DESCRIPTIONS),
+            *_columns({name: command.help for name, command in commands.COMMANDS.items()}),
             "",
             "examples",
             *(f"  gpt1 {name} {words}" for name, examples in EXAMPLES.items() for words, _ in examples[:1]),

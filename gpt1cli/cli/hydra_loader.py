@@ -59,7 +59,7 @@ class Composer:
 
     def __init__(self, command: str, source: Source | None = None) -> None:
         self.command, self.source = command, source or Source()
-        self.cls, self.groups = commands.COMMANDS[command], options.defaults(command)[0]
+        self.cls, self.groups = commands.COMMANDS[command].config, options.defaults(command)[0]
         version.setbase(HYDRA)
         setup_globals()
         path = create_config_search_path(self.source.conf)

@@ -139,7 +139,7 @@ def _run(line: CommandLine, command: str, words: list[str]) -> None:
             raise InputError(f"{named[-1]}: say --config-dir {named[-1].partition('=')[2]}")
         given += [f"config_dir={composer.source.extra}"] if composer.source.extra else []
     if several := execute.by_torchrun():
-        if sweep or not issubclass(commands.COMMANDS[command], commands.TrainConfig):
+        if sweep or not issubclass(commands.COMMANDS[command].config, commands.TrainConfig):
             raise InputError("torchrun starts one training on many devices: no sweep, and no other command")
         if any(word.partition("=")[0].lstrip("+") == "runtime.devices" for word in given):
             raise InputError(f"torchrun has started {several} processes: leave runtime.devices out")

@@ -133,7 +133,3 @@ def kept_bytes(cell: Cell, config: SweepsConfig, parameters: int) -> int:
     assert isinstance(cell.config, TrainConfig)
     further = len(getattr(cell.config, "keep_checkpoints", ()))
     return 12 * parameters * (2 + further)  # best and last
-
-
-
-

@@ -62,7 +62,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
     """Examples -> items -> model with a head -> fit -> the best checkpoint scored on every split -> result.json."""
     if config.resume and is_finished(Path(config.resume), config.steps):
         print(f"{folder} is finished: {folder / 'result.json'}; larger steps= would go on")
-        with trackers.recording(config, folder, print):  # to which its tracker may not have come
+        with trackers.recording(config, folder, print, send=collective.rank() == 0):  # what the tracker lacks
             return
     checkpoint.check_resumable(config.resume)
     trained_on = config.task  # whose splits a checkpoint knows, however few of their examples it has seen
@@ -115,7 +115,7 @@ def run(config: FinetuneConfig, folder: Path) -> None:
 
     with (
         reporting(total=steps, start=state.step) as progress,
-        trackers.recording(config, folder, progress.say) as log,
+        trackers.recording(config, folder, progress.say, send=collective.rank() == 0) as log,
     ):
         progress.say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {origin_of(config)}, {machine}")
         for warning in warnings:

@@ -56,7 +56,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
     """Text -> shards -> model -> fit -> result.json."""
     if config.resume and is_finished(Path(config.resume), config.steps):
         print(f"{folder} is finished: {folder / 'result.json'}; larger steps= would go on")
-        with trackers.recording(config, folder, print):  # to which its tracker may not have come
+        with trackers.recording(config, folder, print, send=collective.rank() == 0):  # what the tracker lacks
             return
     if config.dry_run:
         rehearse(config, folder)
@@ -93,7 +93,7 @@ def run(config: PretrainConfig, folder: Path) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     with (
         reporting(total=plan.steps, start=state.step) as progress,
-        trackers.recording(config, folder, progress.say) as log,
+        trackers.recording(config, folder, progress.say, send=collective.rank() == 0) as log,
     ):
         progress.say(f"{parameters:,} parameters, {len(shards.train):,} tokens, {machine}")
         for warning in warnings:

@@ -32,14 +32,6 @@ def run(config: ReportConfig, folder: Path) -> None:
     print(f"report: {folder / 'report.md'}, report.html, table.csv")
 
 
-
-
-
-
-
-
-
-
 def submitted(runs: Sequence[Finished]) -> dict[str, Path]:
     """File of a submission -> where it is: where several runs have it, that of the best on validation."""
     best: dict[str, tuple[float, Path]] = {}
@@ -50,5 +42,3 @@ def submitted(runs: Sequence[Finished]) -> dict[str, Path]:
             if path.stem not in best or score > best[path.stem][0]:
                 best[path.stem] = score, path
     return {name: path for name, (_, path) in best.items()}
-
-

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from gpt1cli.config.data import CorpusConfig, TokenizerConfig
 from gpt1cli.config.model import ModelConfig
@@ -28,23 +28,6 @@ from gpt1cli.config.training import (
 )
 
 Probability = Annotated[float, Key("", at_least=0, below=1)]
-DESCRIPTIONS: dict[str, str] = {  # gpt1cli.commands.<name> -> what it is about
-    "prepare": "raw text -> token shards in the cache",
-    "pretrain": "a language model on raw text (paper, sections 3.1 and 4.1)",
-    "finetune": "a labelled task on top of a pretrained model (paper, sections 3.2, 3.3 and 4.1)",
-    "ablation": "a study of many runs: a table or figure of the paper (alias: sweeps)",
-    "evaluate": "a fine-tuned run scored on a split, or on a task with the same labels",
-    "predict": "a fine-tuned run on new rows: labels with their probabilities",
-    "export": "a run's model as a folder that transformers loads",
-    "score": "how likely a language model finds each line of a file, token by token",
-    "generate": "text that a language model goes on with",
-    "zeroshot": "a task answered by a language model as it is, without training (paper, section 5)",
-    "fewshot": "a task answered behind demonstrations in the context, without training",
-    "search": "a prompt's words or its template found on a few examples (LM-BFF)",
-    "bench": "our speed beside a peer's, measured in turn on this machine",
-    "doctor": "what is at hand here, and the remedy for what is not",
-    "report": "finished runs laid out as the tables and figures of the paper",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -616,22 +599,62 @@ class ReportConfig(RunConfig):
             yield "runs is empty: name folders or globs, as in runs=[outputs/finetune]"
 
 
-COMMANDS: dict[str, type[RunConfig]] = {
-    "prepare": PrepareConfig,
-    "pretrain": PretrainConfig,
-    "finetune": FinetuneConfig,
-    "ablation": SweepsConfig,
-    "evaluate": EvaluateConfig,
-    "predict": PredictConfig,
-    "export": ExportConfig,
-    "score": ScoreConfig,
-    "generate": GenerateConfig,
-    "zeroshot": ZeroshotConfig,
-    "fewshot": FewshotConfig,
-    "search": SearchConfig,
-    "bench": BenchConfig,
-    "doctor": DoctorConfig,
-    "report": ReportConfig,
+class Command(NamedTuple):
+    """A command: its configuration, the module that runs it (imported when it is chosen), one line of help."""
+
+    config: type[RunConfig]
+    module: str
+    help: str
+
+
+COMMANDS: dict[str, Command] = {
+    "prepare": Command(PrepareConfig, "gpt1cli.commands.prepare", "raw text -> token shards in the cache"),
+    "pretrain": Command(
+        PretrainConfig, "gpt1cli.commands.pretrain", "a language model on raw text (paper, sections 3.1 and 4.1)"
+    ),
+    "finetune": Command(
+        FinetuneConfig,
+        "gpt1cli.commands.finetune",
+        "a labelled task on top of a pretrained model (paper, sections 3.2, 3.3 and 4.1)",
+    ),
+    "ablation": Command(
+        SweepsConfig,
+        "gpt1cli.commands.ablation",
+        "a study of many runs: a table or figure of the paper (alias: sweeps)",
+    ),
+    "evaluate": Command(
+        EvaluateConfig,
+        "gpt1cli.commands.evaluate",
+        "a fine-tuned run scored on a split, or on a task with the same labels",
+    ),
+    "predict": Command(
+        PredictConfig, "gpt1cli.commands.predict", "a fine-tuned run on new rows: labels with their probabilities"
+    ),
+    "export": Command(ExportConfig, "gpt1cli.commands.export", "a run's model as a folder that transformers loads"),
+    "score": Command(
+        ScoreConfig, "gpt1cli.commands.score", "how likely a language model finds each line of a file, token by token"
+    ),
+    "generate": Command(GenerateConfig, "gpt1cli.commands.generate", "text that a language model goes on with"),
+    "zeroshot": Command(
+        ZeroshotConfig,
+        "gpt1cli.commands.zeroshot",
+        "a task answered by a language model as it is, without training (paper, section 5)",
+    ),
+    "fewshot": Command(
+        FewshotConfig,
+        "gpt1cli.commands.fewshot",
+        "a task answered behind demonstrations in the context, without training",
+    ),
+    "search": Command(
+        SearchConfig, "gpt1cli.commands.search", "a prompt's words or its template found on a few examples (LM-BFF)"
+    ),
+    "bench": Command(
+        BenchConfig, "gpt1cli.commands.bench", "our speed beside a peer's, measured in turn on this machine"
+    ),
+    "doctor": Command(DoctorConfig, "gpt1cli.commands.doctor", "what is at hand here, and the remedy for what is not"),
+    "report": Command(
+        ReportConfig, "gpt1cli.commands.report", "finished runs laid out as the tables and figures of the paper"
+    ),
 }
 
 GROUPS: dict[str, type] = {  # conf/<group>/<option>.yaml -> the dataclass that types it

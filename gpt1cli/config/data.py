@@ -1,4 +1,4 @@
-"""TODO"""
+"""The tokenizer and corpus groups."""
 
 from __future__ import annotations
 

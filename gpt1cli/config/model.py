@@ -1,4 +1,4 @@
-"""TODO"""
+"""The model group: architecture, shape, and the recipes that suit the size."""
 
 from __future__ import annotations
 

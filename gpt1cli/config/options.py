@@ -30,8 +30,8 @@ def defaults(name: str) -> tuple[dict[str, str | None], dict[str, Any]]:
         elif isinstance(entry, dict) and not next(iter(entry)).startswith("override "):
             groups.update(entry)
     content.pop("hydra", None)
-    if cls := commands.COMMANDS.get(name):  # a group that is no key of the command is there for the files of others
-        groups = {group: option for group, option in groups.items() if schema.annotation_of(cls, group)}
+    if command := commands.COMMANDS.get(name):  # a group that is no key of the command is there for the files of others
+        groups = {group: option for group, option in groups.items() if schema.annotation_of(command.config, group)}
     return groups, {**keys, **content}
 
 

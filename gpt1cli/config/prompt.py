@@ -1,4 +1,4 @@
-"""TODO"""
+"""A task's zero-shot rules and prompt: template, verbalizer, calibration."""
 
 from __future__ import annotations
 

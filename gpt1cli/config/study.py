@@ -1,4 +1,4 @@
-"""TODO"""
+"""The ablation and study groups: named lists of overrides, and the grids they span."""
 
 from __future__ import annotations
 

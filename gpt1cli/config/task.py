@@ -18,30 +18,12 @@ from gpt1cli.config.training import NAME
 # --- what is learned: model, optimizer, schedule ----------------------------------------------------------------------
 
 
-
-
-
-
-
-
-
-
-
-
 # --- what is read: tokenizer, corpus, task ----------------------------------------------------------------------------
-
-
-
-
 
 
 TEXTS = {"single": (1, 1), "pair": (2, 2), "similarity": (2, 2), "choice": (0, 4), "pronoun": (2, 2)}  # layout: columns
 GlueFile = Literal["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI-m", "MNLI-mm", "QNLI", "RTE", "WNLI", "AX"]
 SCORES = ("mse", "ordinal", "interpolation")  # losses of tasks whose label is a number, not a class
-
-
-
-
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,18 +185,4 @@ class TaskConfig:
             yield f"zeroshot.cue={shown(zeroshot.cue)}: it is for rule answer"
 
 
-
-
-
-
-
-
-
-
-
-
 # --- how it is executed -----------------------------------------------------------------------------------------------
-
-
-
-

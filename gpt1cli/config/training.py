@@ -1,4 +1,4 @@
-"""TODO"""
+"""The optimizer, schedule, runtime and logger groups, and the keys of few-shot draws and limits."""
 
 from __future__ import annotations
 

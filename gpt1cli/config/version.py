@@ -1,4 +1,4 @@
-"""TODO"""
+"""The version of gpt1; pyproject.toml reads it from here."""
 
 from __future__ import annotations
 

@@ -47,49 +47,138 @@ class Quality(NamedTuple):
 
 
 MOODS = {
-    "happy": Quality("sad", "glad merry joyful cheerful delighted jolly elated thrilled blissful".split(), [
-        "{p} laughed out loud", "{p} hummed a song", "{p} clapped {p.his} hands", "{p} danced around the kitchen",
-        "{p} hugged everyone", "{p} smiled at the sky"]),
-    "sad": Quality("happy", "gloomy glum tearful unhappy miserable sorrowful downcast mournful dejected".split(), [
-        "{p} wept all night", "{p} cried into a pillow", "{p} did not eat supper", "{p} sat alone by the window",
-        "{p} sighed again and again", "{p} hung {p.his} head"]),
+    "happy": Quality(
+        "sad",
+        "glad merry joyful cheerful delighted jolly elated thrilled blissful".split(),
+        [
+            "{p} laughed out loud",
+            "{p} hummed a song",
+            "{p} clapped {p.his} hands",
+            "{p} danced around the kitchen",
+            "{p} hugged everyone",
+            "{p} smiled at the sky",
+        ],
+    ),
+    "sad": Quality(
+        "happy",
+        "gloomy glum tearful unhappy miserable sorrowful downcast mournful dejected".split(),
+        [
+            "{p} wept all night",
+            "{p} cried into a pillow",
+            "{p} did not eat supper",
+            "{p} sat alone by the window",
+            "{p} sighed again and again",
+            "{p} hung {p.his} head",
+        ],
+    ),
 }
 NATURES = {
-    "brave": Quality("afraid", "fearless gallant plucky heroic valiant gutsy spunky courageous dauntless".split(), [
-        "{p} walked into the dark cave", "{p} did not run from the wolf", "{p} climbed the highest tower",
-        "{p} chased the robber away", "{p} swam across the deep river", "{p} went first"]),
-    "afraid": Quality("brave", "scared timid frightened fearful terrified anxious nervous jittery panicky".split(), [
-        "{p} hid under the bed", "{p} shook from head to toe", "{p} screamed at a shadow",
-        "{p} did not open the door", "{p} ran from a mouse", "{p} turned pale"]),
-    "kind": Quality("mean", "friendly caring polite thoughtful gracious merciful courteous charitable giving".split(), [
-        "{p} gave the last cake away", "{p} took the lost kitten home", "{p} wrote to the sick neighbor",
-        "{p} held the door for everyone", "{p} helped the old woman", "{p} forgave everyone"]),
-    "mean": Quality("kind", "cruel rude selfish spiteful unfriendly heartless greedy unkind stingy".split(), [
-        "{p} kept the last cake", "{p} kicked the lost kitten", "{p} mocked the sick neighbor",
-        "{p} slammed the door on everyone", "{p} pushed the old woman", "{p} blamed everyone"]),
+    "brave": Quality(
+        "afraid",
+        "fearless gallant plucky heroic valiant gutsy spunky courageous dauntless".split(),
+        [
+            "{p} walked into the dark cave",
+            "{p} did not run from the wolf",
+            "{p} climbed the highest tower",
+            "{p} chased the robber away",
+            "{p} swam across the deep river",
+            "{p} went first",
+        ],
+    ),
+    "afraid": Quality(
+        "brave",
+        "scared timid frightened fearful terrified anxious nervous jittery panicky".split(),
+        [
+            "{p} hid under the bed",
+            "{p} shook from head to toe",
+            "{p} screamed at a shadow",
+            "{p} did not open the door",
+            "{p} ran from a mouse",
+            "{p} turned pale",
+        ],
+    ),
+    "kind": Quality(
+        "mean",
+        "friendly caring polite thoughtful gracious merciful courteous charitable giving".split(),
+        [
+            "{p} gave the last cake away",
+            "{p} took the lost kitten home",
+            "{p} wrote to the sick neighbor",
+            "{p} held the door for everyone",
+            "{p} helped the old woman",
+            "{p} forgave everyone",
+        ],
+    ),
+    "mean": Quality(
+        "kind",
+        "cruel rude selfish spiteful unfriendly heartless greedy unkind stingy".split(),
+        [
+            "{p} kept the last cake",
+            "{p} kicked the lost kitten",
+            "{p} mocked the sick neighbor",
+            "{p} slammed the door on everyone",
+            "{p} pushed the old woman",
+            "{p} blamed everyone",
+        ],
+    ),
 }
 LOOKS = {
-    "big": Quality("small", "huge enormous giant massive vast immense mighty hulking colossal".split(), [
-        "it did not go through the door", "it took up half the room", "everyone saw it from far away"]),
-    "small": Quality("big", "tiny little wee miniature petite teeny puny minute dainty".split(), [
-        "it went into a pocket", "it almost got lost in the grass", "{p} had to look twice to see it"]),
-    "clean": Quality("dirty", "spotless tidy washed polished scrubbed gleaming stainless pure sparkling".split(), [
-        "it shone like a mirror", "nobody had to wipe it", "there was not one spot on it"]),
-    "dirty": Quality("clean", "filthy muddy grimy dusty stained grubby soiled messy sooty".split(), [
-        "it left black marks on every hand", "{p} had to wipe it for an hour", "nobody wanted to touch it"]),
-    "loud": Quality("quiet", "noisy deafening booming thundering shrill blaring roaring rowdy clamorous".split(), [
-        "everyone covered their ears", "it woke the baby", "people heard it across the valley"]),
-    "quiet": Quality("loud", "silent hushed soft muted faint still noiseless soundless whispering".split(), [
-        "nobody heard it", "the baby slept on", "{p} had to come close to hear it"]),
+    "big": Quality(
+        "small",
+        "huge enormous giant massive vast immense mighty hulking colossal".split(),
+        ["it did not go through the door", "it took up half the room", "everyone saw it from far away"],
+    ),
+    "small": Quality(
+        "big",
+        "tiny little wee miniature petite teeny puny minute dainty".split(),
+        ["it went into a pocket", "it almost got lost in the grass", "{p} had to look twice to see it"],
+    ),
+    "clean": Quality(
+        "dirty",
+        "spotless tidy washed polished scrubbed gleaming stainless pure sparkling".split(),
+        ["it shone like a mirror", "nobody had to wipe it", "there was not one spot on it"],
+    ),
+    "dirty": Quality(
+        "clean",
+        "filthy muddy grimy dusty stained grubby soiled messy sooty".split(),
+        ["it left black marks on every hand", "{p} had to wipe it for an hour", "nobody wanted to touch it"],
+    ),
+    "loud": Quality(
+        "quiet",
+        "noisy deafening booming thundering shrill blaring roaring rowdy clamorous".split(),
+        ["everyone covered their ears", "it woke the baby", "people heard it across the valley"],
+    ),
+    "quiet": Quality(
+        "loud",
+        "silent hushed soft muted faint still noiseless soundless whispering".split(),
+        ["nobody heard it", "the baby slept on", "{p} had to come close to hear it"],
+    ),
 }
 WORTH = {
-    "great": Quality("terrible", "wonderful lovely splendid superb marvelous delightful excellent magnificent "
-                                 "brilliant".split(), [
-        "everyone cheered", "nobody wanted to leave", "they stayed until the very end", "they asked for more",
-        "people talked about it for weeks", "they came again the next day"]),
-    "terrible": Quality("great", "awful dreadful horrible dismal lousy ghastly nasty dreary hideous".split(), [
-        "everyone booed", "half of the guests left early", "they wanted their money back", "people yawned",
-        "they never went there again", "someone threw an egg"]),
+    "great": Quality(
+        "terrible",
+        "wonderful lovely splendid superb marvelous delightful excellent magnificent brilliant".split(),
+        [
+            "everyone cheered",
+            "nobody wanted to leave",
+            "they stayed until the very end",
+            "they asked for more",
+            "people talked about it for weeks",
+            "they came again the next day",
+        ],
+    ),
+    "terrible": Quality(
+        "great",
+        "awful dreadful horrible dismal lousy ghastly nasty dreary hideous".split(),
+        [
+            "everyone booed",
+            "half of the guests left early",
+            "they wanted their money back",
+            "people yawned",
+            "they never went there again",
+            "someone threw an egg",
+        ],
+    ),
 }
 FAMILIES = (MOODS | NATURES, LOOKS, WORTH)  # of people, of things, of events
 QUALITIES = MOODS | NATURES | LOOKS | WORTH
@@ -105,24 +194,60 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "bird": Kind("sparrow robin owl swan crow duck finch stork eagle".split(),
-                 ("fed", "tamed"), ("sing", "nest"), ("big", "loud")),
-    "fish": Kind("eel minnow sardine shark herring sturgeon guppy piranha anchovy".split(),
-                 ("caught", "fried"), ("swim", "dive"), ("big",)),
-    "flower": Kind("rose tulip lily violet poppy orchid daffodil marigold sunflower".split(),
-                   ("picked", "watered"), ("bloom", "wilt"), ("big",)),
-    "fruit": Kind("apple pear plum melon fig lemon apricot mango banana".split(),
-                  ("peeled", "tasted"), ("ripen", "rot"), ("clean",)),
-    "tool": Kind("hammer rake spade drill chisel shovel sickle axe wrench".split(),
-                 ("sharpened", "swung"), ("rust", "snap"), ("clean", "loud")),
-    "instrument": Kind("flute drum fiddle harp trumpet banjo guitar clarinet cello".split(),
-                       ("practiced", "tuned"), ("resound", "vibrate"), ("loud",)),
-    "garment": Kind("hat scarf coat shirt jacket sweater cloak mitten vest".split(),
-                    ("wore", "sewed"), ("shrink", "fade"), ("clean",)),
-    "vehicle": Kind("cart wagon sled bicycle tractor carriage truck van scooter".split(),
-                    ("rode", "parked"), ("roll", "brake"), ("clean", "loud")),
-    "container": Kind("box bag basket chest drawer sack trunk crate purse".split(),
-                      ("opened", "emptied"), ("overflow", "burst"), ("big",)),
+    "bird": Kind(
+        "sparrow robin owl swan crow duck finch stork eagle".split(),
+        ("fed", "tamed"),
+        ("sing", "nest"),
+        ("big", "loud"),
+    ),
+    "fish": Kind(
+        "eel minnow sardine shark herring sturgeon guppy piranha anchovy".split(),
+        ("caught", "fried"),
+        ("swim", "dive"),
+        ("big",),
+    ),
+    "flower": Kind(
+        "rose tulip lily violet poppy orchid daffodil marigold sunflower".split(),
+        ("picked", "watered"),
+        ("bloom", "wilt"),
+        ("big",),
+    ),
+    "fruit": Kind(
+        "apple pear plum melon fig lemon apricot mango banana".split(),
+        ("peeled", "tasted"),
+        ("ripen", "rot"),
+        ("clean",),
+    ),
+    "tool": Kind(
+        "hammer rake spade drill chisel shovel sickle axe wrench".split(),
+        ("sharpened", "swung"),
+        ("rust", "snap"),
+        ("clean", "loud"),
+    ),
+    "instrument": Kind(
+        "flute drum fiddle harp trumpet banjo guitar clarinet cello".split(),
+        ("practiced", "tuned"),
+        ("resound", "vibrate"),
+        ("loud",),
+    ),
+    "garment": Kind(
+        "hat scarf coat shirt jacket sweater cloak mitten vest".split(),
+        ("wore", "sewed"),
+        ("shrink", "fade"),
+        ("clean",),
+    ),
+    "vehicle": Kind(
+        "cart wagon sled bicycle tractor carriage truck van scooter".split(),
+        ("rode", "parked"),
+        ("roll", "brake"),
+        ("clean", "loud"),
+    ),
+    "container": Kind(
+        "box bag basket chest drawer sack trunk crate purse".split(),
+        ("opened", "emptied"),
+        ("overflow", "burst"),
+        ("big",),
+    ),
 }
 ANIMALS = ("bird", "fish")  # of them alone it can be said that they are kind or mean, brave or afraid
 
@@ -225,10 +350,16 @@ def plural(noun: str) -> str:
 def describe(t: Teller, subject: Person | str, quality: str) -> str:
     """Says in one of many ways that someone or something is so."""
     (word, other, *_), no = t.words(quality), t.word(opposite(quality))
-    return f"{subject} was " + t.pick((
-        word, f"so {word}", f"{word} and {other}", f"{quality}, yes, {word}",
-        f"not {no} but {word}", f"not {no} at all",
-    ))
+    return f"{subject} was " + t.pick(
+        (
+            word,
+            f"so {word}",
+            f"{word} and {other}",
+            f"{quality}, yes, {word}",
+            f"not {no} but {word}",
+            f"not {no} at all",
+        )
+    )
 
 
 def surprise(t: Teller, who: Person | str, event: str, worth: str) -> str:
@@ -390,11 +521,13 @@ def lesson(t: Teller) -> Story:
         one, many = f"the {noun} {does}s", f"the {plural(more)} {does}"
         told.append(t.pick((one, many, f"{one} and {many}", f"{plural(noun)} {does}")))
     end, foil = (f"now {b} knows that {plural(noun)} are {plural(one)}" for one in (kind, wrong))
-    yes, no = t.pick((
-        [f"the {one} {verb}s" for one in (more, alien)],
-        [f"the {plural(one)} {verb}" for one in (more, alien)],
-        [f"{an(one)} is {an(kind)}" for one in (more, alien)],
-    ))
+    yes, no = t.pick(
+        (
+            [f"the {one} {verb}s" for one in (more, alien)],
+            [f"the {plural(one)} {verb}" for one in (more, alien)],
+            [f"{an(one)} is {an(kind)}" for one in (more, alien)],
+        )
+    )
     return Story(told, end, foil, {"yes": yes, "no": no})
 
 
@@ -426,17 +559,21 @@ def documents(seed: int = 0, count: int = DOCUMENTS) -> Iterator[str]:
 def sentiment(t: Teller, label: str) -> Example:
     (a, b), event, place = t.people(2), t.pick(EVENTS), t.pick(PLACES)
     worth, mood, nature = GOOD if label == "positive" else BAD
-    return {"text": t.pick((
-        paragraph(f"{a} and {b} went to the {place}", f"the {event} was {t.word(worth)}"),
-        paragraph(f"{a} and {b} went to the {place}", f"the {event} was not {t.word(opposite(worth))} at all"),
-        paragraph(f"{a} and {b} went to the {event} at the {place}", t.signs(worth, a)[0]),
-        paragraph(f"{a} went to the {place}", t.signs(mood, a)[0]),
-        paragraph(f"{a} said that the {event} at the {place} was {t.word(worth)}"),
-        paragraph(surprise(t, a, event, worth)),
-        paragraph(f"{a} was {t.word(mood)} after the {event} at the {place}"),
-        paragraph(f"{b} was {t.word(nature)} to {a} at the {event}"),
-        paragraph(f"the {event} at the {place} was {t.word(worth)} and {b} was {t.word(mood)}"),
-    ))}
+    return {
+        "text": t.pick(
+            (
+                paragraph(f"{a} and {b} went to the {place}", f"the {event} was {t.word(worth)}"),
+                paragraph(f"{a} and {b} went to the {place}", f"the {event} was not {t.word(opposite(worth))} at all"),
+                paragraph(f"{a} and {b} went to the {event} at the {place}", t.signs(worth, a)[0]),
+                paragraph(f"{a} went to the {place}", t.signs(mood, a)[0]),
+                paragraph(f"{a} said that the {event} at the {place} was {t.word(worth)}"),
+                paragraph(surprise(t, a, event, worth)),
+                paragraph(f"{a} was {t.word(mood)} after the {event} at the {place}"),
+                paragraph(f"{b} was {t.word(nature)} to {a} at the {event}"),
+                paragraph(f"the {event} at the {place} was {t.word(worth)} and {b} was {t.word(mood)}"),
+            )
+        )
+    }
 
 
 def entailment(t: Teller, label: str) -> Example:
@@ -461,13 +598,15 @@ def acceptability(t: Teller, label: str) -> Example:
     (a,), (kind, wrong, *_) = t.people(1), t.shuffled(list(KINDS))
     noun, alien, verb, act = t.noun(kind), t.noun(wrong), t.pick(KINDS[kind].does), t.pick(KINDS[kind].done)
     thing = t.pick([other for other in KINDS if other not in ANIMALS])
-    good, bad = t.pick((
-        (f"the {noun} {verb}s", f"the {noun} {verb}"),
-        (f"the {plural(noun)} {verb}", f"the {plural(noun)} {verb}s"),
-        (f"the {noun} {verb}s", f"the {alien} {verb}s"),
-        (f"{a} {act} the {noun}", f"{a} {act} the {alien}"),
-        tuple(f"the {t.noun(thing)} was {t.word(one)}" for one in (t.look(thing), t.pick(list(NATURES)))),
-    ))
+    good, bad = t.pick(
+        (
+            (f"the {noun} {verb}s", f"the {noun} {verb}"),
+            (f"the {plural(noun)} {verb}", f"the {plural(noun)} {verb}s"),
+            (f"the {noun} {verb}s", f"the {alien} {verb}s"),
+            (f"{a} {act} the {noun}", f"{a} {act} the {alien}"),
+            tuple(f"the {t.noun(thing)} was {t.word(one)}" for one in (t.look(thing), t.pick(list(NATURES)))),
+        )
+    )
     return {"text": paragraph(good if label == "acceptable" else bad)}
 
 

@@ -84,10 +84,6 @@ def tokenizer_needs(tokenizer: TokenizerConfig) -> list[Need]:
     return [Need(what, tokenizer.repo, None, name, (way,)) for name in ("vocab.json", "merges.txt")]
 
 
-
-
-
-
 def require(needs: Sequence[Need], hub: str | None, cache: str | Path) -> None:
     """One short check before any work; InputError lists all that cannot be had, together, and each way out once."""
     if hub is not None and not Path(hub).is_dir():

@@ -1,4 +1,4 @@
-"""TODO"""
+"""A fine-tuned run scored on a split: metrics and prediction files."""
 
 from __future__ import annotations
 

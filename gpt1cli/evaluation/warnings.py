@@ -17,8 +17,6 @@ FEW = 5  # examples of a label that may go unpredicted by chance
 TEXTS_IGNORED = "its words alone decide, not the texts; where there are two labels roc_auc shows what the scores know"
 
 
-
-
 def half_cut(split: str, cut: int, examples: int, n_positions: int) -> str | None:
     """Told where at least half of the examples lose a part of their text."""
     if 2 * cut < examples or not cut:

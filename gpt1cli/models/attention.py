@@ -1,4 +1,7 @@
-"""TODO"""
+"""Attention over packed rows and branches: the visibility rule, a plain version, and a fast one for CPUs.
+
+B batch, H heads, T queries, S keys, C channels of one head.
+"""
 
 from __future__ import annotations
 

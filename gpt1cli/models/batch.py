@@ -1,4 +1,7 @@
-"""TODO"""
+"""Batches: packed rows of tokens with targets, weights, and the places where heads read.
+
+B rows, T tokens in a row, N scored positions.
+"""
 
 from __future__ import annotations
 

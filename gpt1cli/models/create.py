@@ -1,18 +1,17 @@
-"""TODO"""
+"""Create a model from its configuration, and count its parameters."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from pathlib import Path
 
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import InputError, shown
+from gpt1cli.models import ARCHITECTURES
 from gpt1cli.models.language_model import LanguageModel
-from gpt1cli.models.lstm import LSTM
-from gpt1cli.models.transformer import Transformer
 
-ARCHITECTURES: dict[str, type[LanguageModel]] = {"transformer": Transformer, "lstm": LSTM}
 CGROUP = Path("/sys/fs/cgroup")  # what a container may use
 
 
@@ -21,7 +20,9 @@ def fresh(config: ModelConfig, vocabulary: int) -> LanguageModel:
     count, (total, _) = sum(parameters(config, vocabulary).values()), sizes_of_memory()
     if 4 * count <= total:
         try:
-            return ARCHITECTURES[config.architecture](config, vocabulary)
+            module, _, name = ARCHITECTURES[config.architecture].partition(":")
+            model: LanguageModel = getattr(importlib.import_module(module), name)(config, vocabulary)
+            return model
         except RuntimeError as error:
             if "can't allocate memory" not in str(error):
                 raise

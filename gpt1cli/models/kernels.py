@@ -180,34 +180,11 @@ def _masked(x: Tensor, kept: Tensor) -> Tensor:
 # --- attention --------------------------------------------------------------------------------------------------------
 
 
-
-
-
-
-
-
 # Attention weights are never below zero: the sign bit marks those that are dropped, and no mask has to be kept.
 # In bf16 integers do what clamp_min and abs would, at a third of the time.
 
 
-
-
-
-
-
-
-
-
-
-
 # --- recurrence -------------------------------------------------------------------------------------------------------
-
-
-
-
-
-
-
 
 
 # --- cross entropy over the vocabulary --------------------------------------------------------------------------------
@@ -233,9 +210,7 @@ def log_probabilities(hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
     """log softmax(hidden table')[target] of every row, in fp32, chunk by chunk, without gradients. -> [N]"""
     chunk = CHUNK_ROWS[hidden.device.type]
     found = [
-        _exponentials(h, table, t)[2]
-        for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)
-        if len(h)
+        _exponentials(h, table, t)[2] for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True) if len(h)
     ]
     return torch.cat(found) if found else hidden.new_zeros(0, dtype=torch.float32)
 

@@ -38,36 +38,6 @@ from gpt1cli.text.bpe import Tokenizer
 COPY = "copy vocab.json and merges.txt again from where the run was"
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -111,8 +81,6 @@ def _body_weights(folder: Path) -> dict[str, Tensor]:
     return {name: t for name, t in weights.items() if not name.startswith("head.")}
 
 
-
-
 def _check_tables(folder: Path, config: Mapping[str, Any], vocabulary: Tokenizer) -> None:
     """InputError where the tokenizer is another than the model's, though of the same size: every id means another word.
 
@@ -120,8 +88,6 @@ def _check_tables(folder: Path, config: Mapping[str, Any], vocabulary: Tokenizer
     """
     if config.get("tables", vocabulary.tables) != vocabulary.tables:
         raise InputError(f"{folder}: its tokenizer is another one than its model was trained with; {COPY}")
-
-
 
 
 def _published_folder(init: str, hub_folder: str | None, cache: str) -> Path:

@@ -142,9 +142,7 @@ def lstm_for(wanted: Mapping[str, Any], init: str, asked: str | None, out: str) 
         folder = os.path.dirname(path)
         with contextlib.suppress(InputError):  # what is no whole run is none to start from
             # a study's cells are fine-tuned too
-            if read_json(Path(path)).get("command") == "pretrain" and not any(
-                _differences(wanted, init, find(folder))
-            ):
+            if read_json(Path(path)).get("command") == "pretrain" and not any(_differences(wanted, init, find(folder))):
                 return folder
     return None
 

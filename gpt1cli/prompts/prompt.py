@@ -242,11 +242,3 @@ def lay(prompt: Prompt, demonstrations: Sequence[Ids], query: Query, n_positions
 
 
 # --- what a model says ------------------------------------------------------------------------------------------------
-
-
-
-
-
-
-
-

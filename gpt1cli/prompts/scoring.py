@@ -1,4 +1,4 @@
-"""TODO"""
+"""Score the answers of a prompt: log-probabilities of label words or of whole choices."""
 
 from __future__ import annotations
 

@@ -174,8 +174,6 @@ def measured(task: TaskConfig, labels: metrics.Values, scores: np.ndarray) -> di
     return {**found, "ties": int((best.sum(1) > 1).sum())}
 
 
-
-
 def predictions(task: TaskConfig, split: Split, scores: np.ndarray) -> Iterator[dict[str, Any]]:
     """For each example id, label, prediction, and the score of each label. scores [N,C]"""
     for example, row in zip(split.examples, scores.tolist(), strict=True):

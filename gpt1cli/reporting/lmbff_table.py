@@ -190,9 +190,7 @@ def _record(line: Line, column: Column, values: Sequence[float], notes: Sequence
 def picture_of(lines: Sequence[Line]) -> Picture:
     """Each seed as a small point, their mean as a large one, for every row and column."""
     columns = columns_of(lines)
-    ours = {
-        str(line): {c.name: [*seeds.values()] for c in columns if (seeds := _seeds(c, line))} for line in lines
-    }
+    ours = {str(line): {c.name: [*seeds.values()] for c in columns if (seeds := _seeds(c, line))} for line in lines}
     caption = f"{published()['few']['title']}: each seed as a small point, their mean as a large one"
     return plots.dots("lmbff", caption, [column.name for column in columns], ours, {})
 

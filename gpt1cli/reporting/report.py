@@ -1,4 +1,4 @@
-"""TODO"""
+"""A report as text and files: the paper's tables over finished runs, and the summaries of studies."""
 
 from __future__ import annotations
 

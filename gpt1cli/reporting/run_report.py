@@ -44,7 +44,7 @@ def again(folder: Path, command: str) -> list[str]:
     """
     words = environment(folder).get("command_line", [command])
     sweep = {"-m", "--multirun"} & {*words}
-    repeats = annotation_of(COMMANDS[command], "config") is not None
+    repeats = annotation_of(COMMANDS[command].config, "config") is not None
     return [command, f"config={folder / 'config.yaml'}"] if sweep and repeats else words
 
 

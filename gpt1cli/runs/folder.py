@@ -58,7 +58,7 @@ def _beside(folder: Path) -> str:
     with contextlib.suppress(InputError):
         command = environment(folder).get("command")
     known = commands.COMMANDS.get(command) if isinstance(command, str) else None
-    if known is None or annotation_of(known, "resume") is not None:
+    if known is None or annotation_of(known.config, "resume") is not None:
         return f"go on with it by resume={folder}, or name another folder"
     return f"gpt1 {command} has nothing to go on from: name another folder, or remove this one first"
 
@@ -154,16 +154,6 @@ def is_run(folder: str | Path) -> bool:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-
-
-
-
-
-
-
-
-
-
 def cut_metrics(path: Path, step: int) -> None:
     """Drop the lines of later steps, and a last line torn by a kill: they are written again by a resumed run.
 
@@ -177,8 +167,6 @@ def cut_metrics(path: Path, step: int) -> None:
         if wrong := [problem for key in types for problem in check(types[key], line.get(key), key)]:
             raise InputError("\n".join([f"{path}, line {number}: not a line of metrics; mend or remove it:", *wrong]))
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
-
-
 
 
 def finish(folder: Path, result: Mapping[str, Any]) -> None:
@@ -206,30 +194,10 @@ def is_finished(folder: Path, steps: int | None) -> bool:
 # --- what a run was ---------------------------------------------------------------------------------------------------
 
 
-
-
-
-
-
-
-
-
-
-
-
-
 RECORDED |= {"checksums": dict[str, str], "steps": int}
 
 
-
-
-
-
-
-
 # --- reading ----------------------------------------------------------------------------------------------------------
-
-
 
 
 _Loader.add_implicit_resolver(
@@ -237,7 +205,3 @@ _Loader.add_implicit_resolver(
     re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.[\d_]+)[eE][-+]?\d+$"),
     list("-+0123456789."),
 )
-
-
-
-

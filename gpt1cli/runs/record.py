@@ -1,4 +1,4 @@
-"""TODO"""
+"""The record of a run: its configuration, command line, environment and checksums."""
 
 from __future__ import annotations
 

@@ -26,7 +26,6 @@ from gpt1cli.config.schema import InputError, flat, shown
 from gpt1cli.config.training import LoggerConfig
 from gpt1cli.runs.files import append_jsonl, read_config, read_json, read_jsonl, write_json
 from gpt1cli.runs.record import environment
-from gpt1cli.training import collective
 
 Line = Mapping[str, Any]
 Log = Callable[[Line], None]
@@ -96,13 +95,15 @@ def recording(
     folder: Path,
     say: Callable[[str], object],
     labels: Mapping[str, str] | None = None,
+    send: bool = True,
 ) -> Iterator[Log]:
     """Where a run's metrics go: a function that appends a line to metrics.jsonl and sends it to the run's tracker.
 
     The scores that result.json alone holds follow at the end. `say` takes what there is to tell; `labels` tell lines of
-    several `init`, or of several `seed`, apart. Of several processes the first one sends.
+    several `init`, or of several `seed`, apart. Without `send` nothing goes to the tracker:
+    of several processes only one sends.
     """
-    follower = Follower(config, folder, say, labels or {})
+    follower = Follower(config, folder, say, labels or {}, send)
 
     def log(line: Line) -> None:
         append_jsonl(folder / "metrics.jsonl", line)
@@ -125,10 +126,11 @@ class Follower:
         folder: Path,
         say: Callable[[str], object],
         labels: Mapping[str, str],
+        send: bool,
     ) -> None:
         self.config, self.folder, self.say, self.labels = config, folder, say, labels
         self.tracker: Tracker | None = None
-        if config.logger.name != "none" and collective.rank() == 0:
+        if config.logger.name != "none" and send:
             self._attempt(self._open)
 
     def send(self, lines: Iterable[Line]) -> None:

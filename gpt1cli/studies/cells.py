@@ -24,7 +24,7 @@ from gpt1cli.cli.hydra_loader import Composer, Source
 from gpt1cli.cli.overrides import quote
 from gpt1cli.cli.resolve import compose
 from gpt1cli.config import options
-from gpt1cli.config.commands import RunConfig, SearchConfig, SweepsConfig, TrainConfig
+from gpt1cli.config.commands import COMMANDS, RunConfig, SearchConfig, SweepsConfig, TrainConfig
 from gpt1cli.config.schema import InputError, annotation_of, flat, shown
 from gpt1cli.config.training import LoggerConfig
 from gpt1cli.runs.console import clock, write_log
@@ -170,7 +170,7 @@ def run_one(cell: Cell, place: Path, parent: Parent) -> None:
 
 def module_of(cell: Cell) -> ModuleType:
     """The command that runs it."""
-    return importlib.import_module(f"gpt1cli.commands.{cell.command}")
+    return importlib.import_module(COMMANDS[cell.command].module)
 
 
 def on_dev(place: Path, headline: str) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""TODO"""
+"""From head outputs to losses, predictions, metrics and prediction records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Labelled examples as batch items: token rows, labels, what was truncated."""
 
 from __future__ import annotations
 

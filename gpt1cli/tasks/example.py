@@ -1,4 +1,4 @@
-"""TODO"""
+"""One labelled example, and the examples of a split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Task losses, summed over examples (paper, equation 4, and their variants for scores)."""
 
 from __future__ import annotations
 

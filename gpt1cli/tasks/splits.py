@@ -26,7 +26,6 @@ from gpt1cli.tasks.metrics import CLASSIFICATION, METRICS, REGRESSION
 READ_FILES = ("story_cloze",)  # sources that task.path= means something to
 
 
-
 @dataclass(frozen=True)
 class Split:
     """The examples of one split, as items for the model."""
@@ -78,8 +77,6 @@ def load_split(config: FinetuneConfig | EvaluateConfig, name: str, arrange: Arra
     return Split(examples, items, cut, dropped, left_out)
 
 
-
-
 def load_examples(
     config: FinetuneConfig | EvaluateConfig | ZeroshotConfig | FewshotConfig | SearchConfig, name: str
 ) -> tuple[list[Example], int] | None:
@@ -99,27 +96,7 @@ def load_examples(
     return limit(loaded.examples, limit, config.seed if name == "train" else 0), loaded.dropped
 
 
-
-
 # --- what the head gives: how many values, which loss, which prediction -----------------------------------------------
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 
 
 def warn_absent(progress: Progress, task: TaskConfig, name: str) -> None:

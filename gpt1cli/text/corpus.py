@@ -114,10 +114,6 @@ def _key(*parts_of_it: Any) -> str:
     return hashlib.sha256(json.dumps(parts_of_it, sort_keys=True).encode()).hexdigest()[:24]
 
 
-
-
-
-
 # --- shards -----------------------------------------------------------------------------------------------------------
 
 
@@ -399,9 +395,3 @@ def _complete(folder: Path, done: _Done, vocabulary: Tokenizer, dtype: np.dtype)
 
 
 # --- windows ----------------------------------------------------------------------------------------------------------
-
-
-
-
-
-

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Windows of a token shard: drawn at random for training, spread evenly for validation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Write and resume checkpoints: weights, training state and random generators, each folder appearing whole."""
 
 from __future__ import annotations
 

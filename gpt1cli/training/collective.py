@@ -1,4 +1,4 @@
-"""TODO"""
+"""Collective operations across processes (DDP, FSDP); with a single process each is the identity."""
 
 from __future__ import annotations
 

@@ -25,29 +25,6 @@ if TYPE_CHECKING:
     pass
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 R = TypeVar("R", list[Item], np.ndarray)
 
 

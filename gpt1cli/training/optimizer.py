@@ -15,14 +15,6 @@ from gpt1cli.training import collective
 # --- schedules: step -> factor of the highest learning rate -----------------------------------------------------------
 
 
-
-
-
-
-
-
-
-
 # --- the optimizer ----------------------------------------------------------------------------------------------------
 
 

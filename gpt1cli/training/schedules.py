@@ -1,4 +1,4 @@
-"""TODO"""
+"""Learning-rate schedules: pure functions (step, total steps, warm-up steps) -> factor of the peak rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The state of a training run: what resumes it, besides weights and optimizer state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""TODO"""
+"""Next-token prediction (paper, section 3.1, equation 1), and the summed loss that every objective returns.
+
+Losses are sums, not means: the loop adds up micro-batches and divides once, so the split of a step into micro-batches
+never changes the result.
+"""
 
 from __future__ import annotations
 

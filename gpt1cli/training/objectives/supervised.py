@@ -1,30 +1,16 @@
-"""What is minimised: (model, batch) -> a summed loss, what it is divided by, and its parts.
-
-Sums, not means: the loop adds up micro-batches and divides once, so that the split of an update never shows.
-"""
+"""Supervised fine-tuning with the auxiliary language-model loss (paper, section 3.2, equations 3 to 5)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch import Tensor
+
 from gpt1cli.models.batch import Batch
 from gpt1cli.models.heads import Tuned
-from gpt1cli.tasks.losses import TaskLoss
 from gpt1cli.training.objectives.causal import Loss, language_model_loss
 
-# --- fine-tuning: the task's own loss, summed over items --------------------------------------------------------------
-
-
-
-
-
-
-
-
-
-
-
-
+TaskLoss = Callable[[Tensor, Tensor], Tensor]  # outputs [N,O], labels [N] -> the sum over N examples
 
 
 def fine_tuning(task_loss: TaskLoss, lm_coef: float) -> Callable[[Tuned, Batch], Loss]:
