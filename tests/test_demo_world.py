@@ -258,3 +258,11 @@ def test_pronoun(happening, first, second):
         assert meanings(row["after"]) == [(first, second)[row["label"]]]
         one, other = row["candidates"]
         assert row["before"].index(one) < row["before"].index(other) and row["before"].endswith(" because")
+
+
+def test_the_digests_belong_to_this_text():
+    """A change of the text needs new DIGESTS: prepared corpora and resumed runs are checked against them."""
+    text = hashlib.sha256()
+    for document in demo_world.documents():
+        text.update(document.encode() + b"\n")
+    assert text.hexdigest()[:16] == "7f962f0deea2bb96"

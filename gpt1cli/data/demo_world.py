@@ -27,6 +27,12 @@ Example = dict[str, Any]
 DOCUMENTS = 6000  # 1.9 million words
 CHARACTERS = 9_500_000  # of all documents, about
 VOCABULARY_DOCUMENTS = 600  # the first documents, on which the vocabulary is trained: they hold every word
+# The identity of the first n documents, which prepared corpora and resumed runs are checked against.
+# NOTE a change of the text needs new digests; a test compares the text with the one they belong to.
+DIGESTS = {
+    DOCUMENTS: "1cd02795c4250a40608ebde3543ed1b462ccdbb8a78d5bd97a2085549347d9d7",
+    VOCABULARY_DOCUMENTS: "880dd71d732d23cc67dc4d2c1ce175f04f309f6a2810bffc91caacafc72b6355",
+}
 STORIES_PER_DOCUMENT = 8
 PEOPLE_PER_DOCUMENT = 4
 SIZES = {"train": 480, "valid": 500, "test": 1000}  # labelled examples of each task
