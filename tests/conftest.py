@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from collections.abc import Iterator
 
 import pytest
-from small import exact
+from worlds import exact
 
 from gpt1cli.reporting import plots
 

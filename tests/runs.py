@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from small import read
+from worlds import read
 
+from gpt1cli.cli.hydra_loader import Composer
+from gpt1cli.cli.resolve import compose
+from gpt1cli.config.commands import SweepsConfig
 from gpt1cli.config.schema import build
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.reporting.collect import Finished, find_runs
@@ -50,3 +53,10 @@ def write_run(
 def found(root: Path) -> list[Finished]:
     """The runs below a folder."""
     return find_runs([str(root)])
+
+
+def planned(*words: str) -> SweepsConfig:
+    composer = Composer("ablation")
+    built = compose(composer, composer.check(list(words))).config
+    assert isinstance(built, SweepsConfig)
+    return built

@@ -19,18 +19,36 @@ import pkgutil
 import re
 import shutil
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import pandas
 import pytest
 import yaml
+from hard_text import PIECES
+from hydra.types import RunMode
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from trouble import PIECES
 
 import gpt1cli
+from gpt1cli.cli import hydra_loader
+from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.main import main
+from gpt1cli.config.data import TokenizerConfig
+from gpt1cli.config.model import Finetuning, ModelConfig, Pretraining
+from gpt1cli.config.schema import InputError
+from gpt1cli.config.training import OptimizerConfig
+from gpt1cli.models.transformer import Transformer
+from gpt1cli.text import bpe
+from gpt1cli.training import checkpoint
+from gpt1cli.training.optimizer import Optimizer
+from gpt1cli.training.state import State
+
+QUIET = ("runtime.threads=1", "runtime.progress=none")
+ROWS = [{"text": f"a {'good' * (n % 2)} cat {n}", "label": ['not, "happy"', "happy"][n % 2]} for n in range(8)]
+LOAD, LOADED = Composer.load, dict[Any, Any]()
 
 # Hypothesis draws constants that stand in the modules of ours that are loaded: all are, before the first one is drawn.
 for _, _name, _ in pkgutil.walk_packages(gpt1cli.__path__, "gpt1cli."):
@@ -333,3 +351,81 @@ def joined(parts: st.SearchStrategy[str], most: int) -> st.SearchStrategy[str]:
 def some_of(items: Sequence[Any]) -> st.SearchStrategy[Any]:
     """One of the items, the earlier ones being the simpler ones."""
     return st.sampled_from(list(items))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A pretrained and a fine-tuned run, what was exported of the second, shards in OpenAI's layout; rows in files."""
+    root = tmp_path_factory.mktemp("world")
+    pandas.DataFrame(ROWS).to_csv(root / "rows.csv", index=False)
+    pandas.DataFrame(ROWS).to_csv(root / "rows.tsv", index=False, sep="\t")
+    pandas.DataFrame(ROWS).to_parquet(root / "rows.parquet")
+    pandas.DataFrame(ROWS).to_json(root / "rows.jsonl", orient="records", lines=True)
+    places = [f"cache={root / 'cache'}", f"out={root / 'out'}"]
+    pretrained(root / "pretrained")
+    words = ["finetune", "task=file", f"task.train={root / 'rows.csv'}", "task.kind=classification"]
+    words += [f"init={root / 'pretrained'}", "steps=1", "batch_size=4", *places, *QUIET]
+    assert main([*words, f"hydra.run.dir={root / 'run'}"]) == 0
+    assert main(["export", f"run={root / 'run'}", f"out={root / 'exported'}", f"hydra.run.dir={root / 'export'}"]) == 0
+    shutil.rmtree(root / "out", ignore_errors=True)
+    for name in ("out", "broken"):
+        (root / name).mkdir()
+    return root
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra composes the same words once, and does not run the command itself: test_fuzz_words has all that."""
+    monkeypatch.setattr(Composer, "load", remembered)
+    monkeypatch.setattr(hydra_loader, "hydra_main", lambda source, command, words, job: job(None))
+
+
+def stopped(**_: Any) -> None:
+    """In the place of the training."""
+    raise InputError("the training would begin here")
+
+
+def remade(folder: Path) -> None:
+    """Checksums that fit what the folder holds now, as a stranger would write them."""
+    path = folder / "checksums.json"
+    told = {
+        name: f"{zlib.crc32((folder / name).read_bytes()):08x}"
+        for name in json.loads(path.read_text())
+        if (folder / name).is_file()
+    }
+    path.write_text(json.dumps(told))
+
+
+@contextlib.contextmanager
+def harmed_copy(world: Path, part: str) -> Any:
+    """A copy of a part of the world, to be harmed; then removed."""
+    copy = world / "broken" / part
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(world / part, copy, symlinks=True)
+    try:
+        yield copy
+    finally:
+        shutil.rmtree(copy)
+
+
+def remembered(self: Composer, words: list[str], mode: RunMode = RunMode.RUN) -> Any:
+    """What Hydra composes of gpt1's own files, the same of the same words: most of a command's time."""
+    if self.source.extra:
+        return LOAD(self, words, mode)
+    key = self.command, self.source, tuple(words), mode
+    if key not in LOADED:
+        LOADED[key] = LOAD(self, words, mode)
+    return LOADED[key]
+
+
+def pretrained(folder: Path) -> None:
+    """A run with one checkpoint of a very small model."""
+    shape = ModelConfig(
+        "small", 1, 16, 2, 64, 32, 0.0, 0.0, 0.0, 1e-5, 0.02, Pretraining(4, 16, 1e-3, 2), Finetuning(1e-3)
+    )
+    vocabulary = bpe.train({"the": 9, "cat": 5, "good": 4, "a": 3, "0": 2}, merges=9)
+    model = Transformer(shape, len(vocabulary))
+    optimizer = Optimizer(model, OptimizerConfig("adamw", 0.9, 0.999, 1e-8, 0.01, 1.0))
+    about = checkpoint.description(shape, TokenizerConfig("bpe", "corpus", None, 9), vocabulary, model)
+    folder.mkdir()
+    checkpoint.save(folder, State(1, best_step=1), optimizer, about, vocabulary, keep=())

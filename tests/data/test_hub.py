@@ -1,0 +1,443 @@
+"""The door to data: a folder laid out like the hub, the caches, the one short check. Nothing leaves this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import huggingface_hub.constants
+import pytest
+from worlds import data_set
+
+from gpt1cli.config.data import CorpusConfig, TokenizerConfig
+from gpt1cli.config.schema import InputError
+from gpt1cli.config.task import TaskConfig
+from gpt1cli.data import hub
+from gpt1cli.data.hub import Need
+from gpt1cli.pretrained import locate
+
+ROWS = {"sentence": ["a fine day", "no day at all", "fine"], "label": [1, 0, -1]}
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Path:
+    data_set(tmp_path / "hub/org/set", {"one": {"train": ROWS, "validation": ROWS}, "two": {"train": ROWS}})
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No network, empty caches."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "shared/hub"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "shared/datasets")
+    return tmp_path
+
+
+def data(repo: str, subset: str | None = None, *ways: str) -> Need:
+    return Need("what it is for", repo, subset, None, ways)
+
+
+# --- a folder laid out like the hub -----------------------------------------------------------------------------------
+
+
+def test_reads_rows_and_splits_from_a_folder(mirror, tmp_path):
+    assert hub.split_names("org/set", "one", str(mirror), tmp_path / "cache") == ["train", "validation"]
+    rows = hub.dataset("org/set", "one", "validation", str(mirror), tmp_path / "cache")
+    assert rows[:] == ROWS
+    assert rows.cache_files[0]["filename"].startswith(str(tmp_path / "cache/datasets"))  # memory-mapped Arrow
+
+
+def test_what_a_folder_lacks_is_named_with_what_is_there(mirror, tmp_path):
+    with pytest.raises(InputError, match=r"org/set: no subset three; there: one, two"):
+        hub.dataset("org/set", "three", "train", str(mirror), tmp_path)
+    with pytest.raises(InputError, match=r"org/set: a subset must be named; there: one, two"):
+        hub.dataset("org/set", None, "train", str(mirror), tmp_path)
+    with pytest.raises(InputError, match=r"org/set, subset two: no split test; there: train"):
+        hub.dataset("org/set", "two", "test", str(mirror), tmp_path)
+    with pytest.raises(InputError, match=r"org/other: no such folder"):
+        hub.dataset("org/other", None, "train", str(mirror), tmp_path)
+
+
+def test_changed_files_and_another_folder_are_not_taken_for_those_read_before(mirror, tmp_path):
+    """The library's own cache key follows from the README alone."""
+
+    def read(folder: Path) -> list[str]:
+        return hub.dataset("org/set", "two", "train", str(folder), tmp_path / "cache")["sentence"][:]
+
+    assert read(mirror) == ROWS["sentence"]
+    other = shutil.copytree(mirror, tmp_path / "other")
+    data_set(other / "org/set", {"one": {"train": ROWS}, "two": {"train": {"sentence": ["other"], "label": [0]}}})
+    shutil.copy(mirror / "org/set/README.md", other / "org/set/README.md")
+    assert read(other) == ["other"]
+    shutil.copy(other / "org/set/two/train-00000-of-00001.parquet", mirror / "org/set/two/")
+    assert read(mirror) == ["other"]
+
+
+@pytest.mark.parametrize("damage", ["half", "middle", "empty"])
+def test_a_damaged_file_is_named(mirror, tmp_path, damage, capfd):
+    path = mirror / "org/set/two/train-00000-of-00001.parquet"
+    many = {"sentence": [f"sentence {i} {i * i}" for i in range(5000)], "label": [0, 1] * 2500}
+    datasets.Dataset.from_dict(many).to_parquet(path)
+    whole = path.read_bytes()
+    third = len(whole) // 3
+    broken = {"half": whole[: 2 * third], "middle": whole[:third] + bytes(third) + whole[2 * third :], "empty": b""}
+    path.write_bytes(broken[damage])
+    with pytest.raises(InputError) as error:
+        hub.dataset("org/set", "two", "train", str(mirror), tmp_path / "cache")
+    assert str(error.value).startswith(f"{path}: cannot be read (") and "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+    path.write_bytes(whole)
+    assert hub.dataset("org/set", "two", "train", str(mirror), tmp_path / "cache")[:] == many
+
+
+def test_a_folder_that_happens_to_lie_here_is_not_taken_for_the_hubs(mirror, offline, monkeypatch):
+    monkeypatch.chdir(mirror)
+    with pytest.raises(InputError, match=r"org/set: a folder of that name lies in .* by hub=\."):
+        hub.dataset("org/set", "one", "train", None, offline / "cache")
+    assert hub.dataset("org/set", "one", "train", ".", offline / "cache")[:] == ROWS
+
+
+def test_code_in_a_data_set_is_not_executed(tmp_path):
+    folder = tmp_path / "hub/org/set"
+    folder.mkdir(parents=True)
+    (folder / "set.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
+    with pytest.raises(InputError, match=r"org/set: cannot be read \(Dataset scripts are no longer supported"):
+        hub.dataset("org/set", None, "train", str(tmp_path / "hub"), tmp_path / "cache")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_files_of_a_model(tmp_path):
+    folder = tmp_path / "org/model"
+    folder.mkdir(parents=True)
+    (folder / "pytorch_model.bin").touch()
+    either = ("model.safetensors", "pytorch_model.bin")
+    assert hub.file("org/model", "pytorch_model.bin", str(tmp_path), tmp_path) == folder / "pytorch_model.bin"
+    assert hub.file("org/model", either, str(tmp_path), tmp_path) == folder / "pytorch_model.bin"
+    (folder / "model.safetensors").touch()
+    assert hub.file("org/model", either, str(tmp_path), tmp_path) == folder / "model.safetensors"
+    with pytest.raises(InputError, match=r"org/model: no vocab.json there"):
+        hub.file("org/model", "vocab.json", str(tmp_path), tmp_path)
+
+
+def test_fingerprint_is_that_of_the_rows(tmp_path):
+    def read(name: str, columns: dict) -> str:
+        data_set(tmp_path / name / "org/set", {"x": {"train": columns}})
+        return hub.fingerprint(hub.dataset("org/set", "x", "train", str(tmp_path / name), tmp_path))
+
+    rows = {"text": [f"book {i}" for i in range(3000)]}
+    first = read("a", rows)
+    assert first == read("b", rows)
+    assert first != read("c", {"text": rows["text"][::-1]})
+    assert first != read("d", {"text": rows["text"][:-1]})
+    assert first != read("e", {"words": rows["text"]})
+    assert first == hub.fingerprint(datasets.Dataset.from_dict(rows).select(range(3000)))
+
+
+# --- the one short check ----------------------------------------------------------------------------------------------
+
+
+def test_everything_missing_is_listed_together_and_each_way_out_once(offline):
+    needs = [
+        data("org/set", "one", "a way"),
+        Need("the vocabulary", "org/model", None, "vocab.json", ("a way", "another")),
+        Need("the weights", "org/model", None, ("model.safetensors", "pytorch_model.bin"), ()),
+    ]
+    with pytest.raises(InputError) as error:
+        hub.require(needs, None, offline / "cache")
+    lines = str(error.value).splitlines()
+    assert "cannot be reached" in lines[0] and "127.0.0.1" in lines[0]
+    assert lines[1:4] == [
+        "  org/set, subset one (what it is for)",
+        "  org/model, vocab.json (the vocabulary)",
+        "  org/model, model.safetensors or pytorch_model.bin (the weights)",
+    ]
+    assert lines[4:] == ["Ways out:", f"  {hub.HUB_FOLDER}", "  a way", "  another", f"  {hub.DEMO}"]
+
+
+def test_in_a_folder_the_reason_stands_beside_each_thing(mirror, tmp_path):
+    file = Need("it", "org/set", None, "x.json", ())
+    needs = [data("org/set", "one"), data("org/set", "three"), data("org/none"), file]
+    with pytest.raises(InputError) as error:
+        hub.require(needs, str(mirror), tmp_path / "cache")
+    lines = str(error.value).splitlines()
+    assert lines[0] == f"hub={mirror} lacks what this run needs:"
+    assert [line.partition("): ")[0] for line in lines[1:4]] == [
+        "  org/set, subset three (what it is for",
+        "  org/none (what it is for",
+        "  org/set, x.json (it",
+    ]
+    assert lines[1].endswith("no subset three; there: one, two")
+    assert "org/set, subset one" not in str(error.value)
+
+
+def test_a_hub_that_is_no_folder_says_so(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"hub=/no/such: no such folder"):
+        hub.require([], "/no/such", tmp_path)
+    with pytest.raises(InputError, match=r"file: this is a file"):
+        hub.require([], str(tmp_path / "file"), tmp_path)
+
+
+def test_nothing_needed_asks_nobody(offline, monkeypatch):
+    asked = []
+    monkeypatch.setattr(hub, "unreachable", lambda: asked.append(1) or "silent")
+    hub.require([], None, offline / "cache")
+    assert asked == []
+    with pytest.raises(InputError, match="silent"):
+        hub.require([data("org/set", "one")], None, offline / "cache")
+    assert asked == [1]
+
+
+def test_a_hub_that_answers_is_enough(offline, monkeypatch):
+    asked = []
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        hub.require([data("org/set", "one")], None, offline / "cache")
+        server.shutdown()
+    assert len(asked) == 1  # one short check, whatever is needed
+
+
+@pytest.mark.parametrize(("answer", "told"), [("half", "received 999 bytes, expected 40000"), ("refused", "403")])
+def test_a_file_that_comes_half_or_not_leaves_nothing_and_the_next_try_works(offline, monkeypatch, answer, told):
+    content, answers = b'{"a": 1}' * 5000, [answer]
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(403 if answers[-1] == "refused" else 200)
+            for name, value in (("Content-Length", "40000"), ("ETag", '"abc"'), ("X-Repo-Commit", "a" * 40)):
+                self.send_header(name, value)
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            self.wfile.write(content[:999] if answers[-1] == "half" else content)
+
+        def log_message(self, *_: object) -> None: ...
+
+    constants = huggingface_hub.constants
+    with http.server.HTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(huggingface_hub.file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        monkeypatch.setattr(time, "sleep", lambda _: None)  # between the library's own tries
+        with pytest.raises(InputError, match=rf"(?s)org/model, vocab\.json: .*{told}.*try again.*hub=DIR"):
+            hub.file("org/model", "vocab.json", None, offline / "cache")
+        assert not [path for path in (offline / "cache").rglob("*") if path.is_file() and path.stat().st_size > 500]
+        answers.append("whole")
+        assert hub.file("org/model", "vocab.json", None, offline / "cache").read_bytes() == content
+        server.shutdown()
+
+
+@pytest.fixture
+def hasty(offline, monkeypatch) -> Path:
+    """No wait between the library's tries, and short ones for an answer; nothing remembered of another test's hub."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(hub, "STALL", 0.1)
+    huggingface_hub.close_session()
+    yield offline
+    huggingface_hub.close_session()
+
+
+class Mirror(http.server.BaseHTTPRequestHandler):
+    """The few pages of the hub that a data set of one parquet file takes; it is sent as `sends` tells."""
+
+    content, sends, commit = b"", "whole", "a" * 40
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        name = {"path": "train.parquet", "type": "file", "size": len(self.content), "oid": "b" * 40}
+        if "/resolve/" in path:
+            if path.endswith(".parquet"):
+                self.answer(200, self.content, self.sends)
+            else:
+                self.answer(404, b"", "whole")
+        elif "/tree/" in path or "/paths-info/" in path:
+            self.answer(200, json.dumps([name]).encode(), "whole")
+        elif path.startswith("/api/datasets/org/set"):
+            about = {"id": "org/set", "sha": self.commit, "siblings": [{"rfilename": "train.parquet"}]}
+            self.answer(200, json.dumps(about).encode(), "whole")
+        else:
+            self.answer(404, b"", "whole")
+
+    def answer(self, status: int, body: bytes, sends: str) -> None:
+        self.send_response(status)
+        headers = {"Content-Length": len(body), "ETag": '"abc"', "X-Repo-Commit": self.commit}
+        for header, value in (headers | ({"X-Error-Code": "EntryNotFound"} if status == 404 else {})).items():
+            self.send_header(header, str(value))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body if sends == "whole" else body[: len(body) // 2])
+            self.wfile.flush()
+            if sends == "hang":
+                self.server.over.wait(20)
+        if sends != "whole":
+            self.close_connection = True
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@contextlib.contextmanager
+def serving(monkeypatch, handler: type) -> Iterator[str]:
+    """A hub on this machine."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads, server.over = True, threading.Event()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        asked_at(monkeypatch, endpoint)
+        yield endpoint
+        server.over.set()
+        server.shutdown()
+
+
+def asked_at(monkeypatch, endpoint: str) -> None:
+    """Have all libraries take this for the hub."""
+    constants, template = huggingface_hub.constants, endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(huggingface_hub.file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", endpoint)
+
+
+WAYS = r"(.|\n)*try again, nothing half is kept; or hub=DIR"
+
+
+def test_a_hub_that_takes_requests_and_sends_nothing_ends_in_bounded_time(hasty, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
+        asked_at(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        start = time.monotonic()
+        with pytest.raises(InputError, match=r"org/model, vocab\.json: " + WAYS):
+            hub.file("org/model", "vocab.json", None, hasty / "cache")
+        with pytest.raises(InputError, match=r"org/set, subset one: cannot be read \(" + WAYS):
+            hub.dataset("org/set", "one", "train", None, hasty / "cache")
+        assert time.monotonic() - start < 15
+
+
+@pytest.mark.parametrize("sends", ["half", "hang"])
+def test_a_data_set_that_comes_half_is_refused_and_the_next_try_works(hasty, monkeypatch, tmp_path, sends):
+    datasets.Dataset.from_dict(ROWS).to_parquet(tmp_path / "rows.parquet")
+    handler = type("Hub", (Mirror,), {"content": (tmp_path / "rows.parquet").read_bytes(), "sends": sends})
+    with serving(monkeypatch, handler):
+        start = time.monotonic()
+        with pytest.raises(InputError, match=r"org/set: cannot be read \(" + WAYS):
+            hub.dataset("org/set", None, "train", None, hasty / "cache")
+        assert time.monotonic() - start < 15
+        handler.sends = "whole"
+        assert hub.dataset("org/set", None, "train", None, hasty / "cache")[:] == ROWS
+
+
+def test_a_hub_that_stays_silent_is_not_waited_for(offline, monkeypatch):
+    monkeypatch.setattr(hub, "PATIENCE", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        start = time.monotonic()
+        with pytest.raises(InputError, match="cannot be reached"):
+            hub.require([data("org/set", "one")], None, offline / "cache")
+        assert time.monotonic() - start < 3
+
+
+def test_what_the_caches_hold_needs_no_network(mirror, offline):
+    """Prepared data sets and downloaded files count as at hand, in our cache and in Hugging Face's own."""
+    rows = hub.dataset("org/set", "one", "train", str(mirror), offline / "elsewhere")
+    prepared = Path(rows.cache_files[0]["filename"]).parent
+    needs = [data("org/set", "one"), Need("it", "org/model", None, ("a.json", "b.json"), ())]
+    for root, files in ((offline / "cache/datasets", "cache/hub"), (offline / "shared/datasets", "shared/hub")):
+        snapshot = offline / files / "models--org--model"
+        (snapshot / "refs").mkdir(parents=True)
+        (snapshot / "refs/main").write_text("0" * 40)
+        (snapshot / "snapshots" / ("0" * 40)).mkdir(parents=True)
+        (snapshot / "snapshots" / ("0" * 40) / "b.json").write_text("{}")
+        half = root / "org___set/one/0.0.0/k.incomplete"  # what a killed preparation leaves behind
+        shutil.copytree(prepared, half)
+        with pytest.raises(InputError, match="org/set"):
+            hub.require(needs, None, offline / "cache")
+        half.rename(half.with_suffix(""))
+        hub.require(needs, None, offline / "cache")
+        assert hub.split_names("org/set", "one", None, offline / "cache") == ["train", "validation"]
+        got = hub.dataset("org/set", "one", "validation", None, offline / "cache")
+        assert got[:] == ROWS and got.cache_files[0]["filename"].startswith(str(root))
+        assert hub.file("org/model", ("a.json", "b.json"), None, offline / "cache").parent.parent.parent == snapshot
+        shutil.rmtree(root), shutil.rmtree(snapshot)
+
+
+def test_offline_mode_is_named_as_the_reason(offline, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"offline mode is enabled.*\n  org/set"):
+        hub.require([data("org/set")], None, offline / "cache")
+
+
+def test_offline_the_check_says_nothing_but_its_message(tmp_path):
+    """In a process of its own: the libraries would log their retries on stderr."""
+    code = (
+        "from gpt1cli import hub; from gpt1cli.config.schema import InputError\n"
+        "needs = [hub.Need('x', 'org/set', 'one', None, ()), *hub.weights_needs('openai')]\n"
+        "try: hub.require(needs, None, 'cache')\n"
+        "except InputError as error: print(error)\n"
+    )
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    environment["PYTHONPATH"] = str(Path(hub.__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    for part in ("http://127.0.0.1:9", "org/set, subset one", "model.safetensors or pytorch_model.bin"):
+        assert part in done.stdout
+
+
+# --- what each part of a configuration needs --------------------------------------------------------------------------
+
+
+def test_needs_of_the_parts():
+    task = dict(name="t", source="rows", layout="single", columns=["x"], choices=[], label="y", labels=["a", "b"])
+    task |= dict(path=None, remedy=None, range=None, loss="cross_entropy", metrics=["accuracy"])
+    task |= dict(splits={"train": "train", "valid": "validation"})
+    (need,) = hub.task_needs(TaskConfig(repo="org/set", subset="one", **task))
+    assert (need.repo, need.subset, need.filename) == ("org/set", "one", None)
+    assert hub.task_needs(TaskConfig(repo=None, subset=None, **task)) == []
+
+    published = TokenizerConfig(name="openai", source="hub", repo="org/model", merges=None)
+    assert [need.filename for need in hub.tokenizer_needs(published)] == ["vocab.json", "merges.txt"]
+    assert hub.tokenizer_needs(TokenizerConfig(name="bpe", source="corpus", repo=None, merges=10)) == []
+
+    corpus = dict(name="c", path=None, column="text", documents="rows", eval_tokens=64)
+    (need,) = hub.corpus_needs(CorpusConfig(source="hub", repo="org/books", subset=None, **corpus))
+    assert need.repo == "org/books" and "corpus=text corpus.path=" in need.ways_out[0]
+    assert hub.corpus_needs(CorpusConfig(source="text", repo=None, subset=None, **corpus)) == []
+
+    shape, weights = locate.weights_needs("openai")
+    assert shape.repo == weights.repo == "openai-community/openai-gpt"
+    assert (shape.filename, weights.filename) == ("config.json", ("model.safetensors", "pytorch_model.bin"))
+    assert "corpus=text corpus.path=" in weights.ways_out[0]
+    assert locate.weights_needs("none") == locate.weights_needs("outputs/pretrain/x/1") == []
