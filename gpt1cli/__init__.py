@@ -15,7 +15,7 @@ def load(init: str | os.PathLike[str], hub: str | os.PathLike[str] | None = None
 
     `tokenizer.encode(text) -> list[int]`, `tokenizer.decode(ids) -> str`, `model(tokens [B,T]) -> hidden [B,T,D]`,
     `model.logits(hidden) -> [B,T,V]`; evaluation mode, fp32, on the CPU, no global setting touched. `hub` is a folder
-    laid out like the Hugging Face hub, used instead of the network. schema.InputError says what is wrong with init.
+    laid out like the Hugging Face hub, used instead of the network. schema.UserError says what is wrong with init.
     """
     import torch
 

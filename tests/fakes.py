@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from worlds import model_config, read
 
-from gpt1cli.config.schema import InputError, build
+from gpt1cli.config.schema import UserError, build
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data import demo_world
 from gpt1cli.models.transformer import Past
@@ -122,7 +122,7 @@ def task_of(option: str, **prompt: Any) -> TaskConfig:
     files = {"train": "rows.csv"} if content["source"] == "file" else {}  # which only the user can name
     task = build(TaskConfig, {**content, **files, "prompt": {**content["prompt"], **prompt}})
     if problems := list(task.misprompted()):
-        raise InputError("\n".join(problems))
+        raise UserError("\n".join(problems))
     return task
 
 

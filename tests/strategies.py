@@ -38,7 +38,7 @@ from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.main import main
 from gpt1cli.config.data import TokenizerConfig
 from gpt1cli.config.model import Finetuning, ModelConfig, Pretraining
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.config.training import OptimizerConfig
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.text import bpe
@@ -382,7 +382,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stopped(**_: Any) -> None:
     """In the place of the training."""
-    raise InputError("the training would begin here")
+    raise UserError("the training would begin here")
 
 
 def remade(folder: Path) -> None:

@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass, field
 
 from gpt1cli.config import commands, options, schema
-from gpt1cli.config.schema import InputError, shown
+from gpt1cli.config.schema import UserError, display
 
 # Another name of a command -> the command.
 ALIASES = {"sweeps": "ablation", "zero-shot": "zeroshot", "few-shot": "fewshot"}
@@ -43,7 +43,7 @@ class CommandLine:
 
 
 def sort(words: list[str]) -> CommandLine:
-    """Flags, command and overrides, in whatever order they came. InputError for anything else."""
+    """Flags, command and overrides, in whatever order they came. UserError for anything else."""
     line, bare, rest = CommandLine(), [], list(words)
     while rest:
         word = rest.pop(0)
@@ -55,17 +55,17 @@ def sort(words: list[str]) -> CommandLine:
         else:
             bare.append(word)
     if len(modes := [flag for flag in MODES if flag in line.flags]) > 1:
-        raise InputError(f"{' and '.join(modes)}: one of them at a time")
+        raise UserError(f"{' and '.join(modes)}: one of them at a time")
     if "--resolve" in line.flags and "--cfg" not in line.flags:
-        raise InputError("--resolve goes with --cfg")
+        raise UserError("--resolve goes with --cfg")
     if bare:
         line.command = ALIASES.get(bare[0], bare[0])
         if line.command not in commands.COMMANDS:
-            raise InputError(schema.unknown(bare[0], [*commands.COMMANDS, *ALIASES], "command"))
+            raise UserError(schema.unknown(bare[0], [*commands.COMMANDS, *ALIASES], "command"))
     if line.command and len(bare) > 1:
         groups = [group for group in options.defaults(line.command)[0] if bare[1] in options.names(group)]
         hint = f"did you mean {groups[0]}={bare[1]}?" if groups else "an override is written key=value"
-        raise InputError(f"{shown(bare[1])}: a second command after {bare[0]}; {hint}")
+        raise UserError(f"{display(bare[1])}: a second command after {bare[0]}; {hint}")
     return line
 
 
@@ -75,11 +75,13 @@ def _flag(word: str, rest: list[str]) -> tuple[str, str]:
     name = SHORT.get(name, name)
     if name not in FLAGS:
         near = difflib.get_close_matches(name, FLAGS, n=1)
-        raise InputError(f"{shown(word)}: no such flag; " + (f"did you mean {near[0]}?" if near else "see gpt1 --help"))
+        raise UserError(
+            f"{display(word)}: no such flag; " + (f"did you mean {near[0]}?" if near else "see gpt1 --help")
+        )
     allowed = FLAGS[name]
     if allowed == ():
         if has_value:
-            raise InputError(f"{shown(word)}: {name} takes no value")
+            raise UserError(f"{display(word)}: {name} takes no value")
         return name, ""
     if not has_value:
         if name == "--info" and not (rest and rest[0] in (allowed or ())):
@@ -87,5 +89,5 @@ def _flag(word: str, rest: list[str]) -> tuple[str, str]:
         value = rest.pop(0) if rest else ""
     if not value or (allowed and value not in allowed):
         wanted = f"one of {', '.join(allowed)}" if allowed else "a value"
-        raise InputError(f"{name} takes {wanted}" + (f", not {shown(value)}" if value else ""))
+        raise UserError(f"{name} takes {wanted}" + (f", not {display(value)}" if value else ""))
     return name, value

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from gpt1cli.config.commands import COMMANDS, FewshotConfig, FinetuneConfig, RunConfig, SearchConfig, TrainConfig
-from gpt1cli.config.schema import InputError, shown
+from gpt1cli.config.schema import UserError, display
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.runs import files
 from gpt1cli.runs.files import write_text
@@ -76,7 +76,7 @@ def by_torchrun() -> int:
 def execute(
     module: ModuleType, command: str, run: RunConfig, folder: Path, resumed: bool, words: Sequence[str]
 ) -> None:
-    """Record what is run, and run it. InputError passes; any other exception is told here and becomes Failed."""
+    """Record what is run, and run it. UserError passes; any other exception is told here and becomes Failed."""
     try:
         with on_disk(run, folder):
             stored = dataclasses.asdict(run) | ({"resume": None} if resumed else {})
@@ -84,7 +84,7 @@ def execute(
             start(module, run, folder)
     except Failed:  # it has said why
         raise
-    except InputError:
+    except UserError:
         if not resumed:
             with contextlib.suppress(OSError):  # of a disk that has failed
                 abandon(folder)
@@ -98,10 +98,10 @@ def execute(
 
 @contextlib.contextmanager
 def on_disk(run: RunConfig, folder: Path) -> Iterator[None]:
-    """What could not be written becomes an InputError, which tells the way on."""
+    """What could not be written becomes an UserError, which tells the way on."""
     try:
         yield
-    except (InputError, Failed):
+    except (UserError, Failed):
         raise
     except Exception as error:
         cache = Path(run.cache).absolute()
@@ -116,7 +116,7 @@ def on_disk(run: RunConfig, folder: Path) -> Iterator[None]:
                 again = f"resume={folder}"
             elif not elsewhere:
                 elsewhere = "out="
-        raise InputError(files.told(unwritten, elsewhere, again)) from error
+        raise UserError(files.told(unwritten, elsewhere, again)) from error
 
 
 def say(message: str) -> None:
@@ -129,7 +129,7 @@ def fault(error: Exception, folder: Path | None) -> str:
     """One line for a fault of ours; the traceback goes into error.txt of the run folder, or into a temporary file."""
     import tempfile
 
-    message = f"gpt1: {type(error).__name__}: {shown(' '.join(str(error).split()))}"
+    message = f"gpt1: {type(error).__name__}: {display(' '.join(str(error).split()))}"
     text = "".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace").decode()
     for place in (folder, None):
         with contextlib.suppress(OSError):

@@ -143,7 +143,7 @@ def _keys(cls: type, prefix: str, values: Any, groups: dict[str, str | None]) ->
         if name in groups:
             continue
         value = values.get(name) if values is not None else None
-        if dataclasses.is_dataclass(bare := schema.bare(annotation)):
+        if dataclasses.is_dataclass(bare := schema.unwrap(annotation)):
             yield from _keys(typing.cast(type, bare), f"{prefix}{name}.", value, {})
             continue
         key = schema.key_of(annotation)
@@ -165,7 +165,7 @@ def _default(value: Any) -> str:
         return f"[{','.join(map(_default, value))}]"
     if isinstance(value, str) and (environment := re.fullmatch(r"\$\{oc\.env:(\w+),\"?(.*?)\"?\}", value)):
         return f"${environment[1]} or {environment[2]}"
-    return schema.shown(value)
+    return schema.display(value)
 
 
 def _table(rows: Any) -> Iterator[str]:
@@ -197,8 +197,8 @@ def candidates(command: str, word: str, folders: typing.Iterable[Path]) -> list[
     annotation = schema.annotation_of(cls, key)
     if key in options.defaults(command)[0]:
         values = [path.stem for folder in folders for path in (folder / key).glob("*.yaml")]
-    elif typing.get_origin(schema.bare(annotation)) is typing.Literal:
-        values = list(typing.get_args(schema.bare(annotation)))
+    elif typing.get_origin(schema.unwrap(annotation)) is typing.Literal:
+        values = list(typing.get_args(schema.unwrap(annotation)))
     elif annotation is None or schema.check(annotation, "text", key):
         values = [] if annotation is None or schema.check(annotation, True, key) else ["true", "false"]
     else:

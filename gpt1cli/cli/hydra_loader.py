@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gpt1cli.cli import overrides
 from gpt1cli.config import commands, options, schema
-from gpt1cli.config.schema import InputError, shown
+from gpt1cli.config.schema import UserError, display
 
 HYDRA = "1.3"  # whose rules of composition we follow
 
@@ -79,7 +79,7 @@ class Composer:
         return self.known[group]
 
     def check(self, words: list[str], sweep: bool = False, whole: bool = True) -> list[str]:
-        """Overrides as typed -> in Hydra's grammar. InputError lists every mistake; where they are whole, also gaps."""
+        """Overrides as typed -> in Hydra's grammar. UserError lists every mistake; where they are whole, also gaps."""
         groups = self.groups if whole else dict.fromkeys(self.groups, "")
         if issubclass(self.cls, commands.SweepsConfig | commands.SearchConfig):
             words = self._for_cells(words, sweep)
@@ -87,7 +87,7 @@ class Composer:
         needed = [key for key in defaults if defaults[key] is None and self._wants(key)] if whole else []
         found = overrides.problems(words, self.cls, groups, needed, self.options, sweep)
         if found := [*found, *(self.launcher_problems(words, sweep) if whole else ())]:
-            raise InputError("\n".join(found))
+            raise UserError("\n".join(found))
         return [overrides.translate(word, self.cls, sweep) for word in words]
 
     def launcher_problems(self, words: list[str], sweep: bool) -> Iterator[str]:
@@ -97,7 +97,7 @@ class Composer:
         keys = [word.lstrip("+~").partition("=") for word in about if not word.startswith(LAUNCHER[0])]
         there = self.options("hydra/launcher") if about else []
         if about and not sweep:
-            yield f"{shown(' '.join(about))}: a launcher runs the jobs of a sweep: add -m"
+            yield f"{display(' '.join(about))}: a launcher runs the jobs of a sweep: add -m"
         elif named and named[-1] not in there:
             extra, known = EXTRAS.get(named[-1]), ", ".join(there)
             known += "".join(
@@ -106,7 +106,7 @@ class Composer:
             way = (
                 f"it is not installed: pip install 'gpt1[{extra}]'" if extra else f"no such launcher; there are {known}"
             )
-            yield f"hydra/launcher={shown(named[-1])}: {way}"
+            yield f"hydra/launcher={display(named[-1])}: {way}"
         elif keys and not named:
             yield f"{keys[0][0]}: of which launcher? name hydra/launcher= too, one of {', '.join(EXTRAS)}"
         elif keys:
@@ -116,7 +116,7 @@ class Composer:
                 if ".".join(key.split(".")[:3]) not in fields:
                     yield schema.unknown(key, fields)
                 elif key.endswith((".tasks_per_node", ".nodes")) and value != "1":
-                    yield f"{key}={shown(value)}: a job is one task; runtime.devices=N shares it among N processes"
+                    yield f"{key}={display(value)}: a job is one task; runtime.devices=N shares it among N processes"
 
     def jobs(self, words: list[str]) -> list[list[str]]:
         """The overrides of every job of a sweep; none where it is not Hydra's own sweeper that makes them."""
@@ -131,18 +131,18 @@ class Composer:
         own, cells = overrides.gathered(words, self.cls, commands.FinetuneConfig)
         study = self.cls is commands.SweepsConfig
         if study and sweep and (several := [word for word in cells if "," in word and "[" not in word]):
-            raise InputError(f"{shown(' '.join(several))}: under -m a study takes several ablation= or study= alone")
+            raise UserError(f"{display(' '.join(several))}: under -m a study takes several ablation= or study= alone")
         if plans := [word for word in cells if word.startswith(("plan.", "dry_run="))]:
             told = "; dry_run=true alone tells what a study takes" if study else ", not the many of a search"
-            raise InputError(f"{' '.join(plans)}: plans one run{told}")
+            raise UserError(f"{' '.join(plans)}: plans one run{told}")
         if any(word.partition("=")[0] == "task" for word in cells):
-            raise InputError("a study runs several tasks: name tasks=[...] instead of task=")
+            raise UserError("a study runs several tasks: name tasks=[...] instead of task=")
         if not study:  # whose runs tune on its own task
             cells += [word for word in own if word.lstrip("~+").startswith("task.") and ".prompt." not in word]
         if not cells:
             return own
         if any(word.startswith("cells=") for word in own):
-            raise InputError(f"cells= and {', '.join(cells)}: name these inside of it, or leave cells= out")
+            raise UserError(f"cells= and {', '.join(cells)}: name these inside of it, or leave cells= out")
         Composer("finetune", self.source).check(cells, whole=False)
         return [*own, f"cells=[{','.join(map(overrides.quote, cells))}]"]
 
@@ -152,7 +152,7 @@ class Composer:
         return annotation is not None and bool(schema.check(annotation, None, key))
 
     def load(self, words: list[str], mode: RunMode = RunMode.RUN) -> DictConfig:
-        """What Hydra composes from overrides in its grammar, unresolved, not to be changed. InputError where it cannot.
+        """What Hydra composes from overrides in its grammar, unresolved, not to be changed. UserError where it cannot.
 
         A study composes each of its cells when it is checked and when it is run: what was composed is remembered.
         """
@@ -179,18 +179,18 @@ class Composer:
 
 
 def refuse_code(cfg: DictConfig, words: Iterable[str]) -> None:
-    """InputError where a yaml would have Hydra run something that is neither Hydra's own nor of a launcher.
+    """UserError where a yaml would have Hydra run something that is neither Hydra's own nor of a launcher.
 
     Hydra calls whatever its settings name (callbacks, launchers, handlers of a log), and sets environment variables, as
     PATH and LD_PRELOAD are: yaml files may be a stranger's, and a task of theirs may bring such settings along.
     """
     rule = "gpt1 runs no code that a configuration names; leave it out"
-    if found := [f"{key}={shown(value)}: {rule}" for key, value in _code(cfg.hydra, "hydra")]:
-        raise InputError("\n".join(found))
+    if found := [f"{key}={display(value)}: {rule}" for key, value in _code(cfg.hydra, "hydra")]:
+        raise UserError("\n".join(found))
     named = [word.lstrip("+").partition("=")[0] for word in words if word.lstrip("+").startswith(VARIABLES)]
     for name in cfg.hydra.job.env_set:
         if not {VARIABLES, f"{VARIABLES}.{name}"} & set(named):
-            raise InputError(f"{VARIABLES}.{name}: no yaml may set environment variables; name it on the command line")
+            raise UserError(f"{VARIABLES}.{name}: no yaml may set environment variables; name it on the command line")
 
 
 def _code(node: DictConfig | ListConfig, key: str) -> Iterator[tuple[str, str]]:
@@ -215,7 +215,7 @@ def launching(words: Iterable[str]) -> list[str]:
 
 
 def hydra_main(source: Source, command: str | None, words: list[str], job: Callable[[DictConfig], None]) -> None:
-    """Let Hydra run the job, or print what its flags ask for; what it raises over the user's words is an InputError."""
+    """Let Hydra run the job, or print what its flags ask for; what it raises over the user's words is an UserError."""
     arguments, before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     handlers, complains = logging.root.handlers[:], logging.raiseExceptions
     logging.raiseExceptions = False  # --info prints by logging, perhaps into a closed pipe
@@ -225,7 +225,7 @@ def hydra_main(source: Source, command: str | None, words: list[str], job: Calla
     try:
         hydra.main(config_path=source.conf, config_name=source.main or command, version_base=HYDRA)(job)()
     except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(short(error)) from error
+        raise UserError(short(error)) from error
     finally:
         sys.argv, logging.root.handlers[:], logging.raiseExceptions = arguments, handlers, complains
         os.environ.pop("HYDRA_FULL_ERROR")
@@ -235,18 +235,18 @@ def hydra_main(source: Source, command: str | None, words: list[str], job: Calla
 
 @contextlib.contextmanager
 def told_by_hydra(extra: str | None = None) -> Iterator[None]:
-    """What Hydra and OmegaConf raise over a user's words, as a short InputError.
+    """What Hydra and OmegaConf raise over a user's words, as a short UserError.
 
     Not all of it names a file: what cannot be read in `extra`, the folder of --config-dir, is named here.
     """
     try:
         yield
-    except (InputError, BrokenPipeError):
+    except (UserError, BrokenPipeError):
         raise
     except Exception as error:  # besides their own exceptions these are assertions, ValueError, yaml's and more
         told = short(error)
         named = [line for path, line in (_unreadable(extra) if extra else ()) if str(path) not in told]
-        raise InputError("\n".join([told, *named])) from error
+        raise UserError("\n".join([told, *named])) from error
 
 
 def _unreadable(folder: str) -> Iterator[tuple[Path, str]]:
@@ -255,14 +255,14 @@ def _unreadable(folder: str) -> Iterator[tuple[Path, str]]:
         try:
             OmegaConf.load(path)
         except Exception as error:  # whatever PyYAML's constructors stumble over
-            yield path, f"{path} is no readable YAML: {shown(' '.join(str(error).split()))}"
+            yield path, f"{path} is no readable YAML: {display(' '.join(str(error).split()))}"
 
 
 def short(error: BaseException) -> str:
     """The first lines of an exception of Hydra's and of its cause, without the advice and the search path."""
     lines = f"{error}\n{error.__cause__ or ''}".partition("Config search path")[0].splitlines()
     noise = ("See https:", "Set the environment", "object_type=", "reference_type=")
-    kept = [shown(line.strip()) for line in lines if line.strip() and not line.strip().startswith(noise)]
+    kept = [display(line.strip()) for line in lines if line.strip() and not line.strip().startswith(noise)]
     return "\n".join(kept[:6]) or type(error).__name__
 
 

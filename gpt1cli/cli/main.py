@@ -18,7 +18,7 @@ from gpt1cli.cli import execute, help
 from gpt1cli.cli.argv import ALIASES, FLAGS, CommandLine, sort
 from gpt1cli.cli.help import front_page
 from gpt1cli.config import commands, options
-from gpt1cli.config.schema import InputError, shown
+from gpt1cli.config.schema import UserError, display
 from gpt1cli.config.version import __version__
 from gpt1cli.runs import files, signals
 from gpt1cli.runs.folder import claim, lock
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
             _dispatch(words)
             sys.stdout.flush()
         return 0
-    except InputError as error:
+    except UserError as error:
         execute.say(f"gpt1: {error}")
         return 2
     except execute.Failed as failed:
@@ -67,7 +67,7 @@ def _dispatch(words: list[str]) -> None:
     elif "--hydra-help" in line.flags:
         _ask_hydra(line, [])
     elif line.command is None:
-        raise InputError(f"no command was named; there are {', '.join(commands.COMMANDS)} (gpt1 --help)")
+        raise UserError(f"no command was named; there are {', '.join(commands.COMMANDS)} (gpt1 --help)")
     else:
         _run(line, line.command, words)
 
@@ -78,7 +78,7 @@ def _source(line: CommandLine) -> Source:
     folders = {flag: line.flags[flag] for flag in ("--config-path", "--config-dir") if flag in line.flags}
     for flag, folder in folders.items():
         if not os.path.isdir(folder):
-            raise InputError(f"{flag} {shown(folder)}: no such folder")
+            raise UserError(f"{flag} {display(folder)}: no such folder")
         folders[flag] = os.path.abspath(folder)
     search = tuple(word for word in line.overrides if word.startswith("hydra.searchpath="))
     conf = folders.get("--config-path", str(options.folder()))
@@ -105,7 +105,7 @@ def _complete(words: list[str]) -> None:
         _ask_hydra(CommandLine({"--shell-completion": ""}), [word for word in words if "=" in word])
         return
     typed = os.environ.get("COMP_LINE", "").split(" ")[1:] or [""]
-    with contextlib.suppress(InputError):  # nothing to offer after a mistake
+    with contextlib.suppress(UserError):  # nothing to offer after a mistake
         line = sort([word for word in typed[:-1] if word])
         folders = [Path(line.flags[flag]) for flag in ("--config-dir", "--config-path") if flag in line.flags]
         if typed[-1].startswith("-"):
@@ -126,9 +126,9 @@ def _run(line: CommandLine, command: str, words: list[str]) -> None:
     from gpt1cli.cli.sweep import again, source_of
 
     if command == "doctor" and "--config-dir" in line.flags:
-        raise InputError("gpt1 doctor looks through gpt1's own tasks and corpora: leave --config-dir out")
+        raise UserError("gpt1 doctor looks through gpt1's own tasks and corpora: leave --config-dir out")
     if command == "ablation" and (elsewhere := line.flags.keys() & {"--config-path", "--config-name"}):
-        raise InputError(f"a study has cells of several commands: leave {', '.join(sorted(elsewhere))} out")
+        raise UserError(f"a study has cells of several commands: leave {', '.join(sorted(elsewhere))} out")
     sweep = "--multirun" in line.flags or "hydra.mode=MULTIRUN" in line.overrides
     asked = "--cfg" in line.flags or "--info" in line.flags
     begun = cli_sweep.begun(line, command)
@@ -136,17 +136,17 @@ def _run(line: CommandLine, command: str, words: list[str]) -> None:
     given = list(line.overrides)
     if command in ("ablation", "search"):
         if named := [word for word in given if word.startswith("config_dir=")]:
-            raise InputError(f"{named[-1]}: say --config-dir {named[-1].partition('=')[2]}")
+            raise UserError(f"{named[-1]}: say --config-dir {named[-1].partition('=')[2]}")
         given += [f"config_dir={composer.source.extra}"] if composer.source.extra else []
     if several := execute.by_torchrun():
         if sweep or not issubclass(commands.COMMANDS[command].config, commands.TrainConfig):
-            raise InputError("torchrun starts one training on many devices: no sweep, and no other command")
+            raise UserError("torchrun starts one training on many devices: no sweep, and no other command")
         if any(word.partition("=")[0].lstrip("+") == "runtime.devices" for word in given):
-            raise InputError(f"torchrun has started {several} processes: leave runtime.devices out")
+            raise UserError(f"torchrun has started {several} processes: leave runtime.devices out")
         given.append(f"runtime.devices={several}")
     if begun:
         if sweep or asked or several:
-            raise InputError(f"resume={begun} goes on with a sweep: leave everything else out")
+            raise UserError(f"resume={begun} goes on with a sweep: leave everything else out")
         cli_sweep.run(composer, again(composer, begun, line.overrides), words, begun)
         return
     overrides = composer.check(given, sweep, whole=not asked)

@@ -22,7 +22,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, O
 from omegaconf import OmegaConf
 
 from gpt1cli.config import commands, schema
-from gpt1cli.config.schema import bare, shown
+from gpt1cli.config.schema import display, unwrap
 
 LITERAL = {"text", "text_b", "prompt", "input", "output", "choices"}
 LITERAL |= {"init", "init_lstm", "resume", "config", "config_dir", "run", "runs", "submission", "t5"}
@@ -67,7 +67,7 @@ def translate(word: str, cls: type, sweep: bool) -> str:
 
 
 def _literal(value: str, key: str, annotation: Any, sweep: bool) -> str:
-    if typing.get_origin(bare(annotation)) is list:
+    if typing.get_origin(unwrap(annotation)) is list:
         return f"[{','.join(map(quote, _items(value)))}]"
     if key == "init" and sweep:
         return ",".join(map(quote, value.split(",")))
@@ -162,7 +162,7 @@ def problems(
         try:
             [override] = parse([translate(word, cls, sweep)])
         except Exception as error:  # whatever Hydra's parser stumbles over
-            found.append(f"{shown(word)}: not an override: {' '.join(str(error).splitlines()[0].split())}")
+            found.append(f"{display(word)}: not an override: {' '.join(str(error).splitlines()[0].split())}")
             continue
         named[override.key_or_group] = override.value()
         found += _mistakes(word, override, cls, groups, options, sweep)
@@ -208,15 +208,15 @@ def _mistakes(
             yield f"{word} is refused: {key} is needed{off}"
         return
     if override.is_sweep_override() and not sweep:
-        is_list = typing.get_origin(bare(annotation)) is list
+        is_list = typing.get_origin(unwrap(annotation)) is list
         way = f"a list is written {key}=[a,b]" if is_list else "several values are a sweep: add -m"
-        yield f"{shown(word)}: {way}"
+        yield f"{display(word)}: {way}"
         return
     names = preset or (options(key) if key in groups else [])
     try:
         elements = _elements(override, names)
     except Exception as error:  # a range with step 0, and what else Hydra's functions refuse
-        yield f"{shown(word)}: not a range: {error}"
+        yield f"{display(word)}: not a range: {error}"
         return
     for element in elements:
         if names and not isinstance(element, dict):
@@ -224,18 +224,18 @@ def _mistakes(
                 near = difflib.get_close_matches(str(element), names, n=1)
                 hint = f"did you mean {near[0]}? " if near else ""
                 if key == "task" and PurePath(str(element)).suffix:
-                    hint = f"a file of your own is task=file task.train={shown(element)}; "
-                yield f"{key}={shown(element)}: no such {key}; {hint}there are {', '.join(names)}"
+                    hint = f"a file of your own is task=file task.train={display(element)}; "
+                yield f"{key}={display(element)}: no such {key}; {hint}there are {', '.join(names)}"
             continue
         for problem in _wrong(annotation, element, key, cls, groups):
             # The value as it was typed: Hydra has read 1e3 as 1000.0 by now.
             typed = None if override.is_sweep_override() or isinstance(element, (dict, list)) else _split(word)[2]
-            yield problem if typed is None else problem.replace(f"={shown(element)} is", f"={shown(typed)} is", 1)
+            yield problem if typed is None else problem.replace(f"={display(element)} is", f"={display(typed)} is", 1)
 
 
 def _wrong(annotation: Any, value: Any, key: str, cls: type, groups: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with one value; a mapping may name some of a node's keys, and an interpolation is checked later."""
-    if dataclasses.is_dataclass(bare(annotation)) and isinstance(value, dict):
+    if dataclasses.is_dataclass(unwrap(annotation)) and isinstance(value, dict):
         for name, item in value.items():
             inner = schema.annotation_of(cls, f"{key}.{name}")
             if inner is None:
@@ -273,7 +273,7 @@ def opened(value: Any) -> Any:
 def _is_entry(cls: type, key: str) -> bool:
     """Whether the key names an entry of a mapping, as in task.splits.valid."""
     parent = schema.annotation_of(cls, key.rpartition(".")[0]) if "." in key else None
-    return typing.get_origin(bare(parent)) is dict
+    return typing.get_origin(unwrap(parent)) is dict
 
 
 def _is_optional(cls: type, key: str) -> bool:
@@ -281,7 +281,7 @@ def _is_optional(cls: type, key: str) -> bool:
     parent, _, name = key.rpartition(".")
     if parent and schema.annotation_of(cls, "run") is not None:
         return True
-    owner = bare(schema.annotation_of(cls, parent)) if parent else None
+    owner = unwrap(schema.annotation_of(cls, parent)) if parent else None
     return dataclasses.is_dataclass(owner) and schema.has_default(typing.cast(type, owner), name)
 
 
@@ -292,7 +292,7 @@ def _no_such(key: str, cls: type, groups: Iterable[str]) -> str:
         known = list(dict.fromkeys([*known, *_keys(commands.FinetuneConfig, "")]))
     place, _, name = key.rpartition(".")
     if (ours := SYNONYMS.get(name)) and (meant := f"{place}.{ours}".lstrip(".")) in known:
-        return f"{shown(key)}: no such key; did you mean {meant}?"
+        return f"{display(key)}: no such key; did you mean {meant}?"
     message = schema.unknown(key, known)
     return message if "did you mean" in message else schema.unknown(key, [name for name in known if "." not in name])
 
@@ -300,5 +300,5 @@ def _no_such(key: str, cls: type, groups: Iterable[str]) -> str:
 def _keys(cls: type, prefix: str) -> Iterator[str]:
     for name, annotation in schema.fields_of(cls).items():
         yield prefix + name
-        if dataclasses.is_dataclass(bare(annotation)):
-            yield from _keys(typing.cast(type, bare(annotation)), f"{prefix}{name}.")
+        if dataclasses.is_dataclass(unwrap(annotation)):
+            yield from _keys(typing.cast(type, unwrap(annotation)), f"{prefix}{name}.")

@@ -22,7 +22,7 @@ from gpt1cli.cli.hydra_loader import Composer, absolute, hydra_known, told_by_hy
 from gpt1cli.cli.overrides import FOUND, NO_PATHS, PATHS
 from gpt1cli.config import commands, schema
 from gpt1cli.config.model import ModelConfig
-from gpt1cli.config.schema import InputError, bare, flat, shown
+from gpt1cli.config.schema import UserError, display, flat, unwrap
 from gpt1cli.config.study import AblationConfig
 from gpt1cli.config.training import FewConfig
 from gpt1cli.pretrained import locate
@@ -55,10 +55,10 @@ def implied(composer: Composer, words: list[str]) -> list[str]:
 
 
 def compose(composer: Composer, words: list[str]) -> Composed:
-    """The configuration of a run from overrides in Hydra's grammar. InputError lists what is wrong with it."""
+    """The configuration of a run from overrides in Hydra's grammar. UserError lists what is wrong with it."""
     stored, named = _stored(composer, words), _named(words)
     if composer.cls is commands.EvaluateConfig and "task" not in named and _run_of(named) is None:
-        raise InputError("run is needed: folder of a fine-tuned run, or runs=[RUN,...] for an ensemble of several")
+        raise UserError("run is needed: folder of a fine-tuned run, or runs=[RUN,...] for an ensemble of several")
     words = [*implied(composer, words), *words]
     cfg = composer.load(words)
     length, taken_away = named, {}
@@ -119,7 +119,7 @@ def _stored(composer: Composer, words: list[str]) -> tuple[str, dict[str, Any]] 
         path = os.path.join(os.path.expanduser(run), "config.yaml")
         if not os.path.isfile(path):
             found = "no run has begun in that folder" if os.path.isdir(os.path.dirname(path)) else "no such folder"
-            raise InputError(f"resume={shown(run)}: {found}; a run folder holds a config.yaml")
+            raise UserError(f"resume={display(run)}: {found}; a run folder holds a config.yaml")
     elif file := named.get("config"):
         path = os.path.expanduser(file)
         path = os.path.join(path, "config.yaml") if os.path.isdir(path) else path
@@ -127,7 +127,7 @@ def _stored(composer: Composer, words: list[str]) -> tuple[str, dict[str, Any]] 
         return None
     command = environment(Path(path).parent).get("command", composer.command)
     if command != composer.command:
-        raise InputError(f"{path} is the configuration of gpt1 {shown(command)}, this is gpt1 {composer.command}")
+        raise UserError(f"{path} is the configuration of gpt1 {display(command)}, this is gpt1 {composer.command}")
     return path, read_config(path)
 
 
@@ -136,20 +136,20 @@ def _told_of(stored: tuple[str, dict[str, Any]] | None) -> Iterator[None]:
     """What is wrong with a configuration, told of the file that it comes from, if it does; a newer gpt1 may know it."""
     try:
         yield
-    except InputError as error:
+    except UserError as error:
         if stored is None:
             raise
         newer = record.newer(Path(stored[0]).parent)
-        raise InputError(f"{stored[0]}, with what was named besides:\n{error}{newer}") from None
+        raise UserError(f"{stored[0]}, with what was named besides:\n{error}{newer}") from None
 
 
 def _start_from(stored: dict[str, Any], raw: dict[str, Any], named: Mapping[str, Any], composer: Composer) -> dict:
     """The stored configuration with what was named on top: a group replaces its node, a value its value."""
     taken_away = _get(stored, "ablation.overrides")
     if taken_away and "ablation" in named and _get(raw, "ablation.overrides") != taken_away:
-        raise InputError(
+        raise UserError(
             f"ablation={named['ablation']}: the stored configuration is that of an ablation already, "
-            f"{shown(_get(stored, 'ablation.name'))}, which cannot be taken back; start from a run without it"
+            f"{display(_get(stored, 'ablation.name'))}, which cannot be taken back; start from a run without it"
         )
     merged = _overlay(composer.cls, raw, overrides.seal(stored))
     _put_named(merged, raw, named)
@@ -166,7 +166,7 @@ def _overlay(cls: type, base: Mapping[str, Any], stored: Mapping[str, Any]) -> d
     merged = dict(base)
     fields = schema.fields_of(cls)
     for name, value in stored.items():
-        inner, below = bare(fields.get(name)), merged.get(name)
+        inner, below = unwrap(fields.get(name)), merged.get(name)
         if dataclasses.is_dataclass(inner) and isinstance(value, dict) and isinstance(below, dict):
             value = _overlay(typing.cast(type, inner), below, value)
         merged[name] = value
@@ -174,20 +174,20 @@ def _overlay(cls: type, base: Mapping[str, Any], stored: Mapping[str, Any]) -> d
 
 
 def _refuse_changes(stored: dict[str, Any], given: dict[str, Any], named: Mapping[str, Any]) -> None:
-    """InputError lists what was named differently from the run that is resumed."""
+    """UserError lists what was named differently from the run that is resumed."""
     before, after = dict(flat(stored)), dict(flat(given))
     groups = [key for key in named if f"{key}.name" in before and key not in FREE]
     other = [key for key in groups if before[f"{key}.name"] != after.get(f"{key}.name")]
-    changed = [f"  {group}={named[group]}: the run has {shown(before[f'{group}.name'])}" for group in other]
+    changed = [f"  {group}={named[group]}: the run has {display(before[f'{group}.name'])}" for group in other]
     for key in before | after:
         parts, old, new = key.split("."), before.get(key), after.get(key)
         was_named = any(".".join(parts[:n]) in named for n in range(1, len(parts) + 1))
         grown = key == "steps" and isinstance(new, int) and (old is None or new > old)  # None: it counted epochs
         if was_named and parts[0] not in (*FREE, *other) and not grown and new != old:
-            changed.append(f"  {key}={shown(new)}: the run has {shown(old)}")
+            changed.append(f"  {key}={display(new)}: the run has {display(old)}")
     if changed:
         rule = "goes on with the run's own configuration; only runtime.*, logger, cache and larger steps may differ:"
-        raise InputError("\n".join([f"resume={shown(named['resume'])} {rule}", *changed]))
+        raise UserError("\n".join([f"resume={display(named['resume'])} {rule}", *changed]))
 
 
 def _bring_few(raw: dict[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def _bring_few(raw: dict[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _follow_init(raw: dict[str, Any], named: Mapping[str, Any], stored: bool, replaced: bool) -> None:
-    """Take the model and the tokenizer of init, with the user's values on top. InputError where those contradict it.
+    """Take the model and the tokenizer of init, with the user's values on top. UserError where those contradict it.
 
     Where an ablation has `replaced` the Transformer by an LSTM, init's size and tokenizer are kept, and the weights are
     those of an LSTM that was pretrained so, or fresh.
@@ -235,11 +235,11 @@ def _follow_init(raw: dict[str, Any], named: Mapping[str, Any], stored: bool, re
         differing = [name for name in identity if node.get(name) != known[group][name]]
         if differing:
             said = f"{group}={named[group]}" if group in named else group
-            both = [f"{name}={shown(node.get(name))}, not {shown(known[group][name])}" for name in differing]
-            wrong.append(f"{said} contradicts init={shown(init)}: {'; '.join(both)}")
+            both = [f"{name}={display(node.get(name))}, not {display(known[group][name])}" for name in differing]
+            wrong.append(f"{said} contradicts init={display(init)}: {'; '.join(both)}")
     if wrong:
         way = "leave it out: model and tokenizer come from init; or name init=none for fresh weights"
-        raise InputError("\n".join([*wrong, way]))
+        raise UserError("\n".join([*wrong, way]))
 
 
 # --- run --------------------------------------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ def _takes_a_runs_task(composer: Composer, named: Mapping[str, Any]) -> bool:
 
 
 def _trained_on(run: str) -> dict[str, Any]:
-    """The task of the checkpoint that run= names. InputError where that is no fine-tuned one."""
+    """The task of the checkpoint that run= names. UserError where that is no fine-tuned one."""
     described = locate.described(locate.find(run, "run"))
     locate.task_of(described, run)
     return described["task"]
@@ -276,7 +276,7 @@ def _take_prompt(raw: dict[str, Any], named: Mapping[str, Any]) -> None:
     """Put the yaml that prompt= names in the place of the task's prompt, with the user's values on top."""
     path, composed = os.path.abspath(_at_home(named["prompt"])), dict(raw)
     if not os.path.isfile(path):
-        raise InputError(f"prompt={shown(named['prompt'])}: no such file; it takes a yaml with a template and words")
+        raise UserError(f"prompt={display(named['prompt'])}: no such file; it takes a yaml with a template and words")
     raw["prompt"] = overrides.seal(path)
     raw["task"] = {**raw["task"], "prompt": overrides.seal(_written_prompt(path))}
     _put_named(raw, composed, [key for key in named if key.startswith("task.prompt.")])
@@ -285,18 +285,18 @@ def _take_prompt(raw: dict[str, Any], named: Mapping[str, Any]) -> None:
 def _written_prompt(path: str) -> dict[str, Any]:
     """The keys of a prompt's yaml, which may lie below `prompt:` as a task's yaml has them.
 
-    InputError where it is no yaml, or where it is one that says something else than its writer thought.
+    UserError where it is no yaml, or where it is one that says something else than its writer thought.
     """
     try:
         written = read_config(Path(path))
-    except InputError as error:
-        raise InputError(f"{error}; a text that begins with a brace stands in quotes") from error
+    except UserError as error:
+        raise UserError(f"{error}; a text that begins with a brace stands in quotes") from error
     if written.keys() == {"prompt"} and isinstance(written["prompt"], dict):
         written = written["prompt"]
     words = written.get("words")
     for label, word in words.items() if isinstance(words, dict) else ():
         if any(isinstance(one, bool) for one in (label, *(word if isinstance(word, list) else [word]))):
-            raise InputError(f"{path}: words: YAML reads yes, no, on, off, true and false as truth values: quote them")
+            raise UserError(f"{path}: words: YAML reads yes, no, on, off, true and false as truth values: quote them")
     return written
 
 
@@ -341,24 +341,24 @@ def _put(data: dict[str, Any], key: str, value: Any) -> None:
 
 def _ablated(composer: Composer, cfg: DictConfig) -> list[str]:
     """The overrides of the ablation, in Hydra's grammar."""
-    if bare(schema.annotation_of(composer.cls, "ablation")) is not AblationConfig:
+    if unwrap(schema.annotation_of(composer.cls, "ablation")) is not AblationConfig:
         return []
     with told_by_hydra():
         words = [str(word) for word in _plain(cfg.ablation, "overrides")]
     try:
         return composer.check(words, whole=False)
-    except InputError as error:
-        raise InputError(f"the overrides of ablation={cfg.ablation.name} are at fault:\n{error}") from None
+    except UserError as error:
+        raise UserError(f"the overrides of ablation={cfg.ablation.name} are at fault:\n{error}") from None
 
 
 def _check_groups(composer: Composer, raw: Mapping[str, Any]) -> None:
-    """InputError for keys of a group that are unknown or missing: what else is composed may interpolate them."""
+    """UserError for keys of a group that are unknown or missing: what else is composed may interpolate them."""
     found = []
     for group in composer.groups:
         if isinstance(node := raw.get(group), dict) and group in commands.GROUPS:
-            found += schema.misnamed(commands.GROUPS[group], node, f"{group}.")
+            found += schema.key_problems(commands.GROUPS[group], node, f"{group}.")
     if found:
-        raise InputError("\n".join(found))
+        raise UserError("\n".join(found))
 
 
 def _plain(tree: DictConfig, key: str) -> Any:

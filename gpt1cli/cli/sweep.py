@@ -34,7 +34,7 @@ from gpt1cli.cli.hydra_loader import LAUNCHER, Composer, Source, hydra_main, lau
 from gpt1cli.cli.overrides import quote
 from gpt1cli.cli.resolve import FREE, Composed, compose, implied
 from gpt1cli.config import options, schema
-from gpt1cli.config.schema import InputError, flat, shown
+from gpt1cli.config.schema import UserError, display, flat
 from gpt1cli.runs import files, signals
 from gpt1cli.runs.files import read_config, read_json, write_json
 from gpt1cli.runs.folder import LOCK, claim, clear, holder, is_finished, is_run, lock
@@ -52,7 +52,7 @@ APART = (*FREE, "hub")  # may differ: where things lie, and how they are execute
 
 
 def begun(line: CommandLine, command: str) -> Path | None:
-    """The folder of a sweep that resume= names; None where it names none. InputError for any word beside it.
+    """The folder of a sweep that resume= names; None where it names none. UserError for any word beside it.
 
     Another launcher may be named.
     """
@@ -63,10 +63,10 @@ def begun(line: CommandLine, command: str) -> Path | None:
     flags = [f"{flag} {value}" for flag, value in line.flags.items() if flag.startswith("--config-")]
     free = {*named, *launching(line.overrides)}
     if other := [*flags, *(word for word in line.overrides if word not in free)]:
-        raise InputError(f"{named[-1]} goes on with a sweep as it was begun: leave {shown(' '.join(other))} out")
+        raise UserError(f"{named[-1]} goes on with a sweep as it was begun: leave {display(' '.join(other))} out")
     stored = read_json(folder / SWEEP)
     if stored.get("command") != command:
-        raise InputError(f"{folder} is a sweep of gpt1 {shown(stored.get('command'))}, this is gpt1 {command}")
+        raise UserError(f"{folder} is a sweep of gpt1 {display(stored.get('command'))}, this is gpt1 {command}")
     return folder
 
 
@@ -84,7 +84,7 @@ def again(composer: Composer, folder: Path, words: list[str]) -> list[str]:
         overrides = [word for word in overrides if word not in launching(overrides)]
     overrides += launching(words)
     if found := [*composer.launcher_problems(overrides, sweep=True)]:  # it may be installed no more
-        raise InputError("\n".join(found))
+        raise UserError("\n".join(found))
     return overrides
 
 
@@ -103,7 +103,7 @@ def run(composer: Composer, overrides: list[str], words: list[str], begun: Path 
     stored = implied(composer, overrides)
     folder, launcher = composer.sweep([*stored, *overrides])
     if launcher == "submitit_slurm" and not shutil.which("sbatch"):
-        raise InputError("hydra/launcher=submitit_slurm: there is no sbatch here: start it where Slurm takes jobs")
+        raise UserError("hydra/launcher=submitit_slurm: there is no sbatch here: start it where Slurm takes jobs")
     described = _described(composer, overrides)
     if not begun and (why := restarted()) and (folder / SWEEP).is_file():
         refuse_others(folder, why, read_json(folder / SWEEP), described)
@@ -124,7 +124,7 @@ def run(composer: Composer, overrides: list[str], words: list[str], begun: Path 
         try:
             with _beside(launcher, folder, len(jobs)):
                 hydra_main(composer.source, composer.command, ["--multirun", *stored, *overrides, *pinned], job)
-        except (InputError, execute.Failed):
+        except (UserError, execute.Failed):
             raise
         except (KeyboardInterrupt, SystemExit):
             if launcher not in ("basic", *BESIDE):
@@ -132,7 +132,7 @@ def run(composer: Composer, overrides: list[str], words: list[str], begun: Path 
             raise
         except Exception as error:  # the launcher's own: a process of it was killed, the cluster refuses a job
             if unwritten := files.found(error):
-                raise InputError(files.told(unwritten, again=f"resume={folder}")) from error
+                raise UserError(files.told(unwritten, again=f"resume={folder}")) from error
             execute.say(execute.fault(error, folder))
             execute.say(f"gpt1: hydra/launcher={launcher} gave up; resume={folder} goes on when none of its jobs runs")
             raise execute.Failed(1) from error
@@ -236,7 +236,7 @@ class SweepJob:
             os.chdir(self.begun_in)
         except OSError as error:
             where = f"{self.begun_in}, where the sweep was started, cannot be entered on {platform.node()}"
-            raise InputError(f"{where}: {error.strerror}; jobs need the same folders on all machines") from error
+            raise UserError(f"{where}: {error.strerror}; jobs need the same folders on all machines") from error
         if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":  # there SIGTERM is a warning, see signals.py
             self._run(here=False)
         else:
@@ -269,7 +269,7 @@ class SweepJob:
                 if not (self.sweep / STOPPED).exists():
                     execute.execute(module, self.command, run, folder, resumed, self.words)
             return
-        except InputError as error:
+        except UserError as error:
             status, told = 2, str(error)
             execute.say(f"gpt1: {label}: {error}")
         except execute.Failed as failed:
@@ -296,7 +296,7 @@ def restarted() -> str | None:
 def taken_up(composer: Composer, words: list[str], composed: Composed) -> Composed | None:
     """What was composed, of a run that was started again so that it goes on; None where it is finished.
 
-    InputError where the folder holds another run: the keys that differ.
+    UserError where the folder holds another run: the keys that differ.
     """
     folder, why = composed.folder, restarted()
     if composed.resumed or why is None or not is_run(folder):
@@ -317,12 +317,12 @@ def taken_up(composer: Composer, words: list[str], composed: Composed) -> Compos
 
 
 def refuse_others(folder: Path, why: str, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """InputError lists in what the folder's run or sweep is not what this command line asks for."""
+    """UserError lists in what the folder's run or sweep is not what this command line asks for."""
     keys = [key for key in dict.fromkeys((*now, *stored)) if key.partition(".")[0] not in APART]
     if other := [key for key in keys if stored.get(key) != now.get(key)]:
-        lines = [f"  {key}={shown(now.get(key))}: the folder has {shown(stored.get(key))}" for key in other]
+        lines = [f"  {key}={display(now.get(key))}: the folder has {display(stored.get(key))}" for key in other]
         told = f"{folder} was begun with another configuration, and {why} goes on with the same one alone:"
-        raise InputError("\n".join([told, *lines, "name another folder, or what it was begun with"]))
+        raise UserError("\n".join([told, *lines, "name another folder, or what it was begun with"]))
 
 
 def tell(line: str) -> None:

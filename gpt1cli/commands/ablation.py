@@ -18,7 +18,7 @@ from gpt1cli.config.commands import (
     TrainConfig,
     ZeroshotConfig,
 )
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.data.hub import Need, task_needs
 from gpt1cli.reporting import page
 from gpt1cli.reporting.page import Table
@@ -36,7 +36,7 @@ def needs(config: SweepsConfig) -> list[Need]:
     cells = [cell for stage in FAMILIES[config.study.kind].stages(config) for cell in stage(None)]
     if not cells:
         chosen = ", ".join(transfer.variants(config))
-        raise InputError(f"study={config.study.name} has no cell of {chosen}: nothing to run")
+        raise UserError(f"study={config.study.name} has no cell of {chosen}: nothing to run")
     own, found = transfer.prerequisites(config), list[Need]()
     for cell in cells:
         probes = isinstance(cell.config, ZeroshotConfig)

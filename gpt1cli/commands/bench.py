@@ -15,7 +15,7 @@ import torch
 from gpt1cli.bench import BENCHMARKS
 from gpt1cli.bench.contest import Contest, Measured, Setting, hold, ratio
 from gpt1cli.config.commands import BenchConfig
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.data import hub
 from gpt1cli.data.hub import Need
 from gpt1cli.pretrained.hf_config import OPENAI
@@ -30,11 +30,11 @@ HEADER = ("contender", "a second", "range", "gpt1 is", "floor", "of the ceiling"
 
 
 def needs(config: BenchConfig) -> list[Need]:
-    """Nothing from outside; InputError where the peer is not installed, or there is no text to read."""
+    """Nothing from outside; UserError where the peer is not installed, or there is no text to read."""
     if config.peer == "transformers" and importlib.util.find_spec("transformers") is None:
-        raise InputError("peer=transformers: it is not installed; pip install 'gpt1[bench]', or name peer=none")
+        raise UserError("peer=transformers: it is not installed; pip install 'gpt1[bench]', or name peer=none")
     if config.input is not None and not Path(config.input).is_file():
-        raise InputError(f"input={config.input}: no such file; a text file to tokenise is wanted")
+        raise UserError(f"input={config.input}: no such file; a text file to tokenise is wanted")
     return []
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gpt1cli.config.commands import EvaluateConfig
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.data.hub import Need, task_needs
 from gpt1cli.evaluation import predictor
 from gpt1cli.evaluation.evaluate import answered_as, refuse_other_labels, score_split
@@ -31,7 +31,7 @@ from gpt1cli.training import device
 
 
 def needs(config: EvaluateConfig) -> list[Need]:
-    """What must be at hand before the run starts; InputError where a run was trained on no task, or on other labels."""
+    """What must be at hand before the run starts; UserError where a run was trained on no task, or on other labels."""
     check(config.task)
     methods = {}
     for run in config.members:
@@ -41,7 +41,7 @@ def needs(config: EvaluateConfig) -> list[Need]:
         methods[described.get("method", "head"), trained.loss] = run
     if len(methods) > 1:
         told = ", ".join(f"{run}: method={method}, loss={loss}" for (method, loss), run in methods.items())
-        raise InputError(f"runs: scores of different kinds have no mean: {told}")
+        raise UserError(f"runs: scores of different kinds have no mean: {told}")
     return task_needs(config.task)
 
 
@@ -90,7 +90,7 @@ def run(config: EvaluateConfig, folder: Path) -> None:
             told = " ".join(f"{metric} {value:.4f}" for metric, value in found.get(name, {}).items())
             progress.say(f"{name}: {told or 'no labels; predicted'}")
         if not splits:
-            raise InputError(f"task={task.name}: nothing to score, none of {', '.join(names)} is there")
+            raise UserError(f"task={task.name}: nothing to score, none of {', '.join(names)} is there")
         note_checksums(folder, **checksums)
         about: dict[str, Any] = {
             "status": "finished",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gpt1cli.config.commands import ExportConfig
 from gpt1cli.config.model import ModelConfig
-from gpt1cli.config.schema import InputError, build
+from gpt1cli.config.schema import UserError, build
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data.hub import Need
 from gpt1cli.evaluation import predictor
@@ -35,13 +35,13 @@ TEXT_RULES = {  # by what the tokenizer's symbols are parts of
 
 
 def needs(config: ExportConfig) -> list[Need]:
-    """Nothing from outside; InputError where the folder to write is taken, or no class of transformers fits."""
+    """Nothing from outside; UserError where the folder to write is taken, or no class of transformers fits."""
     target = Path(config.out)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise InputError(f"out={config.out}: already there; name a folder that does not exist yet, or an empty one")
+        raise UserError(f"out={config.out}: already there; name a folder that does not exist yet, or an empty one")
     origin = locate.find(config.run, "run")
     if (origin / "config.json").is_file() and hf_config.is_transformers(read_json(origin / "config.json")):
-        raise InputError(f"run={config.run}: transformers reads this folder as it is; copy it")
+        raise UserError(f"run={config.run}: transformers reads this folder as it is; copy it")
     about = locate.described(origin)
     hf_config.settings_of(build(ModelConfig, about["model"]), about["vocabulary"])
     if has_head(about):
@@ -108,9 +108,9 @@ def has_head(described: Mapping[str, Any]) -> bool:
 
 
 def class_of(task: TaskConfig) -> str:
-    """The class for a fine-tuned run, without what is before it. InputError where transformers has none."""
+    """The class for a fine-tuned run, without what is before it. UserError where transformers has none."""
     if task.layout == "similarity":
-        raise InputError(
+        raise UserError(
             f"task={task.name} adds the states of both orders of a pair, which no class of transformers does;"
             " export the run it was started from instead"
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt1cli.config.commands import FewshotConfig
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data.hub import Need, task_needs
 from gpt1cli.pretrained import load, locate
@@ -33,7 +33,7 @@ from gpt1cli.training import device
 
 
 def needs(config: FewshotConfig) -> list[Need]:
-    """What must be at hand before the run starts; InputError where the checkpoint is missing."""
+    """What must be at hand before the run starts; UserError where the checkpoint is missing."""
     trackers.check(config.logger)
     check(config.task)
     (name,) = locate.checkpoints(config.init or "openai", config.checkpoint)
@@ -113,7 +113,7 @@ def run(config: FewshotConfig, folder: Path) -> None:
 
 def load_all(config: FewshotConfig, progress: Progress) -> tuple[list[Example], dict[str, Split]]:
     """The training examples, where demonstrations are wanted, and the splits to answer: those with labels, or the one
-    that was named. InputError where there is none.
+    that was named. UserError where there is none.
     """
     pool: list[Example] = []
     if max(config.counts):
@@ -135,7 +135,7 @@ def load_all(config: FewshotConfig, progress: Progress) -> tuple[list[Example], 
         progress.say(f"{name}: {split}")
         splits[name] = split
     if not splits:
-        raise InputError(f"task={config.task.name}: nothing to answer, none of {', '.join(names)} is there with labels")
+        raise UserError(f"task={config.task.name}: nothing to answer, none of {', '.join(names)} is there with labels")
     return pool, splits
 
 

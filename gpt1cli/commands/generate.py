@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from gpt1cli.config.commands import GenerateConfig
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.data.hub import Need
 from gpt1cli.models.sampling import continued, greedy, sampling
 from gpt1cli.pretrained import load
@@ -37,7 +37,7 @@ def run(config: GenerateConfig, folder: Path) -> None:
     model.to(machine.device, machine.precision)
     prompt = vocabulary.encode(config.prompt)
     if not prompt:
-        raise InputError(f"prompt={config.prompt}: no token in it; the model has no start token to begin with")
+        raise UserError(f"prompt={config.prompt}: no token in it; the model has no start token to begin with")
 
     generator = torch.Generator(machine.device).manual_seed(config.seed)
     choose = sampling(config.temperature, config.top_k, config.top_p, generator) if config.temperature else greedy

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from gpt1cli.config.commands import PredictConfig
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data import tables
 from gpt1cli.data.hub import Need
@@ -35,7 +35,7 @@ Write = Callable[[Mapping[str, Any]], None]
 
 
 def needs(config: PredictConfig) -> list[Need]:
-    """Nothing from outside; InputError where the run has no task, the rows are not there, or would be written over."""
+    """Nothing from outside; UserError where the run has no task, the rows are not there, or would be written over."""
     task = locate.task_of(locate.described(locate.find(config.run, "run")), config.run)
     if config.input is None:
         example_of(config, task)
@@ -43,16 +43,16 @@ def needs(config: PredictConfig) -> list[Need]:
         with tables.opened(config.input, config.format) as table:
             fitted(task, table)
     elif config.format is None:
-        raise InputError(f"input=- tells nothing by its name: add format=, one of {', '.join(tables.READERS)}")
+        raise UserError(f"input=- tells nothing by its name: add format=, one of {', '.join(tables.READERS)}")
     if config.output not in (None, "-"):
         target = Path(str(config.output))
         if target.suffix.lower() not in WRITERS:
             wanted = f"a file that ends in {', '.join(WRITERS)} is wanted, or - for stdout"
-            raise InputError(f"output={config.output}: {wanted}")
+            raise UserError(f"output={config.output}: {wanted}")
         if target.exists():
-            raise InputError(f"output={config.output} is there already: name another file, or remove it")
+            raise UserError(f"output={config.output} is there already: name another file, or remove it")
         if not target.parent.is_dir():
-            raise InputError(f"output={config.output}: there is no folder {target.parent}")
+            raise UserError(f"output={config.output}: there is no folder {target.parent}")
     return []
 
 
@@ -82,7 +82,7 @@ def run(config: PredictConfig, folder: Path) -> None:
             progress.total = count
             progress.update(count)
         if not count:
-            raise InputError(f"input={config.input} has no rows")
+            raise UserError(f"input={config.input} has no rows")
         seconds = time.perf_counter() - began
         told = f", {cut:,} of them cut to fit n_positions" if cut else ""
         told += f", {empty:,} with an empty text" if empty else ""
@@ -106,16 +106,16 @@ def rows_of(config: PredictConfig, task: TaskConfig) -> Iterator[Iterator[Exampl
 
 
 def example_of(config: PredictConfig, task: TaskConfig) -> Example:
-    """The example that text=, text_b= and choices= name. InputError unless these are what the task takes."""
+    """The example that text=, text_b= and choices= name. UserError unless these are what the task takes."""
     texts = tuple(text for text in (config.text, config.text_b) if text is not None)
     if len(texts) != len(task.columns):
         known = {0: "choices= alone", 1: "text=", 2: "text= and text_b="}
         wanted = known.get(len(task.columns), "more texts than two: name input=")
-        raise InputError(f"{config.run} was trained on task={task.name}, of which an example is {wanted}")
+        raise UserError(f"{config.run} was trained on task={task.name}, of which an example is {wanted}")
     if task.choices and len(config.choices) != len(task.labels):
-        raise InputError(f"{config.run} chooses among {len(task.labels)} answers: name choices=[...]")
+        raise UserError(f"{config.run} chooses among {len(task.labels)} answers: name choices=[...]")
     if config.choices and not task.choices:
-        raise InputError(f"{config.run} was trained on task={task.name}, which has no choices")
+        raise UserError(f"{config.run} was trained on task={task.name}, which has no choices")
     return Example("1", texts, None, tuple(config.choices))
 
 
@@ -127,7 +127,7 @@ def fitted(task: TaskConfig, table: tables.Table) -> TaskConfig:
     columns, choices = file.inputs_of(file.kind_of(task), task, table.columns)
     if len(columns) != len(task.columns) or bool(choices) != bool(task.choices):
         wanted = ", ".join([*task.columns, *task.choices])
-        raise InputError(f"{table.where}: its columns are {', '.join(table.columns)}; the run was trained on {wanted}")
+        raise UserError(f"{table.where}: its columns are {', '.join(table.columns)}; the run was trained on {wanted}")
     return dataclasses.replace(task, columns=columns, choices=choices)
 
 

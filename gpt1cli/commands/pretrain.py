@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt1cli.config.commands import PretrainConfig
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.data.hub import Need, corpus_needs, tokenizer_needs
 from gpt1cli.models.batch import Batch, windows_batch
 from gpt1cli.models.create import fresh
@@ -189,19 +189,19 @@ def rehearse(config: PretrainConfig, folder: Path) -> None:
 
 
 def updates_of(config: PretrainConfig, tokens: float) -> int:
-    """Updates = epochs x floor(tokens / (batch x context)). InputError where something is to happen after the last."""
+    """Updates = epochs x floor(tokens / (batch x context)). UserError where something is to happen after the last."""
     per_epoch = max(1, int(tokens // (config.batch_size * config.context)))
     steps = config.steps or max(1, int((config.epochs or 0) * per_epoch))
     if late := list(config.too_late(steps)):
-        raise InputError("\n".join(late))
+        raise UserError("\n".join(late))
     return steps
 
 
 def plan_of(config: PretrainConfig, shards: corpus.Shards) -> Plan:
-    """The number of updates, and what happens how often. InputError where the corpus does not fill one window."""
+    """The number of updates, and what happens how often. UserError where the corpus does not fill one window."""
     for split, tokens in (("train", shards.train), ("valid", shards.valid)):
         if len(tokens) <= config.context:
-            raise InputError(
+            raise UserError(
                 f"corpus {config.corpus.name} is too small: {len(tokens):,} {split} tokens do not fill one window of"
                 f" context={config.context} tokens and the one to predict; use more text or a smaller context="
             )

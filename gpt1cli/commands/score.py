@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gpt1cli.config.commands import ScoreConfig
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.data.hub import Need
 from gpt1cli.models.inference import token_log_probabilities
 from gpt1cli.pretrained import load
@@ -32,9 +32,9 @@ LINES = 1024  # read at a time: memory does not grow with the file
 
 
 def needs(config: ScoreConfig) -> list[Need]:
-    """What must be at hand before the run starts; InputError where there is no such file."""
+    """What must be at hand before the run starts; UserError where there is no such file."""
     if config.input != "-" and not Path(config.input).is_file():
-        raise InputError(f"input={config.input}: no such file; a file with a text a line is wanted, or - for stdin")
+        raise UserError(f"input={config.input}: no such file; a file with a text a line is wanted, or - for stdin")
     return init_needs(config.init)
 
 
@@ -58,7 +58,7 @@ def run(config: ScoreConfig, folder: Path) -> None:
             progress.total = number
             progress.update(number, tokens_per_second=count / (time.perf_counter() - began))
         if not count:
-            raise InputError(f"input={config.input}: nothing to score, no line has two tokens")
+            raise UserError(f"input={config.input}: nothing to score, no line has two tokens")
         mean = total / count
         progress.say(f"{number:,} lines, {count:,} tokens: mean {mean:.4f}, perplexity {math.exp(-mean):.2f}; {target}")
     about = {"status": "finished", "command": "score", "name": config.name, "seed": config.seed, "lines": number}
@@ -69,14 +69,14 @@ def run(config: ScoreConfig, folder: Path) -> None:
 
 @contextlib.contextmanager
 def lines_of(source: str) -> Iterator[Iterator[str]]:
-    """The lines of a file, or of stdin for `-`, without their ends. InputError where they are no UTF-8."""
+    """The lines of a file, or of stdin for `-`, without their ends. UserError where they are no UTF-8."""
     # NOTE: not sys.stdin itself, which lets bytes that are no UTF-8 pass where the locale is C
     place: int | str = sys.stdin.fileno() if source == "-" else source
     try:
         with open(place, encoding="utf-8-sig", closefd=source != "-") as file:
             yield (line.rstrip("\n") for line in file)
     except UnicodeDecodeError as error:
-        raise InputError(f"input={source}: no UTF-8 text ({error.reason} at byte {error.start} of a block)") from error
+        raise UserError(f"input={source}: no UTF-8 text ({error.reason} at byte {error.start} of a block)") from error
 
 
 def line_of(

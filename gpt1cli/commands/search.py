@@ -14,7 +14,7 @@ from gpt1cli.cli import execute
 from gpt1cli.cli.overrides import quote
 from gpt1cli.config.commands import FinetuneConfig, SearchConfig
 from gpt1cli.config.prompt import PromptConfig
-from gpt1cli.config.schema import InputError, build
+from gpt1cli.config.schema import UserError, build
 from gpt1cli.data.hub import Need, task_needs
 from gpt1cli.pretrained import load
 from gpt1cli.pretrained.locate import init_needs
@@ -130,7 +130,7 @@ def candidates_of(config: SearchConfig, folder: Path) -> list[Candidate]:
 
 
 def searched(config: SearchConfig, folder: Path) -> list[Candidate]:
-    """The best candidates on the training examples, without training. InputError where there is none."""
+    """The best candidates on the training examples, without training. UserError where there is none."""
     machine = device.start(config.runtime, config.seed)
     note(folder, **machine.describe())
     task, limits = config.task, (machine.micro_batch, machine.token_budget)
@@ -167,7 +167,7 @@ def searched(config: SearchConfig, folder: Path) -> list[Candidate]:
             found = search.ranked(found)[: config.tune]
         if not found:
             larger = "pieces=" if config.what == "words" else "beam="
-            raise InputError(
+            raise UserError(
                 f"what={config.what}: nothing was found that a prompt could take; larger {larger} keeps more"
             )
         progress.say(f"the best without training: {told(config, found[0])}")

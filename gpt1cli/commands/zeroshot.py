@@ -9,7 +9,7 @@ from typing import Any
 
 from gpt1cli.config import options
 from gpt1cli.config.commands import ZeroshotConfig
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data.hub import Need, task_needs
 from gpt1cli.evaluation.warnings import zero_shot_collapse_warning
@@ -34,12 +34,12 @@ from gpt1cli.training.device import Machine
 
 
 def needs(config: ZeroshotConfig) -> list[Need]:
-    """What must be at hand before the run starts; InputError where the task has no rule, or a checkpoint is missing."""
+    """What must be at hand before the run starts; UserError where the task has no rule, or a checkpoint is missing."""
     trackers.check(config.logger)
     check(config.task)
     if config.task.zeroshot.rule is None:
         ruled = [name for name in options.names("task") if "zeroshot" in options.values("task", name)]
-        raise InputError(f"task={config.task.name} has no task.zeroshot.rule; those that have: {', '.join(ruled)}")
+        raise UserError(f"task={config.task.name} has no task.zeroshot.rule; those that have: {', '.join(ruled)}")
     models = [name for init in config.inits for name in locate.checkpoints(init, config.checkpoint)]
     return task_needs(config.task) + [need for name in models for need in init_needs(name)]
 
@@ -112,7 +112,7 @@ def run(config: ZeroshotConfig, folder: Path) -> None:
 def load_all(
     config: ZeroshotConfig, vocabulary: Tokenizer, model: LanguageModel, progress: Progress
 ) -> dict[str, Probes]:
-    """The splits to answer, after train where a threshold is chosen on it. InputError where none is there."""
+    """The splits to answer, after train where a threshold is chosen on it. UserError where none is there."""
     names = [name for name in config.task.splits if name != "train"]
     found = {}
     for name in (["train"] if config.task.zeroshot.rule == "sentence" else []) + names:
@@ -123,7 +123,7 @@ def load_all(
         progress.say(f"{name}: {probes.split}")
         found[name] = probes
     if not found.keys() & set(names):
-        raise InputError(f"task={config.task.name}: nothing to answer, none of {', '.join(names)} is there")
+        raise UserError(f"task={config.task.name}: nothing to answer, none of {', '.join(names)} is there")
     return found
 
 

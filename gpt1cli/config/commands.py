@@ -13,7 +13,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from gpt1cli.config.data import CorpusConfig, TokenizerConfig
 from gpt1cli.config.model import ModelConfig
-from gpt1cli.config.schema import Key, shown, unknown
+from gpt1cli.config.schema import Field, display, unknown
 from gpt1cli.config.study import AblationConfig, GridConfig, StudyConfig
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.config.training import (
@@ -27,18 +27,18 @@ from gpt1cli.config.training import (
     ScheduleConfig,
 )
 
-Probability = Annotated[float, Key("", at_least=0, below=1)]
+Probability = Annotated[float, Field("", at_least=0, below=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """What every command takes."""
 
-    seed: Annotated[int, Key("seed of weights, order and dropout", at_least=0, below=2**63)]
-    name: Annotated[str, Key("name of the run's folder", pattern=NAME)]
-    out: Annotated[str, Key("root of the run folders", filled=True)]
-    cache: Annotated[str, Key("folder for prepared corpora and downloads", filled=True)]
-    hub: Annotated[str | None, Key("folder laid out like the Hugging Face hub, instead of the network", filled=True)]
+    seed: Annotated[int, Field("seed of weights, order and dropout", at_least=0, below=2**63)]
+    name: Annotated[str, Field("name of the run's folder", pattern=NAME)]
+    out: Annotated[str, Field("root of the run folders", filled=True)]
+    cache: Annotated[str, Field("folder for prepared corpora and downloads", filled=True)]
+    hub: Annotated[str | None, Field("folder laid out like the Hugging Face hub, instead of the network", filled=True)]
     runtime: RuntimeConfig
 
     def problems(self) -> Iterator[str]:
@@ -52,14 +52,16 @@ class PlanConfig:
 
     tokens: Annotated[
         float | None,
-        Key("training tokens of a corpus that is not at hand: no text is read, not even to tokenise", at_least=1),
+        Field("training tokens of a corpus that is not at hand: no text is read, not even to tokenise", at_least=1),
     ]
     tflops: Annotated[
         float | None,
-        Key("10^12 operations a second that one described device sustains on this model: sustained, not peak", above=0),
+        Field(
+            "10^12 operations a second that one described device sustains on this model: sustained, not peak", above=0
+        ),
     ]
-    memory_gb: Annotated[float | None, Key("memory of one described device, a GPU, in 10^9 bytes", above=0)]
-    devices: Annotated[int | None, Key("described devices that share each update (null: 1)", at_least=1)]
+    memory_gb: Annotated[float | None, Field("memory of one described device, a GPU, in 10^9 bytes", above=0)]
+    devices: Annotated[int | None, Field("described devices that share each update (null: 1)", at_least=1)]
 
     def problems(self) -> Iterator[str]:
         if self.devices is not None and self.tflops is None and self.memory_gb is None:
@@ -70,20 +72,20 @@ class PlanConfig:
 class TrainConfig(RunConfig):
     """What both kinds of training take."""
 
-    init: Annotated[str, Key("starting point: openai, gpt2, none, a run folder, a checkpoint folder", filled=True)]
-    resume: Annotated[str | None, Key("run folder to go on with", filled=True)]
-    config: Annotated[str | None, Key("config.yaml of an earlier run, to repeat it", filled=True)]
+    init: Annotated[str, Field("starting point: openai, gpt2, none, a run folder, a checkpoint folder", filled=True)]
+    resume: Annotated[str | None, Field("run folder to go on with", filled=True)]
+    config: Annotated[str | None, Field("config.yaml of an earlier run, to repeat it", filled=True)]
     model: ModelConfig
     tokenizer: TokenizerConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     logger: LoggerConfig
-    epochs: Annotated[float | None, Key("passes over the training data", above=0)]
-    steps: Annotated[int | None, Key("updates, instead of epochs", at_least=1)]
-    batch_size: Annotated[int, Key("sequences (examples) in one update", at_least=1)]
-    lr: Annotated[float, Key("highest learning rate", above=0)]
-    log_every: Annotated[int, Key("updates between two lines of training metrics", at_least=1)]
-    dry_run: Annotated[bool, Key("train nothing: tell parameters, FLOPs, memory, and from two updates the hours")]
+    epochs: Annotated[float | None, Field("passes over the training data", above=0)]
+    steps: Annotated[int | None, Field("updates, instead of epochs", at_least=1)]
+    batch_size: Annotated[int, Field("sequences (examples) in one update", at_least=1)]
+    lr: Annotated[float, Field("highest learning rate", above=0)]
+    log_every: Annotated[int, Field("updates between two lines of training metrics", at_least=1)]
+    dry_run: Annotated[bool, Field("train nothing: tell parameters, FLOPs, memory, and from two updates the hours")]
     plan: PlanConfig
 
     def problems(self) -> Iterator[str]:
@@ -97,10 +99,10 @@ class TrainConfig(RunConfig):
             yield f"runtime.devices={self.runtime.devices} share the {self.batch_size} sequences of batch_size: too few"
         given = {key: value for key, value in dataclasses.asdict(self.plan).items() if value is not None}
         if given and not self.dry_run:
-            named = " ".join(f"plan.{key}={shown(value)}" for key, value in given.items())
+            named = " ".join(f"plan.{key}={display(value)}" for key, value in given.items())
             yield f"{named}: a plan is what a dry run makes; name dry_run=true too, or set it to null"
         if self.dry_run and self.resume:
-            yield f"dry_run=true trains nothing that could go on: leave it out, or resume={shown(self.resume)}"
+            yield f"dry_run=true trains nothing that could go on: leave it out, or resume={display(self.resume)}"
         if self.dry_run and (self.runtime.devices > 1 or self.runtime.shard):
             yield "dry_run=true times one device: leave runtime.devices and shard out; plan.devices= plans for several"
         if self.dry_run and self.logger.name != "none":
@@ -122,16 +124,16 @@ class PretrainConfig(TrainConfig):
     """What gpt1 pretrain takes."""
 
     corpus: CorpusConfig
-    context: Annotated[int, Key("tokens in one sequence", at_least=2)]
+    context: Annotated[int, Field("tokens in one sequence", at_least=2)]
     warmup_steps: Annotated[
-        int | None, Key("updates of warm-up (null: the model's own, at most 10% of the run)", at_least=0)
+        int | None, Field("updates of warm-up (null: the model's own, at most 10% of the run)", at_least=0)
     ]
-    eval_every: Annotated[int | None, Key("updates between two validations (null: ten in a run)", at_least=1)]
-    eval_tokens: Annotated[int, Key("validation tokens scored at a time, evenly spread", at_least=1)]
+    eval_every: Annotated[int | None, Field("updates between two validations (null: ten in a run)", at_least=1)]
+    eval_tokens: Annotated[int, Field("validation tokens scored at a time, evenly spread", at_least=1)]
     checkpoint_every: Annotated[
-        int | None, Key("updates between two checkpoints (null: at each validation)", at_least=1)
+        int | None, Field("updates between two checkpoints (null: at each validation)", at_least=1)
     ]
-    keep_checkpoints: Annotated[list[Count], Key("steps whose checkpoint is kept for later probing")]
+    keep_checkpoints: Annotated[list[Count], Field("steps whose checkpoint is kept for later probing")]
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -155,43 +157,43 @@ class FinetuneConfig(TrainConfig):
     task: TaskConfig
     ablation: AblationConfig
     shots: Annotated[
-        int | None, Key("train on K examples of each class, drawn by seed, and validate on K more", at_least=1)
+        int | None, Field("train on K examples of each class, drawn by seed, and validate on K more", at_least=1)
     ]
     few: FewConfig
     method: Annotated[
         Literal["head", "prompt"],
-        Key("a linear layer on top, or the label's words in task.prompt, scored by the model itself (LM-BFF)"),
+        Field("a linear layer on top, or the label's words in task.prompt, scored by the model itself (LM-BFF)"),
     ]
     prompt: Annotated[
-        str | None, Key("yaml with template, words, ... in the place of task.prompt (method=prompt)", filled=True)
+        str | None, Field("yaml with template, words, ... in the place of task.prompt (method=prompt)", filled=True)
     ]
     demos: Annotated[
         Literal["none", "random", "similar"],
-        Key("examples shown before a query, one of each class: of all, or of the half most like it (method=prompt)"),
+        Field("examples shown before a query, one of each class: of all, or of the half most like it (method=prompt)"),
     ]
-    demo_sets: Annotated[int, Key("sets of them whose scores are averaged when a split is scored", at_least=1)]
+    demo_sets: Annotated[int, Field("sets of them whose scores are averaged when a split is scored", at_least=1)]
     similar_by: Annotated[
         str,
-        Key(
+        Field(
             "what says which are alike (demos=similar): states, the model's own, or a sentence-transformers model",
             filled=True,
         ),
     ]
-    eval_every: Annotated[int | None, Key("updates between two validations (null: an epoch)", at_least=1)]
+    eval_every: Annotated[int | None, Field("updates between two validations (null: an epoch)", at_least=1)]
     init_lstm: Annotated[
         str | None,
-        Key("what ablation=lstm starts from; none: fresh (null: the newest of init's size under out)", filled=True),
+        Field("what ablation=lstm starts from; none: fresh (null: the newest of init's size under out)", filled=True),
     ]
-    pretrained: Annotated[bool, Key("false: shape and tokenizer of init, fresh weights")]
+    pretrained: Annotated[bool, Field("false: shape and tokenizer of init, fresh weights")]
     transfer_layers: Annotated[
-        Annotated[int, Key("", at_least=0)] | Literal["all"],
-        Key("embeddings and the first k blocks come from init, the rest is fresh"),
+        Annotated[int, Field("", at_least=0)] | Literal["all"],
+        Field("embeddings and the first k blocks come from init, the rest is fresh"),
     ]
-    score_train: Annotated[bool, Key("score the training split too, when all is done")]
-    aux_lm: Annotated[bool, Key("add lm_coef x the language-model loss of the same inputs")]
-    lm_coef: Annotated[float, Key("weight of the auxiliary language-model loss", at_least=0)]
-    head_dropout: Annotated[float, Key("dropout before the classifier", at_least=0, below=1)]
-    warmup_fraction: Annotated[float, Key("share of the updates spent in warm-up", at_least=0, at_most=1)]
+    score_train: Annotated[bool, Field("score the training split too, when all is done")]
+    aux_lm: Annotated[bool, Field("add lm_coef x the language-model loss of the same inputs")]
+    lm_coef: Annotated[float, Field("weight of the auxiliary language-model loss", at_least=0)]
+    head_dropout: Annotated[float, Field("dropout before the classifier", at_least=0, below=1)]
+    warmup_fraction: Annotated[float, Field("share of the updates spent in warm-up", at_least=0, at_most=1)]
     limit: Limit
 
     def problems(self) -> Iterator[str]:
@@ -205,9 +207,9 @@ class FinetuneConfig(TrainConfig):
         fresh = "none" if self.model.architecture == "lstm" and not self.pretrained else None
         if self.init_lstm not in (None, fresh, self.init):  # ablation=lstm has put it there
             where = "only ablation=lstm starts from it, in the place of a Transformer's init="
-            yield f"init_lstm={shown(self.init_lstm)} is unused: {where}"
+            yield f"init_lstm={display(self.init_lstm)} is unused: {where}"
         if self.plan.tokens is not None:
-            yield f"plan.tokens={shown(self.plan.tokens)} is for pretraining: a task's own examples are counted"
+            yield f"plan.tokens={display(self.plan.tokens)} is for pretraining: a task's own examples are counted"
         if not self.pretrained and self.transfer_layers != "all":
             yield f"transfer_layers={self.transfer_layers} transfers weights, but pretrained=false leaves all fresh"
         looked_into = self.task.source != "file" or self.task.splits
@@ -224,14 +226,14 @@ class FinetuneConfig(TrainConfig):
         if self.method == "head" and self.task.loss == "interpolation":
             yield "task.loss=interpolation is between two words: name method=prompt too"
         if self.method == "head" and self.prompt is not None:
-            yield f"prompt={shown(self.prompt)} is for method=prompt: name that too"
+            yield f"prompt={display(self.prompt)} is for method=prompt: name that too"
         if self.method == "head" and self.demos != "none":
             yield f"demos={self.demos}: a head has no prompt that they could stand in: name method=prompt too"
         if self.demos != "none" and (self.shots or 0) < 2:
             given = f"shots={self.shots} leaves" if self.shots else "without shots=K there are"
             yield f"demos={self.demos}: {given} no examples to show besides the query itself: name shots=2 or more"
         if self.similar_by != "states" and self.demos != "similar":
-            yield f"similar_by={shown(self.similar_by)} is for demos=similar, but demos={self.demos}"
+            yield f"similar_by={display(self.similar_by)} is for demos=similar, but demos={self.demos}"
         if self.shots and self.seed >= 2**32:
             yield f"seed={self.seed}: examples are drawn by a generator that takes seeds below 2**32"
         micro_batch = self.runtime.micro_batch
@@ -247,21 +249,23 @@ class SweepsConfig(RunConfig):
 
     study: StudyConfig
     logger: LoggerConfig
-    tasks: Annotated[list[str] | None, Key("these tasks instead of the study's")]
-    variants: Annotated[list[str] | None, Key("these ablations (of kind=few: rows) instead of the study's")]
-    grid: Annotated[GridConfig, Key("these values instead of the study's (a study of kind=few)")]
-    ablation: Annotated[AblationConfig | None, Key("one ablation instead of the study's; -m: a job for each")] = None
-    seeds: Annotated[list[Annotated[int, Key("", at_least=0, below=2**63)]], Key("every cell is run with each of them")]
-    cells: Annotated[list[str], Key("overrides of gpt1 finetune for every cell; named directly they come here")]
+    tasks: Annotated[list[str] | None, Field("these tasks instead of the study's")]
+    variants: Annotated[list[str] | None, Field("these ablations (of kind=few: rows) instead of the study's")]
+    grid: Annotated[GridConfig, Field("these values instead of the study's (a study of kind=few)")]
+    ablation: Annotated[AblationConfig | None, Field("one ablation instead of the study's; -m: a job for each")] = None
+    seeds: Annotated[
+        list[Annotated[int, Field("", at_least=0, below=2**63)]], Field("every cell is run with each of them")
+    ]
+    cells: Annotated[list[str], Field("overrides of gpt1 finetune for every cell; named directly they come here")]
     keep: Annotated[
         Literal["best", "all"],
-        Key("best: of a finished cell the best weights alone stay on disk, of a grid those of the chosen one"),
+        Field("best: of a finished cell the best weights alone stay on disk, of a grid those of the chosen one"),
     ]
-    on_error: Annotated[Literal["continue", "stop"], Key("what a failed cell means for those after it")]
-    resume: Annotated[str | None, Key("folder of a study, or of a multirun of studies, to go on with", filled=True)]
-    config: Annotated[str | None, Key("config.yaml of an earlier study, to repeat it", filled=True)]
-    config_dir: Annotated[str | None, Key("what --config-dir says, for the cells to look there too", filled=True)]
-    dry_run: Annotated[bool, Key("train nothing: tell the hours and the disk that the study takes")]
+    on_error: Annotated[Literal["continue", "stop"], Field("what a failed cell means for those after it")]
+    resume: Annotated[str | None, Field("folder of a study, or of a multirun of studies, to go on with", filled=True)]
+    config: Annotated[str | None, Field("config.yaml of an earlier study, to repeat it", filled=True)]
+    config_dir: Annotated[str | None, Field("what --config-dir says, for the cells to look there too", filled=True)]
+    dry_run: Annotated[bool, Field("train nothing: tell the hours and the disk that the study takes")]
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -286,10 +290,10 @@ class SweepsConfig(RunConfig):
 class EvaluateConfig(RunConfig):
     """What gpt1 evaluate takes."""
 
-    run: Annotated[str | None, Key("folder of a fine-tuned run, or one of its checkpoints", filled=True)]
-    runs: Annotated[list[str], Key("several of them, instead of run: an ensemble, whose scores are averaged")]
+    run: Annotated[str | None, Field("folder of a fine-tuned run, or one of its checkpoints", filled=True)]
+    runs: Annotated[list[str], Field("several of them, instead of run: an ensemble, whose scores are averaged")]
     task: TaskConfig
-    split: Annotated[str | None, Key("the one split to score (null: every split but train)")]
+    split: Annotated[str | None, Field("the one split to score (null: every split but train)")]
     limit: Limit
 
     @property
@@ -311,18 +315,20 @@ class EvaluateConfig(RunConfig):
 class PredictConfig(RunConfig):
     """What gpt1 predict takes."""
 
-    run: Annotated[str, Key("folder of a fine-tuned run, or one of its checkpoints", filled=True)]
-    input: Annotated[str | None, Key("file of new rows: .csv, .tsv, .jsonl, .parquet, .txt; - for stdin", filled=True)]
+    run: Annotated[str, Field("folder of a fine-tuned run, or one of its checkpoints", filled=True)]
+    input: Annotated[
+        str | None, Field("file of new rows: .csv, .tsv, .jsonl, .parquet, .txt; - for stdin", filled=True)
+    ]
     output: Annotated[
-        str | None, Key(".jsonl, .csv or .tsv to write; - for stdout (null: a file in the run folder)", filled=True)
+        str | None, Field(".jsonl, .csv or .tsv to write; - for stdout (null: a file in the run folder)", filled=True)
     ]
     format: Annotated[
         Literal["csv", "tsv", "jsonl", "parquet", "text"] | None,
-        Key("how input is to be read (null: as its name tells)"),
+        Field("how input is to be read (null: as its name tells)"),
     ]
-    text: Annotated[str | None, Key("one example, instead of input")]
-    text_b: Annotated[str | None, Key("its second text")]
-    choices: Annotated[list[str], Key("its answers to choose from")]
+    text: Annotated[str | None, Field("one example, instead of input")]
+    text_b: Annotated[str | None, Field("its second text")]
+    choices: Annotated[list[str], Field("its answers to choose from")]
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -339,8 +345,8 @@ class PredictConfig(RunConfig):
 class ExportConfig(RunConfig):
     """What gpt1 export takes."""
 
-    run: Annotated[str, Key("run folder, or one of its checkpoints", filled=True)]
-    out: Annotated[str, Key("folder to write; it may not exist yet, or be empty", filled=True)]
+    run: Annotated[str, Field("run folder, or one of its checkpoints", filled=True)]
+    out: Annotated[str, Field("folder to write; it may not exist yet, or be empty", filled=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,7 +354,7 @@ class SpeakConfig(RunConfig):
     """What the commands take that use a language model as it is."""
 
     init: Annotated[
-        str, Key("the model: openai, gpt2, a run folder, a checkpoint folder, an exported folder", filled=True)
+        str, Field("the model: openai, gpt2, a run folder, a checkpoint folder, an exported folder", filled=True)
     ]
 
     def problems(self) -> Iterator[str]:
@@ -361,19 +367,19 @@ class SpeakConfig(RunConfig):
 class ScoreConfig(SpeakConfig):
     """What gpt1 score takes."""
 
-    input: Annotated[str, Key("text file, a text a line; - for stdin", filled=True)]
+    input: Annotated[str, Field("text file, a text a line; - for stdin", filled=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(SpeakConfig):
     """What gpt1 generate takes."""
 
-    prompt: Annotated[str, Key("the text to go on from", filled=True)]
-    tokens: Annotated[int, Key("tokens to write", at_least=1)]
-    samples: Annotated[int, Key("continuations of the same prompt", at_least=1)]
-    temperature: Annotated[float, Key("0: the likeliest token; 1: as likely as the model says", at_least=0)]
-    top_k: Annotated[int | None, Key("choose among the k likeliest tokens", at_least=1)]
-    top_p: Annotated[float | None, Key("choose among the likeliest that hold this probability", above=0, at_most=1)]
+    prompt: Annotated[str, Field("the text to go on from", filled=True)]
+    tokens: Annotated[int, Field("tokens to write", at_least=1)]
+    samples: Annotated[int, Field("continuations of the same prompt", at_least=1)]
+    temperature: Annotated[float, Field("0: the likeliest token; 1: as likely as the model says", at_least=0)]
+    top_k: Annotated[int | None, Field("choose among the k likeliest tokens", at_least=1)]
+    top_p: Annotated[float | None, Field("choose among the likeliest that hold this probability", above=0, at_most=1)]
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -389,11 +395,12 @@ class ZeroshotConfig(RunConfig):
     logger: LoggerConfig
     init: Annotated[
         str | None,
-        Key("the model: openai (null), gpt2, a run folder, a checkpoint folder, an exported folder", filled=True),
+        Field("the model: openai (null), gpt2, a run folder, a checkpoint folder, an exported folder", filled=True),
     ]
-    runs: Annotated[list[str], Key("run folders, instead of init: a curve for each")]
+    runs: Annotated[list[str], Field("run folders, instead of init: a curve for each")]
     checkpoint: Annotated[
-        Count | Literal["best", "last", "all"], Key("which checkpoint of a run: its best, its last, a step, every one")
+        Count | Literal["best", "last", "all"],
+        Field("which checkpoint of a run: its best, its last, a step, every one"),
     ]
     limit: Limit
 
@@ -405,7 +412,7 @@ class ZeroshotConfig(RunConfig):
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         if self.runs and self.init not in (None, "none"):
-            yield f"init={shown(self.init)} and runs={shown(self.runs)}: one of them at a time"
+            yield f"init={display(self.init)} and runs={display(self.runs)}: one of them at a time"
         if "none" in self.inits:
             yield "init=none: fresh weights know nothing; name a run folder, or openai"
         if repeated := sorted({run for run in self.runs if self.runs.count(run) > 1}):
@@ -420,34 +427,36 @@ class FewshotConfig(RunConfig):
     logger: LoggerConfig
     init: Annotated[
         str | None,
-        Key("the model: openai (null), gpt2, a run folder, a checkpoint folder, an exported folder", filled=True),
+        Field("the model: openai (null), gpt2, a run folder, a checkpoint folder, an exported folder", filled=True),
     ]
-    checkpoint: Annotated[Count | Literal["best", "last"], Key("which checkpoint of a run: its best, its last, a step")]
-    prompt: Annotated[str | None, Key("yaml with template, words, ... in the place of task.prompt", filled=True)]
+    checkpoint: Annotated[
+        Count | Literal["best", "last"], Field("which checkpoint of a run: its best, its last, a step")
+    ]
+    prompt: Annotated[str | None, Field("yaml with template, words, ... in the place of task.prompt", filled=True)]
     shots: Annotated[
-        list[Annotated[int, Key("", at_least=0)]] | Annotated[int, Key("", at_least=0)],
-        Key("demonstrations before a query, in all; of several numbers a curve"),
+        list[Annotated[int, Field("", at_least=0)]] | Annotated[int, Field("", at_least=0)],
+        Field("demonstrations before a query, in all; of several numbers a curve"),
     ]
     seeds: Annotated[
-        list[Annotated[int, Key("", at_least=0, below=2**63)]], Key("demonstrations are drawn with each of them")
+        list[Annotated[int, Field("", at_least=0, below=2**63)]], Field("demonstrations are drawn with each of them")
     ]
     pool: Annotated[
         int | None,
-        Key(
+        Field(
             "K: demonstrations come from the K examples of each class that gpt1 finetune shots=K trains on, and what it"
             " tests on is answered (null: from all of train)",
             at_least=1,
         ),
     ]
-    balanced: Annotated[bool, Key("demonstrations of each class in turn; false: as the training split has them")]
+    balanced: Annotated[bool, Field("demonstrations of each class in turn; false: as the training split has them")]
     order: Annotated[
-        Literal["fixed", "random", "permutations"], Key("as drawn, shuffled, or the mean of the scores over several")
+        Literal["fixed", "random", "permutations"], Field("as drawn, shuffled, or the mean of the scores over several")
     ]
     permutations: Annotated[
         int | None,
-        Key("orders that are averaged (order=permutations; null: 8, fewer where there are no more)", at_least=1),
+        Field("orders that are averaged (order=permutations; null: 8, fewer where there are no more)", at_least=1),
     ]
-    split: Annotated[str | None, Key("the one split to answer (null: every one with labels but train)")]
+    split: Annotated[str | None, Field("the one split to answer (null: every one with labels but train)")]
     limit: Limit
 
     @property
@@ -469,7 +478,7 @@ class FewshotConfig(RunConfig):
         yield from self.task.misprompted()
         looked_into = self.task.source != "file" or self.task.splits
         if looked_into and (any(self.counts) or self.pool) and "train" not in self.task.splits:
-            yield f"shots={shown(self.shots)}: task={self.task.name} has no train split with examples; name shots=0"
+            yield f"shots={display(self.shots)}: task={self.task.name} has no train split with examples; name shots=0"
         if self.pool and self.limit.train:
             yield f"pool={self.pool} says how many examples train has: leave limit.train out"
         if self.pool and max(self.seeds, default=0) >= 2**32:
@@ -487,44 +496,45 @@ class SearchConfig(RunConfig):
     """What gpt1 search takes."""
 
     what: Annotated[
-        Literal["words", "templates"], Key("what is looked for: words for the labels, or texts around their slot")
+        Literal["words", "templates"], Field("what is looked for: words for the labels, or texts around their slot")
     ]
     task: TaskConfig
     logger: LoggerConfig
     init: Annotated[
         str | None,
-        Key("the model: openai (null), gpt2, a run folder, a checkpoint folder, an exported folder", filled=True),
+        Field("the model: openai (null), gpt2, a run folder, a checkpoint folder, an exported folder", filled=True),
     ]
-    prompt: Annotated[str | None, Key("yaml with template, words, ... in the place of task.prompt", filled=True)]
-    shots: Annotated[int, Key("examples of each class to search on, and to validate on, drawn by seed", at_least=1)]
+    prompt: Annotated[str | None, Field("yaml with template, words, ... in the place of task.prompt", filled=True)]
+    shots: Annotated[int, Field("examples of each class to search on, and to validate on, drawn by seed", at_least=1)]
     pieces: Annotated[
-        int, Key("of each class the pieces that are likeliest in the slot (what=words: they are combined)", at_least=1)
+        int,
+        Field("of each class the pieces that are likeliest in the slot (what=words: they are combined)", at_least=1),
     ]
     combinations: Annotated[
         int,
-        Key(
+        Field(
             "words that are ranked together, at most; of more classes fewer pieces each, those nearest to the task's"
             " own words in the token table (what=words)",
             at_least=1,
         ),
     ]
     generator: Annotated[
-        Literal["model", "t5"], Key("who writes: the model itself, or a T5 through transformers (what=templates)")
+        Literal["model", "t5"], Field("who writes: the model itself, or a T5 through transformers (what=templates)")
     ]
-    t5: Annotated[str | None, Key("hub repository or folder of that T5 (generator=t5)", filled=True)]
-    beam: Annotated[int, Key("texts that are kept at every step of writing (what=templates)", at_least=1)]
+    t5: Annotated[str | None, Field("hub repository or folder of that T5 (generator=t5)", filled=True)]
+    beam: Annotated[int, Field("texts that are kept at every step of writing (what=templates)", at_least=1)]
     length: Annotated[
-        int, Key("pieces that are written, at most; a T5's count its marks of gaps too (what=templates)", at_least=1)
+        int, Field("pieces that are written, at most; a T5's count its marks of gaps too (what=templates)", at_least=1)
     ]
-    tune: Annotated[int, Key("how many of the best are fine-tuned, and ranked by validation", at_least=1)]
-    ensemble: Annotated[int | None, Key("how many of the best then answer the test split together", at_least=2)]
-    cells: Annotated[list[str], Key("overrides of gpt1 finetune for those; named directly they come here")]
+    tune: Annotated[int, Field("how many of the best are fine-tuned, and ranked by validation", at_least=1)]
+    ensemble: Annotated[int | None, Field("how many of the best then answer the test split together", at_least=2)]
+    cells: Annotated[list[str], Field("overrides of gpt1 finetune for those; named directly they come here")]
     keep: Annotated[
-        Literal["best", "all"], Key("best: of those runs the weights of the best alone (of an ensemble) stay on disk")
+        Literal["best", "all"], Field("best: of those runs the weights of the best alone (of an ensemble) stay on disk")
     ]
-    resume: Annotated[str | None, Key("folder of a search to go on with", filled=True)]
-    config: Annotated[str | None, Key("config.yaml of an earlier search, to repeat it", filled=True)]
-    config_dir: Annotated[str | None, Key("what --config-dir says, for the runs to look there too", filled=True)]
+    resume: Annotated[str | None, Field("folder of a search to go on with", filled=True)]
+    config: Annotated[str | None, Field("config.yaml of an earlier search, to repeat it", filled=True)]
+    config_dir: Annotated[str | None, Field("what --config-dir says, for the runs to look there too", filled=True)]
 
     @property
     def on_error(self) -> str:
@@ -543,7 +553,7 @@ class SearchConfig(RunConfig):
         if self.what == "words" and self.task.choices:
             yield f"what=words: task={self.task.name} has choices, which are their own words; name what=templates"
         if (self.generator == "t5") != (self.t5 is not None):
-            yield f"generator={self.generator} and t5={shown(self.t5)}: a T5 is named together with generator=t5"
+            yield f"generator={self.generator} and t5={display(self.t5)}: a T5 is named together with generator=t5"
         if self.ensemble is not None and self.ensemble > self.tune:
             yield f"ensemble={self.ensemble} exceeds tune={self.tune}: no more are fine-tuned"
         if self.generator == "t5" and self.what == "words":
@@ -553,7 +563,7 @@ class SearchConfig(RunConfig):
             yield f"task={self.task.name} has no train split to search on; there: {', '.join(self.task.splits)}"
         odd = ("method", "task", "shots", "seed", "prompt", "init", "pretrained", "resume", "config", "dry_run")
         if taken := [word for word in self.cells if word.lstrip("+").partition("=")[0] in odd]:
-            yield f"{shown(' '.join(taken))}: that of the runs that tune is the search's own"
+            yield f"{display(' '.join(taken))}: that of the runs that tune is the search's own"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -562,11 +572,11 @@ class BenchConfig(RunConfig):
 
     what: Annotated[
         list[Literal["startup", "tokenize", "pretrain", "finetune", "choice", "score", "generate", "scale"]],
-        Key("the jobs to measure"),
+        Field("the jobs to measure"),
     ]
-    peer: Annotated[Literal["transformers", "none"], Key("whom to measure beside us")]
-    rounds: Annotated[int, Key("rounds in which every contender has one turn, after one of warm-up", at_least=1)]
-    input: Annotated[str | None, Key("text file to tokenise (null: the demo world's text)", filled=True)]
+    peer: Annotated[Literal["transformers", "none"], Field("whom to measure beside us")]
+    rounds: Annotated[int, Field("rounds in which every contender has one turn, after one of warm-up", at_least=1)]
+    input: Annotated[str | None, Field("text file to tokenise (null: the demo world's text)", filled=True)]
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -580,7 +590,7 @@ class DoctorConfig(RunConfig):
 
     what: Annotated[
         list[Literal["machine", "disk", "hub", "tasks"]],
-        Key("what to look at: versions and devices, room and cache, the hub, data of tasks and corpora"),
+        Field("what to look at: versions and devices, room and cache, the hub, data of tasks and corpora"),
     ]
 
 
@@ -588,9 +598,9 @@ class DoctorConfig(RunConfig):
 class ReportConfig(RunConfig):
     """What gpt1 report takes."""
 
-    runs: Annotated[list[str], Key("run folders, folders that hold runs, or globs")]
+    runs: Annotated[list[str], Field("run folders, folders that hold runs, or globs")]
     submission: Annotated[
-        str | None, Key("zip file to write, with the GLUE server's eleven files", pattern=r".+\.zip", filled=True)
+        str | None, Field("zip file to write, with the GLUE server's eleven files", pattern=r".+\.zip", filled=True)
     ]
 
     def problems(self) -> Iterator[str]:

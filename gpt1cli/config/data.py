@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from gpt1cli.config.schema import Key
+from gpt1cli.config.schema import Field
 from gpt1cli.config.training import NAME
 
 
@@ -14,13 +14,13 @@ from gpt1cli.config.training import NAME
 class TokenizerConfig:
     """Where the byte-pair vocabulary comes from, and what its pieces are made of."""
 
-    name: Annotated[str, Key("name of the tokenizer")]
-    source: Annotated[Literal["hub", "corpus", "demo"], Key("published vocabulary, or merges trained on the corpus")]
-    repo: Annotated[str | None, Key("hub repository with vocab.json and merges.txt (source=hub)")]
-    merges: Annotated[int | None, Key("merges to train (source=corpus, demo)", at_least=1)]
+    name: Annotated[str, Field("name of the tokenizer")]
+    source: Annotated[Literal["hub", "corpus", "demo"], Field("published vocabulary, or merges trained on the corpus")]
+    repo: Annotated[str | None, Field("hub repository with vocab.json and merges.txt (source=hub)")]
+    merges: Annotated[int | None, Field("merges to train (source=corpus, demo)", at_least=1)]
     level: Annotated[
         Literal["words", "bytes"],
-        Key("symbols of cleaned, lower-cased words (GPT-1), or bytes of the text as it is (GPT-2)"),
+        Field("symbols of cleaned, lower-cased words (GPT-1), or bytes of the text as it is (GPT-2)"),
     ] = "words"
 
     def problems(self) -> Iterator[str]:
@@ -36,14 +36,14 @@ class TokenizerConfig:
 class CorpusConfig:
     """Raw text for pretraining, as documents."""
 
-    name: Annotated[str, Key("name of the corpus", pattern=NAME)]
-    source: Annotated[Literal["text", "hub", "demo"], Key("files, a hub data set, or the built-in demo world")]
-    path: Annotated[str | None, Key("file, folder or glob of UTF-8 .txt, .jsonl or .parquet (source=text)")]
-    column: Annotated[str | None, Key("column that holds the text of .jsonl, .parquet and hub rows")]
-    repo: Annotated[str | None, Key("hub data set (source=hub)")]
-    subset: Annotated[str | None, Key("configuration of the hub data set")]
-    documents: Annotated[Literal["rows", "articles"], Key("a document is a row, or the lines under a = title =")]
-    eval_tokens: Annotated[int, Key("validation tokens scored at a time in pretraining", at_least=1)]
+    name: Annotated[str, Field("name of the corpus", pattern=NAME)]
+    source: Annotated[Literal["text", "hub", "demo"], Field("files, a hub data set, or the built-in demo world")]
+    path: Annotated[str | None, Field("file, folder or glob of UTF-8 .txt, .jsonl or .parquet (source=text)")]
+    column: Annotated[str | None, Field("column that holds the text of .jsonl, .parquet and hub rows")]
+    repo: Annotated[str | None, Field("hub data set (source=hub)")]
+    subset: Annotated[str | None, Field("configuration of the hub data set")]
+    documents: Annotated[Literal["rows", "articles"], Field("a document is a row, or the lines under a = title =")]
+    eval_tokens: Annotated[int, Field("validation tokens scored at a time in pretraining", at_least=1)]
 
     def problems(self) -> Iterator[str]:
         if self.source != "text" and self.path:

@@ -23,12 +23,12 @@ from typing import Annotated, Any, Literal, TypeVar
 T = TypeVar("T")
 
 
-class InputError(ValueError):
+class UserError(ValueError):
     """The user's input is at fault: a few lines that name the thing, the value, and what would be right."""
 
 
 @dataclass(frozen=True)
-class Key:
+class Field:
     """What a configuration key means, and the range of its values."""
 
     meaning: str
@@ -69,14 +69,14 @@ def _is_text(value: str) -> bool:
 
 
 def build(cls: type[T], data: Mapping[str, Any], key: str = "") -> T:
-    """The dataclass `cls` from nested plain data; InputError lists every mistake, each on its own line.
+    """The dataclass `cls` from nested plain data; UserError lists every mistake, each on its own line.
 
     `key` is where the data stands in what the user wrote, and begins the name of every key.
     """
     errors: list[str] = []
     value = _convert(cls, data, key, errors)
     if errors:
-        raise InputError("\n".join(errors))
+        raise UserError("\n".join(errors))
     return value
 
 
@@ -106,7 +106,7 @@ def with_defaults(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in defaults.items() if value is not dataclasses.MISSING} | dict(data)
 
 
-def misnamed(cls: type, data: Mapping[str, Any], prefix: str) -> list[str]:
+def key_problems(cls: type, data: Mapping[str, Any], prefix: str) -> list[str]:
     """Keys that the dataclass does not know, and those it needs and does not find."""
     fields = fields_of(cls)
     odd = [unknown(f"{prefix}{name}", (prefix + field for field in fields)) for name in data if name not in fields]
@@ -118,7 +118,7 @@ def annotation_of(cls: type, key: str) -> Any:
     """The annotation of a dotted key of a configuration dataclass; None where there is no such key."""
     annotation: Any = cls
     for part in key.split("."):
-        if dataclasses.is_dataclass(annotation := bare(annotation)):
+        if dataclasses.is_dataclass(annotation := unwrap(annotation)):
             annotation = fields_of(typing.cast(type, annotation)).get(part)
         elif typing.get_origin(annotation) is dict and part:
             annotation = typing.get_args(annotation)[1]
@@ -127,12 +127,12 @@ def annotation_of(cls: type, key: str) -> Any:
     return annotation
 
 
-def key_of(annotation: Any) -> Key:
+def key_of(annotation: Any) -> Field:
     """The Key of an annotation; an empty one where it has none."""
-    return next((extra for extra in getattr(annotation, "__metadata__", ()) if isinstance(extra, Key)), Key(""))
+    return next((extra for extra in getattr(annotation, "__metadata__", ()) if isinstance(extra, Field)), Field(""))
 
 
-def bare(annotation: Any) -> Any:
+def unwrap(annotation: Any) -> Any:
     """The annotation without its Key."""
     return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
 
@@ -146,7 +146,7 @@ def flat(nested: Mapping[str, Any], prefix: str = "") -> typing.Iterator[tuple[s
             yield f"{prefix}{key}", value
 
 
-def shown(value: Any) -> str:
+def display(value: Any) -> str:
     """A value as a user would write it on the command line, cut to what a message can hold."""
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return text if len(text) <= 120 else text[:100] + f"... ({len(text)} characters)"
@@ -157,12 +157,12 @@ def unknown(key: str, known: typing.Iterable[str], what: str = "key") -> str:
     known = list(known)
     near = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
-    return f"{shown(key)}: no such {what}; {hint}"
+    return f"{display(key)}: no such {what}; {hint}"
 
 
 def describe(annotation: Any) -> str:
     """The type in a user's words: 'a whole number or null'."""
-    annotation = bare(annotation)
+    annotation = unwrap(annotation)
     if typing.get_origin(annotation) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(annotation)))
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
@@ -177,7 +177,7 @@ def describe(annotation: Any) -> str:
 
 def _convert(annotation: Any, value: Any, key: str, errors: list[str]) -> Any:
     """The value as the annotation wants it; what is wrong is appended to errors."""
-    limits, annotation = key_of(annotation), bare(annotation)
+    limits, annotation = key_of(annotation), unwrap(annotation)
     if dataclasses.is_dataclass(annotation):
         return _convert_dataclass(typing.cast(type, annotation), value, key, errors)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
@@ -190,7 +190,7 @@ def _convert(annotation: Any, value: Any, key: str, errors: list[str]) -> Any:
                 break
         else:
             ranged = [found for found in attempts if found and " is refused: it must " in found[0]]
-            mistyped = f"{key}={shown(value)} is refused: {key} takes {describe(annotation)}"
+            mistyped = f"{key}={display(value)} is refused: {key} takes {describe(annotation)}"
             errors.extend(ranged[0] if ranged else [mistyped])
             return None
     elif origin is list and isinstance(value, (list, tuple)):
@@ -206,20 +206,20 @@ def _convert(annotation: Any, value: Any, key: str, errors: list[str]) -> Any:
     else:
         hint = difflib.get_close_matches(str(value), map(str, arguments), n=1) if origin is Literal else []
         ending = f"; did you mean {hint[0]}?" if hint else ""
-        errors.append(f"{key}={shown(value)} is refused: {key} takes {describe(annotation)}{ending}")
+        errors.append(f"{key}={display(value)} is refused: {key} takes {describe(annotation)}{ending}")
         return None
     if problem := limits.problem(converted):
-        errors.append(f"{key}={shown(value)} is refused: it {problem}")
+        errors.append(f"{key}={display(value)} is refused: it {problem}")
     return converted
 
 
 def _convert_dataclass(cls: type, value: Any, key: str, errors: list[str]) -> Any:
     if not isinstance(value, Mapping):
-        errors.append(f"{key}={shown(value)} is refused: {key} takes {describe(cls)}")
+        errors.append(f"{key}={display(value)} is refused: {key} takes {describe(cls)}")
         return None
     prefix = f"{key}." if key else ""
     fields, before = fields_of(cls), len(errors)
-    errors.extend(misnamed(cls, value, prefix))
+    errors.extend(key_problems(cls, value, prefix))
     values = {n: _convert(fields[n], value[n], f"{prefix}{n}", errors) for n in fields if n in value}
     if len(errors) > before:
         return None

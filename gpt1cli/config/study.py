@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from gpt1cli.config.schema import Key
+from gpt1cli.config.schema import Field
 from gpt1cli.config.training import NAME, Count
 
 
@@ -15,16 +15,16 @@ from gpt1cli.config.training import NAME, Count
 class AblationConfig:
     """One ingredient taken away: a named list of ordinary overrides, applied after the user's own."""
 
-    name: Annotated[str, Key("name of the ablation")]
-    overrides: Annotated[list[str], Key("the overrides it stands for")]
+    name: Annotated[str, Field("name of the ablation")]
+    overrides: Annotated[list[str], Field("the overrides it stands for")]
 
 
 @dataclass(frozen=True)
 class GridConfig:
     """Values of which the validation split picks one for every task, row and seed of a study on few examples."""
 
-    batch_size: Annotated[list[Count] | None, Key("examples in one update")] = None
-    lr: Annotated[list[Annotated[float, Key("", above=0)]] | None, Key("highest learning rate")] = None
+    batch_size: Annotated[list[Count] | None, Field("examples in one update")] = None
+    lr: Annotated[list[Annotated[float, Field("", above=0)]] | None, Field("highest learning rate")] = None
 
     def problems(self) -> Iterator[str]:
         for name, values in dataclasses.asdict(self).items():
@@ -36,28 +36,28 @@ class GridConfig:
 class StudyConfig:
     """A table or figure of the paper as the runs that it takes: its cells."""
 
-    name: Annotated[str, Key("name of the study", pattern=NAME)]
+    name: Annotated[str, Field("name of the study", pattern=NAME)]
     kind: Annotated[
-        Literal["transfer", "few"], Key("what its rows are: ablations, or ways to learn from few examples (LM-BFF)")
+        Literal["transfer", "few"], Field("what its rows are: ablations, or ways to learn from few examples (LM-BFF)")
     ] = "transfer"
-    tasks: Annotated[list[str], Key("tasks of the table, one column each")] = field(default_factory=list)
-    variants: Annotated[list[str], Key("ablations of the table, one row each; of kind=few those of fewstudy.ROWS")] = (
+    tasks: Annotated[list[str], Field("tasks of the table, one column each")] = field(default_factory=list)
+    variants: Annotated[
+        list[str], Field("ablations of the table, one row each; of kind=few those of fewstudy.ROWS")
+    ] = field(default_factory=list)
+    transfer: Annotated[list[str], Field("tasks fine-tuned behind 0, 1, ... transferred blocks (Figure 2, left)")] = (
         field(default_factory=list)
     )
-    transfer: Annotated[list[str], Key("tasks fine-tuned behind 0, 1, ... transferred blocks (Figure 2, left)")] = (
-        field(default_factory=list)
-    )
-    zeroshot: Annotated[list[str], Key("tasks scored at every kept checkpoint, untrained (Figure 2, right)")] = field(
+    zeroshot: Annotated[list[str], Field("tasks scored at every kept checkpoint, untrained (Figure 2, right)")] = field(
         default_factory=list
     )
     pretraining: Annotated[
-        list[str], Key("overrides of gpt1 pretrain for a Transformer and an LSTM of its own (empty: init is named)")
+        list[str], Field("overrides of gpt1 pretrain for a Transformer and an LSTM of its own (empty: init is named)")
     ] = field(default_factory=list)
-    overrides: Annotated[list[str], Key("overrides of gpt1 finetune for every cell")] = field(default_factory=list)
-    grid: Annotated[GridConfig, Key("values that the validation split chooses from (kind=few)")] = field(
+    overrides: Annotated[list[str], Field("overrides of gpt1 finetune for every cell")] = field(default_factory=list)
+    grid: Annotated[GridConfig, Field("values that the validation split chooses from (kind=few)")] = field(
         default_factory=GridConfig
     )
-    search: Annotated[list[str], Key("overrides of gpt1 search for the automatic prompts (kind=few)")] = field(
+    search: Annotated[list[str], Field("overrides of gpt1 search for the automatic prompts (kind=few)")] = field(
         default_factory=list
     )
 

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 
 from gpt1cli.config import template as config_template
 from gpt1cli.config.prompt import PromptConfig, ZeroshotRule
-from gpt1cli.config.schema import Key, shown, unknown
+from gpt1cli.config.schema import Field, display, unknown
 from gpt1cli.config.training import NAME
 
 # --- what is learned: model, optimizer, schedule ----------------------------------------------------------------------
@@ -30,52 +30,57 @@ SCORES = ("mse", "ordinal", "interpolation")  # losses of tasks whose label is a
 class TaskConfig:
     """A labelled data set and how its rows become inputs (paper, section 3.3)."""
 
-    name: Annotated[str, Key("name of the task", pattern=NAME)]
-    source: Annotated[str, Key("loader in gpt1cli/tasks")]
+    name: Annotated[str, Field("name of the task", pattern=NAME)]
+    source: Annotated[str, Field("loader in gpt1cli/tasks")]
     layout: Annotated[
-        Literal["single", "pair", "similarity", "choice", "pronoun"], Key("input transformation (tasks/layouts.py)")
+        Literal["single", "pair", "similarity", "choice", "pronoun"], Field("input transformation (tasks/layouts.py)")
     ]
-    repo: Annotated[str | None, Key("hub data set")] = None
-    subset: Annotated[str | None, Key("configuration of the hub data set")] = None
-    path: Annotated[str | None, Key("folder with the authors' own files, instead of the hub (story_cloze)")] = None
-    remedy: Annotated[str | None, Key("how to get the data set where the hub does not give it")] = None
+    repo: Annotated[str | None, Field("hub data set")] = None
+    subset: Annotated[str | None, Field("configuration of the hub data set")] = None
+    path: Annotated[str | None, Field("folder with the authors' own files, instead of the hub (story_cloze)")] = None
+    remedy: Annotated[str | None, Field("how to get the data set where the hub does not give it")] = None
     kind: Annotated[
         Literal["classification", "pair", "similarity", "regression", "choice"] | None,
-        Key("what the rows of one's own files are (task=file)"),
+        Field("what the rows of one's own files are (task=file)"),
     ] = None
-    train: Annotated[str | None, Key("file of the training rows (task=file)", filled=True)] = None
-    valid: Annotated[str | None, Key("file of the validation rows (null: some of train's)", filled=True)] = None
-    test: Annotated[str | None, Key("file of the test rows (task=file)", filled=True)] = None
-    text: Annotated[str | None, Key("column of the text, or the first text (null: by usual names)", filled=True)] = None
-    text_b: Annotated[str | None, Key("column of the second text (null: by usual names)", filled=True)] = None
-    id: Annotated[str | None, Key("column of an id for each row (null: its line)", filled=True)] = None
+    train: Annotated[str | None, Field("file of the training rows (task=file)", filled=True)] = None
+    valid: Annotated[str | None, Field("file of the validation rows (null: some of train's)", filled=True)] = None
+    test: Annotated[str | None, Field("file of the test rows (task=file)", filled=True)] = None
+    text: Annotated[str | None, Field("column of the text, or the first text (null: by usual names)", filled=True)] = (
+        None
+    )
+    text_b: Annotated[str | None, Field("column of the second text (null: by usual names)", filled=True)] = None
+    id: Annotated[str | None, Field("column of an id for each row (null: its line)", filled=True)] = None
     header: Annotated[
-        list[str], Key("names of the columns of .csv and .tsv files whose first line is a row (none: it has the names)")
+        list[str],
+        Field("names of the columns of .csv and .tsv files whose first line is a row (none: it has the names)"),
     ] = field(default_factory=list)
-    holdout: Annotated[float, Key("share of every class of train that validates without valid", above=0, below=1)] = 0.1
-    columns: Annotated[list[str], Key("columns of the texts, in the order of the input")]
+    holdout: Annotated[float, Field("share of every class of train that validates without valid", above=0, below=1)] = (
+        0.1
+    )
+    columns: Annotated[list[str], Field("columns of the texts, in the order of the input")]
     choices: Annotated[
-        list[str], Key("columns of the answers, or one that holds them all (layouts choice, pronoun)")
+        list[str], Field("columns of the answers, or one that holds them all (layouts choice, pronoun)")
     ] = field(default_factory=list)
-    label: Annotated[str, Key("column of the label (task=file, empty: by usual names)")]
+    label: Annotated[str, Field("column of the label (task=file, empty: by usual names)")]
     labels: Annotated[
-        list[str], Key("names of the classes, in the order of the data set's own ids; none for scores")
+        list[str], Field("names of the classes, in the order of the data set's own ids; none for scores")
     ] = field(default_factory=list)
-    range: Annotated[list[int] | None, Key("lowest and highest score (loss=mse, ordinal)")] = None
+    range: Annotated[list[int] | None, Field("lowest and highest score (loss=mse, ordinal)")] = None
     loss: Annotated[
         Literal["cross_entropy", "soft_f1", "mse", "ordinal", "interpolation"],
-        Key(
+        Field(
             "what is minimised: of classes cross_entropy or soft_f1, of scores mse or ordinal (method=head),"
             " or interpolation, between two words (method=prompt)"
         ),
     ] = "cross_entropy"
-    metrics: Annotated[list[str], Key("metrics reported; the first is the headline that picks the best checkpoint")]
-    splits: Annotated[dict[str, str], Key("our split name: the data set's split name")]
-    submission: Annotated[dict[str, GlueFile], Key("our split name: the GLUE server's file for its predictions")] = (
+    metrics: Annotated[list[str], Field("metrics reported; the first is the headline that picks the best checkpoint")]
+    splits: Annotated[dict[str, str], Field("our split name: the data set's split name")]
+    submission: Annotated[dict[str, GlueFile], Field("our split name: the GLUE server's file for its predictions")] = (
         field(default_factory=dict)
     )
     few_test: Annotated[
-        Literal["test", "valid"], Key("the split that runs with shots=K are tested on; its labels are public")
+        Literal["test", "valid"], Field("the split that runs with shots=K are tested on; its labels are public")
     ] = "test"
     zeroshot: ZeroshotRule = field(default_factory=ZeroshotRule)
     prompt: PromptConfig = field(default_factory=PromptConfig)
@@ -156,10 +161,10 @@ class TaskConfig:
         if prompt.template is None:
             yield f"prompt.template is needed: task={self.name} has none; name one and its words, or prompt=FILE"
         elif problem := config_template.problem(prompt.template, self.fields):
-            yield f"prompt.template={shown(prompt.template)}: {problem}"
+            yield f"prompt.template={display(prompt.template)}: {problem}"
         if self.choices:
             if prompt.words:
-                yield f"prompt.words={shown(prompt.words)}: a task with choices fills the slot with these"
+                yield f"prompt.words={display(prompt.words)}: a task with choices fills the slot with these"
             return
         if lacking := [label for label in self.answers if not prompt.words.get(label)]:
             yield f"prompt.words: none for {', '.join(lacking)}; each of {', '.join(self.answers)} needs a word"
@@ -182,7 +187,7 @@ class TaskConfig:
         if words and (rule != "answer" or self.choices):
             yield f"zeroshot.words={words}: they are for rule answer, of tasks without choices"
         if zeroshot.cue and rule != "answer":
-            yield f"zeroshot.cue={shown(zeroshot.cue)}: it is for rule answer"
+            yield f"zeroshot.cue={display(zeroshot.cue)}: it is for rule answer"
 
 
 # --- how it is executed -----------------------------------------------------------------------------------------------

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from gpt1cli.config.schema import Key
+from gpt1cli.config.schema import Field
 
-Count = Annotated[int, Key("", at_least=1)]
+Count = Annotated[int, Field("", at_least=1)]
 NAME = r"\.*[\w-][\w.-]*"  # of a folder: never . or .., which would lead out of the one it is to lie in
 
 
@@ -16,40 +16,40 @@ NAME = r"\.*[\w-][\w.-]*"  # of a folder: never . or .., which would lead out of
 class OptimizerConfig:
     """Adam with decoupled weight decay and global-norm clipping (paper, section 4.1)."""
 
-    name: Annotated[Literal["adamw"], Key("name of the optimizer")]
-    beta1: Annotated[float, Key("decay of the first moment", at_least=0, below=1)]
-    beta2: Annotated[float, Key("decay of the second moment", at_least=0, below=1)]
-    eps: Annotated[float, Key("added to the root of the second moment", above=0)]
-    weight_decay: Annotated[float, Key("decoupled decay of every tensor of more than one dimension", at_least=0)]
-    clip_norm: Annotated[float, Key("largest global norm of the gradient", above=0)]
+    name: Annotated[Literal["adamw"], Field("name of the optimizer")]
+    beta1: Annotated[float, Field("decay of the first moment", at_least=0, below=1)]
+    beta2: Annotated[float, Field("decay of the second moment", at_least=0, below=1)]
+    eps: Annotated[float, Field("added to the root of the second moment", above=0)]
+    weight_decay: Annotated[float, Field("decoupled decay of every tensor of more than one dimension", at_least=0)]
+    clip_norm: Annotated[float, Field("largest global norm of the gradient", above=0)]
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
     """The learning rate's factor as a function of the step: see optim.SCHEDULES."""
 
-    name: Annotated[Literal["cosine", "linear", "constant"], Key("shape after the warm-up")]
+    name: Annotated[Literal["cosine", "linear", "constant"], Field("shape after the warm-up")]
 
 
 @dataclass(frozen=True)
 class Limit:
     """The first n rows of a seeded shuffle of each split, after filtering."""
 
-    train: Annotated[int | None, Key("training rows used", at_least=1)]
-    valid: Annotated[int | None, Key("rows used of each validation split", at_least=1)]
-    test: Annotated[int | None, Key("rows used of each test split", at_least=1)]
+    train: Annotated[int | None, Field("training rows used", at_least=1)]
+    valid: Annotated[int | None, Field("rows used of each validation split", at_least=1)]
+    test: Annotated[int | None, Field("rows used of each test split", at_least=1)]
 
 
 @dataclass(frozen=True)
 class FewConfig:
     """The fine-tuning recipe that shots=K brings, where its keys are not named."""
 
-    steps: Annotated[int, Key("updates", at_least=1)]
-    eval_every: Annotated[int, Key("updates between two validations", at_least=1)]
-    batch_size: Annotated[int, Key("examples in one update", at_least=1)]
-    warmup_fraction: Annotated[float, Key("share of the updates spent in warm-up", at_least=0, at_most=1)]
-    weight_decay: Annotated[float, Key("that of the optimizer", at_least=0)]
-    aux_lm: Annotated[bool, Key("whether there is an auxiliary language-model loss")]
+    steps: Annotated[int, Field("updates", at_least=1)]
+    eval_every: Annotated[int, Field("updates between two validations", at_least=1)]
+    batch_size: Annotated[int, Field("examples in one update", at_least=1)]
+    warmup_fraction: Annotated[float, Field("share of the updates spent in warm-up", at_least=0, at_most=1)]
+    weight_decay: Annotated[float, Field("that of the optimizer", at_least=0)]
+    aux_lm: Annotated[bool, Field("whether there is an auxiliary language-model loss")]
 
     PLACES: ClassVar[dict[str, str]] = {"weight_decay": "optimizer.weight_decay"}  # of others: the key of that name
 
@@ -58,24 +58,24 @@ class FewConfig:
 class RuntimeConfig:
     """Where and how a run is executed; nothing here changes what is learned, but for rounding."""
 
-    device: Annotated[Literal["auto", "cpu", "cuda"], Key("where to compute (auto: cuda where there is one)")]
-    precision: Annotated[Literal["auto", "fp32", "bf16"], Key("arithmetic (auto: bf16 where the hardware has it)")]
-    compile: Annotated[bool, Key("compile the model that is trained, with torch.compile")]
-    threads: Annotated[int | None, Key("CPU threads of a process (null: torch's choice)", at_least=1)]
-    devices: Annotated[int, Key("processes on this machine that share each update (torchrun sets it)", at_least=1)]
-    shard: Annotated[bool, Key("cut weights, gradients and moments up among the processes (FSDP)")]
+    device: Annotated[Literal["auto", "cpu", "cuda"], Field("where to compute (auto: cuda where there is one)")]
+    precision: Annotated[Literal["auto", "fp32", "bf16"], Field("arithmetic (auto: bf16 where the hardware has it)")]
+    compile: Annotated[bool, Field("compile the model that is trained, with torch.compile")]
+    threads: Annotated[int | None, Field("CPU threads of a process (null: torch's choice)", at_least=1)]
+    devices: Annotated[int, Field("processes on this machine that share each update (torchrun sets it)", at_least=1)]
+    shard: Annotated[bool, Field("cut weights, gradients and moments up among the processes (FSDP)")]
     micro_batch: Annotated[
-        int | None, Key("sequences computed at a time (null: as many as fit a token budget)", at_least=1)
+        int | None, Field("sequences computed at a time (null: as many as fit a token budget)", at_least=1)
     ]
-    progress: Annotated[Literal["auto", "live", "plain", "none"], Key("a live line on a terminal, or plain lines")]
+    progress: Annotated[Literal["auto", "live", "plain", "none"], Field("a live line on a terminal, or plain lines")]
 
 
 @dataclass(frozen=True)
 class LoggerConfig:
     """The experiment tracker that follows metrics.jsonl: see trackers.TRACKERS."""
 
-    name: Annotated[Literal["none", "tensorboard", "wandb", "mlflow", "trackio"], Key("the tracker")]
-    project: Annotated[str | None, Key("project (of mlflow: experiment) that takes the run", pattern=NAME)]
+    name: Annotated[Literal["none", "tensorboard", "wandb", "mlflow", "trackio"], Field("the tracker")]
+    project: Annotated[str | None, Field("project (of mlflow: experiment) that takes the run", pattern=NAME)]
 
     def problems(self) -> Iterator[str]:
         if self.project is None and self.name in ("wandb", "mlflow", "trackio"):

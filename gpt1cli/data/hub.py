@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt1cli.config.data import CorpusConfig, TokenizerConfig
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.config.task import TaskConfig
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ DEMO += " gpt1 sweeps study=demo"
 # --- what a run needs -------------------------------------------------------------------------------------------------
 
 
-class NoSubset(InputError):
+class NoSubset(UserError):
     """The data set is there, but not in the subset that was asked for."""
 
 
@@ -85,10 +85,10 @@ def tokenizer_needs(tokenizer: TokenizerConfig) -> list[Need]:
 
 
 def require(needs: Sequence[Need], hub: str | None, cache: str | Path) -> None:
-    """One short check before any work; InputError lists all that cannot be had, together, and each way out once."""
+    """One short check before any work; UserError lists all that cannot be had, together, and each way out once."""
     if hub is not None and not Path(hub).is_dir():
         kind = "this is a file" if Path(hub).exists() else "no such folder"
-        raise InputError(f"hub={hub}: {kind}; a folder laid out like the Hugging Face hub is wanted: DIR/org/name/...")
+        raise UserError(f"hub={hub}: {kind}; a folder laid out like the Hugging Face hub is wanted: DIR/org/name/...")
     missing = {need: reason for need in needs if (reason := amiss(need, hub, cache))}
     if not missing:
         return
@@ -100,7 +100,7 @@ def require(needs: Sequence[Need], hub: str | None, cache: str | Path) -> None:
         return  # the network has it, or says why not when it is asked
     lines = [f"  {need}" + (f": {reason}" if hub is not None else "") for need, reason in missing.items()]
     ways = dict.fromkeys([HUB_FOLDER, *(way for need in missing for way in need.ways_out), DEMO])
-    raise InputError("\n".join([head, *lines, "Ways out:", *(f"  {way}" for way in ways)]))
+    raise UserError("\n".join([head, *lines, "Ways out:", *(f"  {way}" for way in ways)]))
 
 
 def amiss(need: Need, hub: str | None, cache: str | Path) -> str | None:
@@ -116,7 +116,7 @@ def amiss(need: Need, hub: str | None, cache: str | Path) -> str | None:
             subsets(need.repo, hub)
         else:
             _builder(need.repo, need.subset, hub, cache)
-    except InputError as error:
+    except UserError as error:
         return str(error)
     return None
 
@@ -151,7 +151,7 @@ def file(repo: str, filename: str | Sequence[str], hub: str | None, cache: str |
         found = [path for name in _names(filename) if (path := Path(hub, repo, name)).is_file()]
         if found:
             return found[0]
-        raise InputError(f"{Path(hub, repo)}: no {' or '.join(_names(filename))} there")
+        raise UserError(f"{Path(hub, repo)}: no {' or '.join(_names(filename))} there")
     return _downloaded(repo, filename, cache) or _download(repo, filename, cache)
 
 
@@ -173,8 +173,8 @@ def _download(repo: str, filename: str | Sequence[str], cache: str | Path) -> Pa
         except RemoteEntryNotFoundError:
             continue
         except Exception as error:  # refused, gated, cut off: the library has a dozen classes for it
-            raise InputError(f"{repo}, {name}: {_reason(error)}\n{AGAIN}") from error
-    raise InputError(f"{repo}: no {' or '.join(_names(filename))} there")
+            raise UserError(f"{repo}, {name}: {_reason(error)}\n{AGAIN}") from error
+    raise UserError(f"{repo}: no {' or '.join(_names(filename))} there")
 
 
 def _file_cache(repo: str, cache: str | Path) -> Path:
@@ -194,7 +194,7 @@ def _names(filename: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def dataset(repo: str, subset: str | None, split: str, hub: str | None, cache: str | Path) -> Dataset:
-    """A split of a data set, memory-mapped. InputError where it cannot be had, names what is there instead."""
+    """A split of a data set, memory-mapped. UserError where it cannot be had, names what is there instead."""
     where, builder = _where(repo, subset, hub), _builder(repo, subset, hub, cache)
     try:
         builder.download_and_prepare()
@@ -204,8 +204,8 @@ def dataset(repo: str, subset: str | None, split: str, hub: str | None, cache: s
     except Exception as error:  # whatever the readers raise: the data or the way to it is at fault
         broken = _unreadable_file(builder)
         told = f"{broken or where}: cannot be read ({_reason(error)})"
-        raise InputError(told if hub is not None else f"{told}\n{AGAIN}") from error
-    raise InputError(f"{where}: no split {split}; there: {', '.join(names)}")
+        raise UserError(told if hub is not None else f"{told}\n{AGAIN}") from error
+    raise UserError(f"{where}: no split {split}; there: {', '.join(names)}")
 
 
 def split_names(repo: str, subset: str | None, hub: str | None, cache: str | Path) -> list[str]:
@@ -264,10 +264,10 @@ def _builder(repo: str, subset: str | None, hub: str | None, cache: str | Path) 
     path, prepared_under, folder = repo, Path(cache, "datasets"), Path(hub or "", repo)
     if hub is not None:
         if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder")
+            raise UserError(f"{folder}: no such folder")
         path, prepared_under = str(folder.resolve()), prepared_under / _key(folder)
     elif folder.exists():  # the library would take it for the hub's
-        raise InputError(f"{repo}: a folder of that name lies in {Path.cwd()}: name it by hub=., or start elsewhere")
+        raise UserError(f"{repo}: a folder of that name lies in {Path.cwd()}: name it by hub=., or start elsewhere")
     try:
         return datasets.load_dataset_builder(path, subset, cache_dir=str(prepared_under))
     except Exception as error:  # see `dataset`
@@ -276,7 +276,7 @@ def _builder(repo: str, subset: str | None, hub: str | None, cache: str | Path) 
             amiss = f"no subset {subset}" if subset else "a subset must be named"
             raise NoSubset(f"{path}: {amiss}; there: {', '.join(subsets)}") from error
         told = f"{_where(repo, subset, hub)}: cannot be read ({_reason(error)})"
-        raise InputError(told if hub is not None else f"{told}\n{AGAIN}") from error
+        raise UserError(told if hub is not None else f"{told}\n{AGAIN}") from error
 
 
 def _prepared(repo: str, subset: str | None, cache: str | Path) -> Path | None:
@@ -309,10 +309,10 @@ def _key(folder: Path) -> str:
 
 
 def subsets(repo: str, hub: str | None) -> list[str]:
-    """The names of a data set's subsets, as the hub lists them. InputError where they cannot be had."""
+    """The names of a data set's subsets, as the hub lists them. UserError where they cannot be had."""
     if names := _subsets(str(Path(hub, repo).resolve()) if hub is not None else repo):
         return names
-    raise InputError(f"{_where(repo, None, hub)}: its subsets cannot be listed; name one by task.subset=")
+    raise UserError(f"{_where(repo, None, hub)}: its subsets cannot be listed; name one by task.subset=")
 
 
 def _subsets(path: str) -> list[str]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gpt1cli.config.schema import InputError, shown
+from gpt1cli.config.schema import UserError, display
 
 SUFFIXES = {
     ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "text",
@@ -36,10 +36,10 @@ class Table:
 
 
 def format_of(path: str) -> str:
-    """The format that a file's name tells. InputError for another."""
+    """The format that a file's name tells. UserError for another."""
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
-        raise InputError(f"{path}: a file ends in {', '.join(SUFFIXES)}, which tells how to read it")
+        raise UserError(f"{path}: a file ends in {', '.join(SUFFIXES)}, which tells how to read it")
     return SUFFIXES[suffix]
 
 
@@ -48,16 +48,16 @@ def opened(path: str, form: str | None = None, header: Sequence[str] = ()) -> It
     """The table of a file, or of stdin for `-`; its format is that of its name, or the one given.
 
     `header` names the columns of a csv or tsv whose first line is a row already; what separates a csv is then a comma.
-    InputError says what is wrong with the file and in which line, here or when that row is read.
+    UserError says what is wrong with the file and in which line, here or when that row is read.
     """
     form = form or format_of(path)
     if path != "-" and not Path(path).is_file():
-        raise InputError(f"{path}: {'this is a folder' if Path(path).is_dir() else 'no such file'}")
+        raise UserError(f"{path}: {'this is a folder' if Path(path).is_dir() else 'no such file'}")
     where = "stdin" if path == "-" else path
     try:
         file = open(sys.stdin.fileno() if path == "-" else path, "rb", closefd=path != "-")  # noqa: SIM115
     except OSError as error:  # not of what is done with the rows
-        raise InputError(f"{where} cannot be read: {error.strerror or error}") from error
+        raise UserError(f"{where} cannot be read: {error.strerror or error}") from error
     with file:
         yield _separated(where, file, form, header) if header and form in ("csv", "tsv") else READERS[form](where, file)
 
@@ -68,12 +68,12 @@ def _lines(where: str, file: BinaryIO) -> Iterator[tuple[int, str]]:
         if number == 1:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
         if b"\0" in raw:
-            raise InputError(f"{where}, line {number}: a NUL byte; a text in UTF-8 has none (UTF-16 has: convert it)")
+            raise UserError(f"{where}, line {number}: a NUL byte; a text in UTF-8 has none (UTF-16 has: convert it)")
         try:
             yield number, raw.decode("utf-8")
         except UnicodeDecodeError as error:
             wrong = f"byte {raw[error.start]:#04x} is not UTF-8"
-            raise InputError(f"{where}, line {number}: {wrong}; convert the file, as by iconv -t utf-8") from None
+            raise UserError(f"{where}, line {number}: {wrong}; convert the file, as by iconv -t utf-8") from None
 
 
 def _separated(where: str, file: BinaryIO, form: str, header: Sequence[str] = ()) -> Table:
@@ -81,7 +81,7 @@ def _separated(where: str, file: BinaryIO, form: str, header: Sequence[str] = ()
     lines = _lines(where, file)
     first = next(lines, None)
     if first is None:
-        raise InputError(f"{where} is empty: its first line {'is a row' if header else 'names the columns'}")
+        raise UserError(f"{where} is empty: its first line {'is a row' if header else 'names the columns'}")
     separator = "\t" if form == "tsv" else "," if header else max(SEPARATORS, key=first[1].count)
     csv.field_size_limit(LONGEST_FIELD)
     texts = (text for _, text in itertools.chain([first], lines))
@@ -100,8 +100,8 @@ def _separated(where: str, file: BinaryIO, form: str, header: Sequence[str] = ()
                 continue
             if len(values) != len(columns):
                 naming = "task.header" if header else "the first line"
-                has = f"{len(values)} fields, but {naming} names {len(columns)}: {shown(', '.join(columns))}"
-                raise InputError(f"{where}, line {line}: {has}")
+                has = f"{len(values)} fields, but {naming} names {len(columns)}: {display(', '.join(columns))}"
+                raise UserError(f"{where}, line {line}: {has}")
             yield line, dict(zip(columns, values, strict=True))
 
     return Table(where, columns, rows())
@@ -113,7 +113,7 @@ def _next(where: str, reader: Any) -> list[str] | None:
         return next(reader, None)
     except csv.Error as error:
         rule = "a field that holds quotes is quoted, its quotes doubled"
-        raise InputError(f"{where}, line {line}: {error} ({rule})") from None
+        raise UserError(f"{where}, line {line}: {error} ({rule})") from None
 
 
 def _json_lines(where: str, file: BinaryIO) -> Table:
@@ -121,7 +121,7 @@ def _json_lines(where: str, file: BinaryIO) -> Table:
     rows = _objects(where, file)
     first = next(rows, None)
     if first is None:
-        raise InputError(f"{where} is empty: an object a line is wanted")
+        raise UserError(f"{where} is empty: an object a line is wanted")
     columns = list(first[1])
     _check_names(where, columns)
     return Table(where, columns, itertools.chain([first], rows))
@@ -134,11 +134,11 @@ def _objects(where: str, file: BinaryIO) -> Iterator[tuple[int, Mapping[str, Any
         try:
             found = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}, line {number}: no JSON ({shown(error)})") from None
+            raise UserError(f"{where}, line {number}: no JSON ({display(error)})") from None
         if not isinstance(found, dict):
-            raise InputError(f"{where}, line {number}: a JSON object is wanted, not {shown(text.strip())}")
+            raise UserError(f"{where}, line {number}: a JSON object is wanted, not {display(text.strip())}")
         if "\\ud" in text.lower() and not _writable(found):
-            raise InputError(f"{where}, line {number}: half a surrogate pair (as \\ud800), which is no character")
+            raise UserError(f"{where}, line {number}: half a surrogate pair (as \\ud800), which is no character")
         yield number, found
 
 
@@ -159,14 +159,14 @@ def _parquet(where: str, file: BinaryIO) -> Table:
         table = pyarrow.parquet.ParquetFile(file)
         columns = list(table.schema_arrow.names)
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{where} is no whole parquet file: {shown(str(error).splitlines()[0])}") from None
+        raise UserError(f"{where} is no whole parquet file: {display(str(error).splitlines()[0])}") from None
     _check_names(where, columns)
 
     def rows() -> Iterator[tuple[int, Mapping[str, Any]]]:
         try:
             yield from enumerate((row for batch in table.iter_batches(ROWS) for row in batch.to_pylist()), start=1)
         except (pyarrow.ArrowException, OSError, ValueError) as error:
-            raise InputError(f"{where} is damaged: {shown(str(error).splitlines()[0])}") from None
+            raise UserError(f"{where} is damaged: {display(str(error).splitlines()[0])}") from None
 
     return Table(where, columns, rows())
 
@@ -179,9 +179,9 @@ def _text(where: str, file: BinaryIO) -> Table:
 def _check_names(where: str, columns: Iterable[str]) -> None:
     names = list(columns)
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"{where}: several columns are called {shown(', '.join(twice))}")
+        raise UserError(f"{where}: several columns are called {display(', '.join(twice))}")
     if not any(name.strip() for name in names):
-        raise InputError(f"{where}: its first line names no columns")
+        raise UserError(f"{where}: its first line names no columns")
 
 
 READERS = {

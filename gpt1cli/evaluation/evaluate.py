@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.runs import files
 from gpt1cli.runs.files import write_text
@@ -43,15 +43,15 @@ def answered_as(task: TaskConfig, trained: TaskConfig) -> TaskConfig:
 
 
 def refuse_other_labels(trained: TaskConfig, task: TaskConfig, run: str) -> None:
-    """InputError unless the head of one task answers the questions of the other, by whatever loss it learned to.
+    """UserError unless the head of one task answers the questions of the other, by whatever loss it learned to.
 
     A choice has one score for any answer: how many there are, and what they are called, is all the same.
     """
     same_head = trained.classes if task.classes else trained.loss == task.loss
     same_answers = (trained.labels, trained.range) == (task.labels, task.range) or (trained.choices and task.choices)
     if not (same_head and same_answers):
-        raise InputError(
+        raise UserError(
             f"task={task.name} has {_answers(task)}; {run} was trained on task={trained.name}, {_answers(trained)}"
         )
     if trained.layout != task.layout:
-        raise InputError(f"task={task.name} has the layout {task.layout}; {run} was trained on {trained.layout}")
+        raise UserError(f"task={task.name} has the layout {task.layout}; {run} was trained on {trained.layout}")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gpt1cli.config.model import ModelConfig
-from gpt1cli.config.schema import InputError, build
+from gpt1cli.config.schema import UserError, build
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.models.batch import Asked, Item
 from gpt1cli.models.create import fresh
@@ -235,7 +235,7 @@ def load_tuned(folder: Path) -> tuple[Tuned, Tokenizer]:
     vocabulary = bpe.load(folder)
     if len(vocabulary) != config["vocabulary"]:  # its special rows would be those of other symbols
         told = f"its tokenizer has {len(vocabulary)} entries, but its model was trained with {config['vocabulary']}"
-        raise InputError(f"{folder}: {told}; {COPY}")
+        raise UserError(f"{folder}: {told}; {COPY}")
     _check_tables(folder, config, vocabulary)
     body = fresh(build(ModelConfig, config["model"]), config["vocabulary"] + config["special_rows"])
     weights = read_tensors(folder / "model.safetensors")
@@ -244,7 +244,7 @@ def load_tuned(folder: Path) -> tuple[Tuned, Tokenizer]:
         fill(prompted, weights, str(folder))
         return prompted, bpe.load(folder)
     if "head.weight" not in weights:
-        raise InputError(f"{folder}: a language model, without the head that fine-tuning adds")
+        raise UserError(f"{folder}: a language model, without the head that fine-tuning adds")
     choice = bool(config["task"]["choices"])
     model = Classifier(body, weights["head.weight"].shape[0], head_dropout=0.0, choice=choice)
     fill(model, weights, str(folder))

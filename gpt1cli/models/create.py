@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from gpt1cli.config.model import ModelConfig
-from gpt1cli.config.schema import InputError, shown
+from gpt1cli.config.schema import UserError, display
 from gpt1cli.models import ARCHITECTURES
 from gpt1cli.models.language_model import LanguageModel
 
@@ -16,7 +16,7 @@ CGROUP = Path("/sys/fs/cgroup")  # what a container may use
 
 
 def fresh(config: ModelConfig, vocabulary: int) -> LanguageModel:
-    """A model of the configuration's architecture and shape, with fresh weights. InputError without room for it."""
+    """A model of the configuration's architecture and shape, with fresh weights. UserError without room for it."""
     count, (total, _) = sum(parameters(config, vocabulary).values()), sizes_of_memory()
     if 4 * count <= total:
         try:
@@ -27,7 +27,7 @@ def fresh(config: ModelConfig, vocabulary: int) -> LanguageModel:
             if "can't allocate memory" not in str(error):
                 raise
     told = f"{count:,} parameters, {4 * count / 1e9:,.1f} GB in fp32 alone, and this machine has {total / 1e9:,.1f} GB"
-    raise InputError(f"model={shown(config.name)} is too large: {told}; a smaller model fits")
+    raise UserError(f"model={display(config.name)} is too large: {told}; a smaller model fits")
 
 
 def parameters(config: ModelConfig, vocabulary: int, outputs: int = 0) -> dict[str, int]:

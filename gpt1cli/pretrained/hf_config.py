@@ -14,7 +14,7 @@ from typing import Any
 
 from gpt1cli.config.data import TokenizerConfig
 from gpt1cli.config.model import Finetuning, ModelConfig, Pretraining
-from gpt1cli.config.schema import InputError, build, shown
+from gpt1cli.config.schema import UserError, build, display
 
 OPENAI = "openai-community/openai-gpt"
 REPOS = {"openai": OPENAI, "gpt2": "openai-community/gpt2"}  # what init= calls them; as options of tokenizer=, too
@@ -48,13 +48,15 @@ def model_config(settings: Mapping[str, Any]) -> ModelConfig:
     """The config.json of transformers as ours, with the recipes of conf/model/base.yaml or gpt2.yaml."""
     counts = ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size")
     if missing := [key for key in counts if type(settings.get(key)) is not int]:
-        raise InputError(f"its config.json has no {', '.join(missing)}")
+        raise UserError(f"its config.json has no {', '.join(missing)}")
     second = settings.get("model_type") == MODEL_TYPE_2
     if not second and settings.get("afn", "gelu") not in TANH_GELU:
-        raise InputError(f"its config.json has afn={settings['afn']}: only the paper's GELU is built here")
+        raise UserError(f"its config.json has afn={settings['afn']}: only the paper's GELU is built here")
     for key, built in BUILT.items() if second else ():
         if settings.get(key, built[0]) not in built:
-            raise InputError(f"its config.json has {key}={shown(settings[key])}: only {shown(built[0])} is built here")
+            raise UserError(
+                f"its config.json has {key}={display(settings[key])}: only {display(built[0])} is built here"
+            )
     recipe = (
         Pretraining(batch_size=512, context=min(1024, settings["n_positions"]), lr=6e-4, warmup_steps=715)
         if second
@@ -79,12 +81,12 @@ def model_config(settings: Mapping[str, Any]) -> ModelConfig:
 
 
 def settings_of(config: ModelConfig, rows: int) -> dict[str, Any]:
-    """The config.json that transformers wants for a model of this shape. InputError where it cannot hold it."""
+    """The config.json that transformers wants for a model of this shape. UserError where it cannot hold it."""
     if config.architecture != "transformer":
-        raise InputError(f"transformers has no class for architecture={config.architecture}")
+        raise UserError(f"transformers has no class for architecture={config.architecture}")
     second, four = config.norm == "pre", config.d_ff == 4 * config.d_model
     if not second and not four:
-        raise InputError(f"transformers' GPT-1 has d_ff = 4 x d_model, this model {config.d_ff} and {config.d_model}")
+        raise UserError(f"transformers' GPT-1 has d_ff = 4 x d_model, this model {config.d_ff} and {config.d_model}")
     wide = {"n_inner": None if four else config.d_ff, "activation_function": "gelu_new"}
     return {
         "model_type": MODEL_TYPE_2 if second else MODEL_TYPE,
@@ -103,13 +105,13 @@ def settings_of(config: ModelConfig, rows: int) -> dict[str, Any]:
 
 
 def described(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What one of our checkpoints would say of itself, from transformers' config.json; InputError where it is wrong."""
+    """What one of our checkpoints would say of itself, from transformers' config.json; UserError where it is wrong."""
     published = model_config(settings)
     tokenizer = tokenizer_config("gpt2" if settings["model_type"] == MODEL_TYPE_2 else "openai")
     ours = settings.get(OURS, {})
     special = ours.get("special_rows", 0) if isinstance(ours, dict) else None
     if type(special) is not int or not 0 <= special < settings["vocab_size"]:
-        raise InputError(f"its config.json has {OURS}={shown(ours)}, which gpt1 export does not write")
+        raise UserError(f"its config.json has {OURS}={display(ours)}, which gpt1 export does not write")
     model = build(ModelConfig, ours.get("model") or dataclasses.asdict(published))
     return {
         "model": dataclasses.asdict(model),
@@ -134,17 +136,17 @@ def settings_of_shards(folder: Path) -> dict[str, Any]:
         (positions, width), (rows, _), (_, _, three) = shapes[0], shapes[1], shapes[2]
         counts = [count for shape in shapes for count in shape]
     except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
-        raise InputError(f"{folder / SHAPES}: no list of the shapes of GPT-1's arrays ({error})") from error
+        raise UserError(f"{folder / SHAPES}: no list of the shapes of GPT-1's arrays ({error})") from error
     if not all(type(count) is int and count > 0 for count in counts):
-        raise InputError(f"{folder / SHAPES}: a shape holds something else than counts")
+        raise UserError(f"{folder / SHAPES}: a shape holds something else than counts")
     if (len(shapes) - 2) % 12 or three != 3 * width:
-        raise InputError(
+        raise UserError(
             f"{folder / SHAPES}: {len(shapes)} arrays, the third {three} wide; wanted are positions and tokens,"
             f" then 12 for each block, the first of them 3 x {width} wide"
         )
     head = 64  # channels: the released code's 12 heads of 768
     if width % head:
-        raise InputError(f"{folder / SHAPES}: width {width} is no multiple of {head}, the channels of a head")
+        raise UserError(f"{folder / SHAPES}: width {width} is no multiple of {head}, the channels of a head")
     return {
         "model_type": MODEL_TYPE,
         "vocab_size": rows,

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.pretrained import hf_config
 
 NAMES = {  # ours -> theirs, inside a block, in the order of OpenAI's arrays; the second value: stored transposed
@@ -47,12 +47,12 @@ PASSED_OVER = re.compile(
 def from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The published tensors under our names; names that we do not know stay as they are, so that `fill` lists them.
 
-    InputError for an output table that is not the input table.
+    UserError for an output table that is not the input table.
     """
     head, *tables = (tensors.get(name, tensors.get(f"transformer.{name}")) for name in ("lm_head.weight", *TABLES))
     for name, table in zip(TABLES, tables, strict=True):
         if head is not None and table is not None and not torch.equal(head, table):
-            raise InputError(f"its lm_head.weight is another table than its {name}: GPT has one for both")
+            raise UserError(f"its lm_head.weight is another table than its {name}: GPT has one for both")
     theirs = {block_name: (our_name, flip) for our_name, (block_name, flip) in NAMES.items()}
     found = {}
     for name, tensor in tensors.items():
@@ -86,14 +86,14 @@ def to_published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def read_shards(folder: Path) -> dict[str, Tensor]:
     """OpenAI's params_*.npy, one flat vector in pieces, cut up by params_shapes.json, under our names.
 
-    InputError where a piece is missing or damaged, or their sum is another than that of the shapes.
+    UserError where a piece is missing or damaged, or their sum is another than that of the shapes.
     """
     shapes = json.loads((folder / hf_config.SHAPES).read_bytes())
     paths = sorted(folder.glob("params_*.npy"), key=lambda path: int(re.sub(r"\D", "", path.stem) or 0))
     flat = np.concatenate([np.empty(0, np.float32), *map(_piece, paths)])
     sizes = [math.prod(shape) for shape in shapes]
     if len(flat) != sum(sizes):
-        raise InputError(
+        raise UserError(
             f"{folder}: {len(paths)} files params_*.npy hold {len(flat):,} numbers, {hf_config.SHAPES} wants"
             f" {sum(sizes):,}; the released ones are params_0.npy to params_9.npy"
         )
@@ -113,7 +113,7 @@ def _piece(path: Path) -> np.ndarray:
     try:
         return np.load(path, allow_pickle=False).ravel().astype(np.float32, casting="same_kind", copy=False)
     except Exception as error:  # numpy raises a dozen classes over what is no array of numbers
-        raise InputError(f"{path}: no readable array ({type(error).__name__}); fetch it again") from error
+        raise UserError(f"{path}: no readable array ({type(error).__name__}); fetch it again") from error
 
 
 def write_published(path: Path, tensors: Mapping[str, Tensor], last_norm_bias: Tensor | None) -> None:
@@ -125,7 +125,7 @@ def write_published(path: Path, tensors: Mapping[str, Tensor], last_norm_bias: T
 def read_published(path: Path) -> dict[str, Tensor]:
     """The tensors of model.safetensors or pytorch_model.bin, under our names; no code in the file is executed.
 
-    InputError where the file is damaged or holds more than tensors.
+    UserError where the file is damaged or holds more than tensors.
     """
     norm_bias = None
     try:
@@ -140,10 +140,10 @@ def read_published(path: Path) -> dict[str, Tensor]:
     except MemoryError:  # the file may be sound
         raise
     except Exception as error:  # torch raises a dozen classes over what is no such file
-        raise InputError(f"{path}: no readable file of weights ({type(error).__name__}); fetch it again") from error
+        raise UserError(f"{path}: no readable file of weights ({type(error).__name__}); fetch it again") from error
     kinds = tensors.items() if isinstance(tensors, dict) else [(None, None)]
     if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in kinds):
-        raise InputError(f"{path}: no file of weights, but of other things; fetch it again")
+        raise UserError(f"{path}: no file of weights, but of other things; fetch it again")
     weights = from_published(tensors)
     if norm_bias is not None:
         weights[last_norm(weights)] = norm_bias

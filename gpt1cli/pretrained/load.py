@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gpt1cli.config.model import ModelConfig
-from gpt1cli.config.schema import InputError, build
+from gpt1cli.config.schema import UserError, build
 from gpt1cli.data import hub
 from gpt1cli.models.create import fresh
 from gpt1cli.models.language_model import LanguageModel
@@ -42,13 +42,13 @@ COPY = "copy vocab.json and merges.txt again from where the run was"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; InputError where it is missing or damaged."""
+    """The tensors of a safetensors file; UserError where it is missing or damaged."""
     try:
         return load_file(path)
     except FileNotFoundError as error:
-        raise InputError(f"{path}: missing; the checkpoint is not whole") from error
+        raise UserError(f"{path}: missing; the checkpoint is not whole") from error
     except SafetensorError as error:
-        raise InputError(f"{path}: damaged ({error}); use another checkpoint") from error
+        raise UserError(f"{path}: damaged ({error}); use another checkpoint") from error
 
 
 def load(init: str, hub_folder: str | None, cache: str) -> tuple[LanguageModel, Tokenizer]:
@@ -61,7 +61,7 @@ def load(init: str, hub_folder: str | None, cache: str) -> tuple[LanguageModel, 
     _check_read(folder)
     rows, vocabulary = config["vocabulary"] + config["special_rows"], bpe.load(folder)
     if len(vocabulary) > rows:
-        raise InputError(f"{folder}: its tokenizer has {len(vocabulary)} entries, its model {rows} rows for them")
+        raise UserError(f"{folder}: its tokenizer has {len(vocabulary)} entries, its model {rows} rows for them")
     _check_tables(folder, config, vocabulary)
     body = fresh(build(ModelConfig, config["model"]), rows)
     fill(body, _body_weights(folder), str(folder))
@@ -76,18 +76,18 @@ def _body_weights(folder: Path) -> dict[str, Tensor]:
         paths = [folder / name for name in hub.WEIGHTS]
         if path := next(filter(Path.is_file, paths), None):
             return read_published(path)
-        raise InputError(f"{folder}: no {' or '.join(hub.WEIGHTS)} there")
+        raise UserError(f"{folder}: no {' or '.join(hub.WEIGHTS)} there")
     weights = {name.removeprefix("body."): t for name, t in read_tensors(folder / "model.safetensors").items()}
     return {name: t for name, t in weights.items() if not name.startswith("head.")}
 
 
 def _check_tables(folder: Path, config: Mapping[str, Any], vocabulary: Tokenizer) -> None:
-    """InputError where the tokenizer is another than the model's, though of the same size: every id means another word.
+    """UserError where the tokenizer is another than the model's, though of the same size: every id means another word.
 
     What others wrote, or a gpt1 before there were such digests, cannot tell.
     """
     if config.get("tables", vocabulary.tables) != vocabulary.tables:
-        raise InputError(f"{folder}: its tokenizer is another one than its model was trained with; {COPY}")
+        raise UserError(f"{folder}: its tokenizer is another one than its model was trained with; {COPY}")
 
 
 def _published_folder(init: str, hub_folder: str | None, cache: str) -> Path:
@@ -118,7 +118,7 @@ def transfer(into: Transformer, trained: Transformer, layers: int) -> None:
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
-    """Copy weights into a model, every tensor matched by name and shape; InputError lists what does not match."""
+    """Copy weights into a model, every tensor matched by name and shape; UserError lists what does not match."""
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
     given = {name: tuple(t.shape) for name, t in weights.items()}
     wrong = [f"  {name}: wanted {wanted[name]}, missing" for name in wanted if name not in given]
@@ -126,7 +126,7 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
     wrong += [f"  {n}: wanted {wanted[n]}, found {given[n]}" for n in wanted if n in given and wanted[n] != given[n]]
     if wrong:
         more = [f"  ... and {len(wrong) - 10} more"] if len(wrong) > 10 else []
-        raise InputError("\n".join([f"{origin}: the weights do not fit the model:", *wrong[:10], *more]))
+        raise UserError("\n".join([f"{origin}: the weights do not fit the model:", *wrong[:10], *more]))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])

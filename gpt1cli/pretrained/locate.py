@@ -14,7 +14,7 @@ from typing import Any
 from gpt1cli.config import options
 from gpt1cli.config.data import TokenizerConfig
 from gpt1cli.config.model import ModelConfig
-from gpt1cli.config.schema import InputError, build, shown
+from gpt1cli.config.schema import UserError, build, display
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data.hub import WEIGHTS, Need, tokenizer_needs
 from gpt1cli.pretrained import hf_config, locate
@@ -33,7 +33,7 @@ READ = ("config.json", "vocab.json", "merges.txt", "model.safetensors")  # of a 
 def find(init: str, key: str = "init") -> Path:
     """The checkpoint that init= (or another key) names: a run's best, else its last, or a checkpoint folder itself.
 
-    InputError says what was found there and what is expected.
+    UserError says what was found there and what is expected.
     """
     root = os.path.expanduser(init)
     if os.path.isfile(os.path.join(root, "config.json")) or hf_config.is_shards(Path(root)):
@@ -55,24 +55,24 @@ def find(init: str, key: str = "init") -> Path:
     takes = "a run folder (its best checkpoint, else its last), RUN/checkpoints/STEP"
     if key == "init":
         takes = f"{', '.join(hf_config.REPOS)}, none, {takes}, an exported folder, or a folder of OpenAI's npy shards"
-    raise InputError(f"{key}={shown(init)}: {found}\n{key} takes {takes}")
+    raise UserError(f"{key}={display(init)}: {found}\n{key} takes {takes}")
 
 
 def checkpoints(init: str, which: int | str = "best") -> list[str]:
     """The checkpoints that `which` picks of a run, each as init= would name it: best, last, a step, or all, in order.
 
-    What is no run has one, its best. InputError where there is none.
+    What is no run has one, its best. UserError where there is none.
     """
     if which == "best":
         return [init] if init in hf_config.REPOS else [str(find(init))]
     folder = os.path.join(os.path.expanduser(init), "checkpoints")
     if not os.path.isdir(folder):
-        raise InputError(f"checkpoint={which}: {shown(init)} is no run folder with checkpoints")
+        raise UserError(f"checkpoint={which}: {display(init)} is no run folder with checkpoints")
     if which != "all":
         return [str(find(os.path.join(folder, str(which))))]
     steps = sorted(int(name) for name in os.listdir(folder) if name.isdecimal())
     if not steps:
-        raise InputError(f"checkpoint=all: {shown(folder)} holds no checkpoint yet")
+        raise UserError(f"checkpoint=all: {display(folder)} holds no checkpoint yet")
     return [os.path.join(folder, str(step)) for step in steps]
 
 
@@ -83,35 +83,35 @@ def step_of(checkpoint: str) -> int | None:
 
 
 def described(folder: Path) -> dict[str, Any]:
-    """What a checkpoint's config.json says of its model and tokenizer. InputError lists what is wrong with it."""
+    """What a checkpoint's config.json says of its model and tokenizer. UserError lists what is wrong with it."""
     path = folder / "config.json"
     found = hf_config.settings_of_shards(folder) if hf_config.is_shards(folder) else read_json(path)
     if hf_config.is_transformers(found):
         try:
             return hf_config.described(found)
-        except InputError as error:
-            raise InputError(f"{folder}: {error}") from None
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from None
     if found.get("format") != FORMAT:
         written, newer = found.get("format"), ""
         if isinstance(written, int) and written > FORMAT:
             newer = ", and a newer one wrote it: update gpt1"
-        raise InputError(f"{path}: format {shown(written)}; this gpt1 reads checkpoints of format {FORMAT}{newer}")
+        raise UserError(f"{path}: format {display(written)}; this gpt1 reads checkpoints of format {FORMAT}{newer}")
     model: Any = found.get("model")  # anything may stand in a stranger's file
     tokenizer: Any = found.get("tokenizer")
     try:
         # with what an older gpt1 did not know of yet
         found["model"] = dataclasses.asdict(build(ModelConfig, model, "model"))
         found["tokenizer"] = dataclasses.asdict(build(TokenizerConfig, tokenizer, "tokenizer"))
-    except InputError as error:
-        raise InputError(f"{path} describes no model and tokenizer:\n{error}") from error
+    except UserError as error:
+        raise UserError(f"{path} describes no model and tokenizer:\n{error}") from error
     for key in ("vocabulary", "special_rows"):
         if type(found.get(key)) is not int or found[key] < 0:
-            raise InputError(f"{path}: {key}={shown(found.get(key))} is no count")
+            raise UserError(f"{path}: {key}={display(found.get(key))} is no count")
     return found
 
 
 def identity(init: str) -> dict[str, dict[str, Any]]:
-    """The model and the tokenizer of init, which is not `none`. InputError where it has none."""
+    """The model and the tokenizer of init, which is not `none`. UserError where it has none."""
     if init not in hf_config.REPOS:
         return described(find(init))
     model = options.values("model", "base" if init == "openai" else init)
@@ -126,21 +126,21 @@ def lstm_for(wanted: Mapping[str, Any], init: str, asked: str | None, out: str) 
 
     The newest by what the runs recorded, in UTC: files have other times once they were copied. (Where the clock was put
     back between two runs that may be the older one; which it was is told and recorded, and init_lstm= names another.)
-    It has the wanted size and tokenizer. None where there is no such run, or `none` was asked for; InputError where
+    It has the wanted size and tokenizer. None where there is no such run, or `none` was asked for; UserError where
     what was asked for differs.
     """
     if asked == "none":
         return None
     if asked is not None:
         if other := list(_differences(wanted, init, find(asked, "init_lstm"))):
-            raise InputError("\n".join([f"init_lstm={shown(asked)} is no LSTM for init={shown(init)}:", *other]))
+            raise UserError("\n".join([f"init_lstm={display(asked)} is no LSTM for init={display(init)}:", *other]))
         return asked
     places = [os.path.join(glob.escape(out), place, "result.json") for place in PRETRAINED]
     finished = [path for place in places for path in glob.glob(place)]
     age = {path: (dated(Path(path).parent), os.path.getmtime(path)) for path in finished}
     for path in sorted(finished, key=lambda path: age[path], reverse=True):
         folder = os.path.dirname(path)
-        with contextlib.suppress(InputError):  # what is no whole run is none to start from
+        with contextlib.suppress(UserError):  # what is no whole run is none to start from
             # a study's cells are fine-tuned too
             if read_json(Path(path)).get("command") == "pretrain" and not any(_differences(wanted, init, find(folder))):
                 return folder
@@ -153,7 +153,7 @@ def _differences(wanted: Mapping[str, Any], init: str, folder: Path) -> Iterator
     for group, keys in (("model", ModelConfig.SHAPES["lstm"]), ("tokenizer", TOKENIZER)):
         for key in keys:
             if (value := found[group].get(key)) != wanted[group].get(key):
-                yield f"  {group}.{key}={shown(value)}, not {shown(wanted[group].get(key))}"
+                yield f"  {group}.{key}={display(value)}, not {display(wanted[group].get(key))}"
     if init not in hf_config.REPOS:  # merges may have been trained on another text
         files = (root / "merges.txt" for root in (find(init), folder))
         if len({file.read_bytes() for file in files if file.is_file()}) > 1:
@@ -161,23 +161,23 @@ def _differences(wanted: Mapping[str, Any], init: str, folder: Path) -> Iterator
 
 
 def task_of(described: Mapping[str, Any], run: str) -> TaskConfig:
-    """The task that a checkpoint says it was fine-tuned on. InputError where it names none, or none that is whole."""
+    """The task that a checkpoint says it was fine-tuned on. UserError where it names none, or none that is whole."""
     if not isinstance(described.get("task"), dict):
-        raise InputError(f"run={shown(run)} is no fine-tuned run: its checkpoint names no task")
+        raise UserError(f"run={display(run)} is no fine-tuned run: its checkpoint names no task")
     try:
         return build(TaskConfig, described["task"], "task")
-    except InputError as error:
-        raise InputError(f"run={shown(run)}: its checkpoint describes no task:\n{error}") from error
+    except UserError as error:
+        raise UserError(f"run={display(run)}: its checkpoint describes no task:\n{error}") from error
 
 
 def _names(folder: str) -> str:
     with contextlib.suppress(OSError):
-        return shown(", ".join(sorted(os.listdir(folder)))) or "nothing"
+        return display(", ".join(sorted(os.listdir(folder)))) or "nothing"
     return "unreadable files"
 
 
 def init_needs(init: str) -> list[Need]:
-    """Weights and vocabulary of a published model; of a folder nothing. InputError where that holds no model."""
+    """Weights and vocabulary of a published model; of a folder nothing. UserError where that holds no model."""
     if init not in REPOS:
         locate.find(init)
         return []
@@ -200,7 +200,7 @@ def _way_on(folder: Path) -> str:
     whole, step = [], folder.resolve().name
     for other in folder.parent.iterdir() if folder.parent.name == "checkpoints" else ():
         if other.name.isdecimal() and other.name != step:
-            with contextlib.suppress(InputError):
+            with contextlib.suppress(UserError):
                 check(other, READ, "")
                 whole += [other] if all((other / name).is_file() for name in READ) else []
     whole.sort(key=lambda path: -int(path.name))
@@ -217,13 +217,13 @@ def _way_on(folder: Path) -> str:
 
 
 def _resumable(folder: Path) -> bool:
-    with contextlib.suppress(InputError):
+    with contextlib.suppress(UserError):
         check(folder, ("state.json", TRAINING), "")
         return all((folder / name).is_file() for name in ("state.json", TRAINING))
     return False
 
 
 def _check_read(folder: Path) -> None:
-    """InputError where a file of a checkpoint that is about to be read is missing or damaged."""
+    """UserError where a file of a checkpoint that is about to be read is missing or damaged."""
     if (folder / FILE).exists():
         check(folder, READ, _way_on(folder))

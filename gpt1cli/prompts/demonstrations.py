@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.models.inference import device_of, mean_states
 from gpt1cli.models.language_model import LanguageModel
@@ -114,16 +114,16 @@ def embedded(
 
 
 def check(by: str, hub: str | None) -> None:
-    """InputError where sentence embeddings are asked for and cannot be had."""
+    """UserError where sentence embeddings are asked for and cannot be had."""
     if by == STATES:
         return
     try:
         import sentence_transformers  # noqa: F401
     except ImportError:
         way = "pip install 'gpt1[similar]', or similar_by=states for the model's own"
-        raise InputError(f"similar_by={by} needs sentence-transformers: {way}") from None
+        raise UserError(f"similar_by={by} needs sentence-transformers: {way}") from None
     if hub is not None and not Path(hub, by).is_dir() and not Path(by).is_dir():
-        raise InputError(f"similar_by={by}: no such folder, and none of that name below hub={hub}")
+        raise UserError(f"similar_by={by}: no such folder, and none of that name below hub={hub}")
 
 
 @functools.lru_cache(maxsize=1)

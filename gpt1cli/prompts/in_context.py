@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.prompts import zero_shot
@@ -35,13 +35,13 @@ PERMUTATIONS = 8  # orders that are averaged where their number is not named
 
 def drawn(task: TaskConfig, pool: Sequence[Example], shots: int, seed: int, balanced: bool) -> list[Example]:
     """Demonstrations by seed, in the order of the draw; balanced: one of each class in turn, the classes in an order of
-    that seed. InputError where there are too few.
+    that seed. UserError where there are too few.
     """
     generator = np.random.default_rng([seed, DRAW])
     order = generator.permutation(len(pool)).tolist()
     if not balanced:
         if len(pool) < shots:
-            raise InputError(f"task={task.name}: shots={shots}, but train has {len(pool)} examples")
+            raise UserError(f"task={task.name}: shots={shots}, but train has {len(pool)} examples")
         return [pool[i] for i in order[:shots]]
     names = class_names(task)
     waiting: list[list[Example]] = [[] for _ in names]
@@ -55,7 +55,7 @@ def drawn(task: TaskConfig, pool: Sequence[Example], shots: int, seed: int, bala
     ]
     if lacking:
         told = f"shots={shots}, of each class as many, takes more than train has of {', '.join(lacking)}"
-        raise InputError(f"task={task.name}: {told}; balanced=false takes them as they come")
+        raise UserError(f"task={task.name}: {told}; balanced=false takes them as they come")
     queues = [iter(examples) for examples in waiting]
     return [next(queues[number]) for number in turns]
 

@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gpt1cli.config.schema import InputError, shown
+from gpt1cli.config.schema import UserError, display
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.config.template import SLOT, parse
 from gpt1cli.tasks.example import Example, Ids
@@ -76,9 +76,9 @@ class Prompt:
 
     @classmethod
     def of(cls, task: TaskConfig, vocabulary: Tokenizer) -> Prompt:
-        """The prompt of a task. InputError where it does not fit it, or this vocabulary cannot tell its words apart."""
+        """The prompt of a task. UserError where it does not fit it, or this vocabulary cannot tell its words apart."""
         if problems := list(task.misprompted()):
-            raise InputError("\n".join(problems))
+            raise UserError("\n".join(problems))
         prompt = task.prompt
         assert prompt.template is not None
         separator, blanks = _parted(prompt.separator)
@@ -172,18 +172,18 @@ def joined(pieces: Sequence[Piece]) -> list[int]:
 
 
 def _check_apart(named: Sequence[tuple[str, str]], words: Sequence[Ids]) -> None:
-    """InputError for words of two labels that are the same to the vocabulary, and for those it has no piece for."""
+    """UserError for words of two labels that are the same to the vocabulary, and for those it has no piece for."""
     seen: dict[tuple[int, ...], int] = {}
     wrong = []
     for i, ((label, word), ids) in enumerate(zip(named, words, strict=True)):
         first = seen.setdefault(tuple(ids), i)
         if not ids:
-            wrong.append(f"task.prompt.words.{label}={shown(word)}: nothing is left of it in this vocabulary")
+            wrong.append(f"task.prompt.words.{label}={display(word)}: nothing is left of it in this vocabulary")
         elif first != i:
-            twins = f"{shown(named[first][1])} ({named[first][0]}) and {shown(word)} ({label})"
+            twins = f"{display(named[first][1])} ({named[first][0]}) and {display(word)} ({label})"
             wrong.append(f"task.prompt.words: {twins} are the same to this vocabulary, upper and lower case may be one")
     if wrong:
-        raise InputError("\n".join(wrong))
+        raise UserError("\n".join(wrong))
 
 
 # --- prompts laid out -------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ class Laid(NamedTuple):
 def lay(prompt: Prompt, demonstrations: Sequence[Ids], query: Query, n_positions: int) -> Laid:
     """A query behind as many of the demonstrations as fit: the farthest are left out first, then texts lose their ends.
 
-    InputError where what is never cut does not fit: description, literal parts, words.
+    UserError where what is never cut does not fit: description, literal parts, words.
     """
     longest, pieces = max(map(len, query.words)), [*query.before, *query.after]
     room = n_positions - len(prompt.description) - longest - sum(len(piece.ids) for piece in pieces)
@@ -221,8 +221,8 @@ def lay(prompt: Prompt, demonstrations: Sequence[Ids], query: Query, n_positions
     if fixed + sum(map(len, texts)) > n_positions:
         if n_positions - fixed < len(texts):
             told = f"{fixed} tokens of it are no text of an example, {len(texts)} or more are"
-            template = shown(prompt.task.prompt.template)
-            raise InputError(f"task.prompt.template={template} does not fit n_positions={n_positions}: {told}")
+            template = display(prompt.task.prompt.template)
+            raise UserError(f"task.prompt.template={template} does not fit n_positions={n_positions}: {told}")
         texts, cut = shortened(texts, n_positions - fixed)
     shorter = iter(texts)
     before, after = (

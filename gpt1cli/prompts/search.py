@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpt1cli.config.prompt import PromptConfig
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.models.inference import next_log_probabilities
 from gpt1cli.models.language_model import LanguageModel
@@ -153,17 +153,17 @@ def words(
     micro_batch: int | None,
     token_budget: int,
 ) -> list[Candidate]:
-    """Prompts with other words, the best first, for the template that the task has. InputError where there are none."""
+    """Prompts with other words, the best first, for the template that the task has. UserError where there are none."""
     prompt = Prompt.of(task, vocabulary)
     laid = [lay(prompt, [], query, model.config.n_positions) for query in prompt.queries(examples)]
     before = [one.rows[0][: one.shared] for one in laid]
     if not all(before):
-        raise InputError("what=words: nothing stands before the slot, so that no piece is likelier than another there")
+        raise UserError("what=words: nothing stands before the slot, so that no piece is likelier than another there")
     log_p = next_log_probabilities(model, before, len(vocabulary), micro_batch, token_budget)
     classes = np.array([class_of(task, example.label) for example in examples if example.label is not None])
     allowed = whole_words(vocabulary, prompt.blanks)
     if allowed.sum() < len(task.answers):
-        raise InputError(f"what=words: {allowed.sum()} pieces of this vocabulary are words: too few for {task.name}")
+        raise UserError(f"what=words: {allowed.sum()} pieces of this vocabulary are words: too few for {task.name}")
     found = likeliest(log_p, classes, allowed, pieces)
     most = most_each(min(map(len, found)), len(found), combinations)
     if most < max(map(len, found)):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.config.template import SLOT, parse
 from gpt1cli.models.inference import device_of, read
@@ -100,7 +100,7 @@ def by_model(
         prompt = Prompt.of(with_template(task, f"{opening} {{{SLOT}}}"), vocabulary)
         room = model.config.n_positions - length
         if room < 2:
-            raise InputError(f"length={length}: n_positions={model.config.n_positions} leave no room for it")
+            raise UserError(f"length={length}: n_positions={model.config.n_positions} leave no room for it")
         laid = [lay(prompt, [], query, room) for query in prompt.queries(examples)]
         contexts = [one.rows[0][: one.shared] for one in laid]
         following = _following(model, contexts, len(vocabulary), token_budget)
@@ -144,14 +144,14 @@ LONGEST = 384  # pieces of an example that a T5 reads, which was trained on 512
 
 
 def check(t5: str, hub: str | None) -> None:
-    """InputError where a T5 is asked for and cannot be had."""
+    """UserError where a T5 is asked for and cannot be had."""
     try:
         import transformers  # noqa: F401
     except ImportError:
         way = "pip install 'gpt1[t5]', or generator=model"
-        raise InputError(f"generator=t5 needs transformers: {way}") from None
+        raise UserError(f"generator=t5 needs transformers: {way}") from None
     if hub is not None and not Path(hub, t5).is_dir() and not Path(t5).is_dir():
-        raise InputError(f"t5={t5}: no such folder, and none of that name below hub={hub}")
+        raise UserError(f"t5={t5}: no such folder, and none of that name below hub={hub}")
 
 
 def gaps(task: TaskConfig) -> list[tuple[list[int], list[int]]]:
@@ -250,7 +250,7 @@ def _loaded(t5: str, hub: str | None, device: str) -> tuple[Any, Any]:
         peer = transformers.AutoModelForSeq2SeqLM.from_pretrained(where)
         tokenizer = transformers.AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"t5={t5}: it cannot be loaded: {' '.join(str(error).split())}") from error
+        raise UserError(f"t5={t5}: it cannot be loaded: {' '.join(str(error).split())}") from error
     if tokenizer.convert_tokens_to_ids(SENTINEL.format(2)) == tokenizer.unk_token_id:
-        raise InputError(f"t5={t5}: its vocabulary has no {SENTINEL.format(2)}, so it fills no gaps as a T5 does")
+        raise UserError(f"t5={t5}: its vocabulary has no {SENTINEL.format(2)}, so it fills no gaps as a T5 does")
     return peer.eval().to(device), tokenizer

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpt1cli.config.commands import ZeroshotConfig
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.models.batch import Item
 from gpt1cli.tasks import metrics
@@ -82,12 +82,12 @@ class Laid(NamedTuple):
 
 def lay(question: Question, n_positions: int) -> Laid:
     """Context and ending, for each ending. A context that does not fit loses its beginning: what stands next to the
-    answer says most about it. InputError where an ending alone does not fit: no answer is cut.
+    answer says most about it. UserError where an ending alone does not fit: no answer is cut.
     """
     context, endings, given = question
     room = n_positions - max(map(len, endings))
     if room < min(1, len(context)):
-        raise InputError(f"n_positions={n_positions} leaves no room before an ending of {n_positions - room} tokens")
+        raise UserError(f"n_positions={n_positions} leaves no room before an ending of {n_positions - room} tokens")
     kept = context[max(0, len(context) - room) :]
     first = 0 if kept else 1  # of an ending that can be scored
     scored = [max(0, len(ending) - max(read, first)) for ending, read in zip(endings, given, strict=True)]

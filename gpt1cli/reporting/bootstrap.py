@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.reporting.collect import Finished, by_seed, varying
 from gpt1cli.reporting.page import Table
 from gpt1cli.reporting.paper_tables import Row
@@ -199,7 +199,7 @@ def line(full: Sequence[Finished], other: Sequence[Finished]) -> list[str] | str
 
 
 def _predictions(path: Path, labels: Sequence[str]) -> Mapping[str, tuple[float, float]]:
-    """id -> label and prediction, as numbers. InputError for a line that is none of ours."""
+    """id -> label and prediction, as numbers. UserError for a line that is none of ours."""
     numbers = {label: float(i) for i, label in enumerate(labels)}
 
     def number(value: Any) -> float:
@@ -210,5 +210,5 @@ def _predictions(path: Path, labels: Sequence[str]) -> Mapping[str, tuple[float,
         try:
             found[str(line["id"])] = number(line["label"]), number(line["prediction"])
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}, line {place}: no prediction of this task: {error!r}") from error
+            raise UserError(f"{path}, line {place}: no prediction of this task: {error!r}") from error
     return found

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpt1cli.config.commands import COMMANDS
-from gpt1cli.config.schema import InputError, check, flat, shown
+from gpt1cli.config.schema import UserError, check, display, flat
 from gpt1cli.reporting.page import Table
 from gpt1cli.runs.files import read_config, read_json
 from gpt1cli.runs.record import environment, newer
@@ -89,7 +89,7 @@ KINDS = {  # kind of runs -> title of its table, the group that names a row, set
 
 
 def find_runs(patterns: Iterable[str]) -> list[Finished]:
-    """The finished runs in the folders and globs, in order of their folders. InputError where there is none.
+    """The finished runs in the folders and globs, in order of their folders. UserError where there is none.
 
     What is damaged, says less of itself than the tables need, or is written by no gpt1 of today is left out, and told.
     """
@@ -102,30 +102,30 @@ def find_runs(patterns: Iterable[str]) -> list[Finished]:
     for folder in sorted(found):
         try:
             run = _read(folder)
-        except InputError as error:
+        except UserError as error:
             left_out.append(f"{folder} is left out: {error}{newer(folder)}")
             continue
         runs += by_seeds(run) if run else []
     if left_out and not runs:
-        raise InputError("\n".join([f"runs={patterns}: no run there that can be reported:", *left_out]))
+        raise UserError("\n".join([f"runs={patterns}: no run there that can be reported:", *left_out]))
     for line in left_out:
         print(f"gpt1: {line}", file=sys.stderr)
     if not runs:
         lost = [pattern for pattern in patterns if not glob(str(Path(pattern).expanduser()), recursive=True)]
         told = f"no such folder: {', '.join(lost)}; " if lost else ""
         kinds = ", ".join(kind for kind in KINDS if kind in COMMANDS)
-        raise InputError(f"runs={patterns}: {told}no finished run of gpt1 {kinds} there (with a result.json)")
+        raise UserError(f"runs={patterns}: {told}no finished run of gpt1 {kinds} there (with a result.json)")
     return runs
 
 
 def _read(folder: Path) -> Finished | None:
-    """The run of a folder; None where no table has a place for it. InputError where it tells less than they need."""
+    """The run of a folder; None where no table has a place for it. UserError where it tells less than they need."""
     result = read_json(folder / "result.json")
     if result.get("command") not in [*KINDS] or result.get("dry_run"):  # a list: what a stranger wrote may have no hash
         return None
     run = Finished(folder, read_config(folder / "config.yaml"), result)
     if amiss := list(lacking(run)):
-        raise InputError("; ".join(amiss[:3]))
+        raise UserError("; ".join(amiss[:3]))
     return run
 
 
@@ -175,7 +175,7 @@ def lacking(run: Finished) -> Iterator[str]:
     scored = [*(splits if isinstance(splits, Mapping) else ()), *(examples if isinstance(examples, Mapping) else ())]
     for found in _parts(run.result):
         if not isinstance(found, Mapping):
-            yield f"{shown(found)} stands where metrics of splits should"
+            yield f"{display(found)} stands where metrics of splits should"
         else:
             yield from _unmeasured({split: found[split] for split in scored if split in found}, task["metrics"][0])
 
@@ -198,7 +198,7 @@ def _unmeasured(splits: Mapping[str, Any], headline: str) -> Iterator[str]:
     for split, found in splits.items():
         value = found.get(headline, 0.0 if split == "train" else None) if isinstance(found, Mapping) else None
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            yield f"{split}.{headline}={shown(value)} is no number"
+            yield f"{split}.{headline}={display(value)} is no number"
 
 
 def by_seeds(run: Finished) -> list[Finished]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt1cli.config.schema import InputError, shown
+from gpt1cli.config.schema import UserError, display
 from gpt1cli.reporting import plots
 from gpt1cli.reporting.collect import Finished, by_seed, grouped, varying
 from gpt1cli.reporting.page import Block, Table
@@ -127,7 +127,7 @@ def right_figure(runs: Sequence[Finished]) -> list[Block]:
 
 
 def read(path: Path) -> list[Curve]:
-    """The curves of a table. InputError where it is none."""
+    """The curves of a table. UserError where it is none."""
     found: dict[str, Curve] = {}
     try:
         for row in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))):
@@ -135,9 +135,9 @@ def read(path: Path) -> list[Curve]:
             curve.points.append((int(row["step"]), float(row["value"])))
         unknown = {curve.architecture for curve in found.values()} - STYLES.keys()
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} holds no curves: {error}") from error
+        raise UserError(f"{path} holds no curves: {error}") from error
     if unknown:
-        raise InputError(f"{path} holds no curves: there is no architecture {shown(', '.join(unknown))}")
+        raise UserError(f"{path} holds no curves: there is no architecture {display(', '.join(unknown))}")
     return list(found.values())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from gpt1cli.config import options
 from gpt1cli.config.commands import COMMANDS
-from gpt1cli.config.schema import annotation_of, flat, shown
+from gpt1cli.config.schema import annotation_of, display, flat
 from gpt1cli.reporting import page, plots
 from gpt1cli.reporting.page import Block, Command, Table
 from gpt1cli.reporting.plots import Picture
@@ -25,7 +25,9 @@ def write_run_report(folder: Path, result: Mapping[str, Any], drawn: Sequence[Bl
     path = folder / "config.yaml"
     config = read_config(path) if path.exists() else {}
     facts = [[key, _shown(value)] for key, value in flat(result)]
-    changed = [[key, shown(value), shown(default)] for key, value, default in differences(result["command"], config)]
+    changed = [
+        [key, display(value), display(default)] for key, value, default in differences(result["command"], config)
+    ]
     blocks: list[Block] = [
         Command(again(folder, result["command"])),
         *_curves(folder, config),

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from gpt1cli.config.schema import InputError, shown
+from gpt1cli.config.schema import UserError, display
 
 FULL = {  # no read fails so: told apart wherever they come from, Hydra and the hub's library among them
     errno.ENOSPC: "the disk is full",
@@ -164,7 +164,7 @@ def append_jsonl(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file, without a torn last one. InputError names a line that is no JSON object."""
+    """The lines of a file, without a torn last one. UserError names a line that is no JSON object."""
     lines = path.read_bytes().split(b"\n")
     found = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn, or nothing
@@ -173,7 +173,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             found.append(None)
         if not isinstance(found[-1], dict):
-            raise InputError(f"{path}, line {number}: not a JSON object; mend or remove that line")
+            raise UserError(f"{path}, line {number}: not a JSON object; mend or remove that line")
     return found
 
 
@@ -187,29 +187,29 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The mapping in a config.yaml. InputError where there is none."""
+    """The mapping in a config.yaml. UserError where there is none."""
     try:
         with open(path, "rb") as file:
             found = yaml.load(file, _Loader)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # PyYAML raises whatever its constructors stumble over, besides YAMLError
-        raise InputError(f"{path} is no readable YAML: {shown(' '.join(str(error).split()))}") from error
+        raise UserError(f"{path} is no readable YAML: {display(' '.join(str(error).split()))}") from error
     if not isinstance(found, dict):
-        raise InputError(f"{path} holds no mapping of keys to values")
+        raise UserError(f"{path} holds no mapping of keys to values")
     return found
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. InputError where there is none."""
+    """The object in a JSON file. UserError where there is none."""
     try:
         found = json.loads(path.read_bytes())
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no whole JSON: {error}") from error
+        raise UserError(f"{path} is no whole JSON: {error}") from error
     if not isinstance(found, dict):
-        raise InputError(f"{path} holds no JSON object")
+        raise UserError(f"{path} holds no JSON object")
     return found
 
 
@@ -253,13 +253,13 @@ def write(folder: Path) -> None:
 
 
 def check(folder: Path, names: Iterable[str], way_on: str) -> None:
-    """InputError names a file that is not what was written, and the way on; a folder without checksums is believed."""
+    """UserError names a file that is not what was written, and the way on; a folder without checksums is believed."""
     if not (folder / FILE).exists():  # written by an older gpt1, or by another program
         return
     written = read_json(folder / FILE)
     for name in names:
         if name in written and not (folder / name).is_file():
-            raise InputError(f"{folder / name}: missing; {way_on}")
+            raise UserError(f"{folder / name}: missing; {way_on}")
         if name in written and (found := of(folder / name)) != written[name]:
             told = f"damaged (its checksum is {found}, {written[name]} was written)"
-            raise InputError(f"{folder / name}: {told}; {way_on}")
+            raise UserError(f"{folder / name}: {told}; {way_on}")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from gpt1cli.config import commands
-from gpt1cli.config.schema import InputError, annotation_of, check, shown
+from gpt1cli.config.schema import UserError, annotation_of, check, display
 from gpt1cli.runs.files import REASONS, _Loader, read_json, read_jsonl, write_json, write_text, writing
 from gpt1cli.runs.record import RECORDED, environment
 
@@ -32,12 +32,12 @@ TORN = r"\.(environment\.json|config\.yaml)-\d+"  # written by a process that wa
 
 
 def claim(folder: Path) -> TextIO:
-    """Make the folder of a new run, locked until the returned file is closed. InputError where anything is in it."""
+    """Make the folder of a new run, locked until the returned file is closed. UserError where anything is in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         why = REASONS.get(error.errno or 0, error.strerror)
-        raise InputError(f"{folder} cannot be made: {why}; out=DIR puts runs elsewhere") from error
+        raise UserError(f"{folder} cannot be made: {why}; out=DIR puts runs elsewhere") from error
     handle = lock(folder)
     # a sweep's job finds .hydra made; a run killed at its very start leaves an environment, and is no run yet
     for torn in [path for path in folder.iterdir() if re.fullmatch(TORN, path.name)]:
@@ -48,14 +48,14 @@ def claim(folder: Path) -> TextIO:
         return handle
     handle.close()
     if is_run(folder):
-        raise InputError(f"{folder} already holds a run: {_beside(folder)}")
-    raise InputError(f"{folder} is not empty ({shown(', '.join(found))}): a run takes a folder of its own")
+        raise UserError(f"{folder} already holds a run: {_beside(folder)}")
+    raise UserError(f"{folder} is not empty ({display(', '.join(found))}): a run takes a folder of its own")
 
 
 def _beside(folder: Path) -> str:
     """What helps where a folder is named that holds a run: not every command has something to go on with."""
     command = None
-    with contextlib.suppress(InputError):
+    with contextlib.suppress(UserError):
         command = environment(folder).get("command")
     known = commands.COMMANDS.get(command) if isinstance(command, str) else None
     if known is None or annotation_of(known.config, "resume") is not None:
@@ -70,7 +70,7 @@ def unused(folder: Path) -> Path:
 
 
 def refuse_links(folder: Path) -> None:
-    """InputError for links in a run folder that lead out of it: what is written and removed there would be elsewhere.
+    """UserError for links in a run folder that lead out of it: what is written and removed there would be elsewhere.
 
     Such a folder may be a stranger's, who would have `checkpoints` lead to one's own files. wandb links from the logs
     below its own folder to those in its cache, and writes into each of these folders once.
@@ -85,16 +85,16 @@ def refuse_links(folder: Path) -> None:
                 found.append(f"  {os.path.relpath(path, folder)} -> {os.readlink(path)}")
     if found:
         told = f"{folder}: a run writes into its own folder alone, but these links lead out of it:"
-        raise InputError("\n".join([told, *sorted(found)[:10], "put what they lead to in their place, or remove them"]))
+        raise UserError("\n".join([told, *sorted(found)[:10], "put what they lead to in their place, or remove them"]))
 
 
 def lock(folder: Path) -> TextIO:
-    """Lock a run folder until the returned file is closed; InputError where another process works in it."""
+    """Lock a run folder until the returned file is closed; UserError where another process works in it."""
     refuse_links(folder)
     try:
         handle = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 (open as long as the run lasts)
     except OSError as error:
-        raise InputError(f"{folder} cannot be written to: {error.strerror}") from error
+        raise UserError(f"{folder} cannot be written to: {error.strerror}") from error
     try:
         # NOTE lockf and not flock: a worker process that outlives a killed run would inherit the latter and hold it.
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,7 +102,7 @@ def lock(folder: Path) -> TextIO:
         handle.seek(0)
         holder = handle.read().strip() or "another process"
         handle.close()
-        raise InputError(f"{folder} is in use by {holder}: only one process may work in a run folder") from None
+        raise UserError(f"{folder} is in use by {holder}: only one process may work in a run folder") from None
     except OSError as error:
         print(f"gpt1: {folder}: no locks on this file system ({error.strerror}); keep others out", file=sys.stderr)
     with writing(folder / LOCK):
@@ -138,7 +138,7 @@ def is_bare(folder: Path) -> bool:
 def clear(folder: Path) -> None:
     """Empty the folder of an interrupted run that is to begin anew; Hydra's record and the lock stay.
 
-    What makes it a run goes last: killed in between, it is still one to be emptied. InputError where it is in use.
+    What makes it a run goes last: killed in between, it is still one to be emptied. UserError where it is in use.
     """
     with lock(folder):
         for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.yaml"):
@@ -157,7 +157,7 @@ def is_run(folder: str | Path) -> bool:
 def cut_metrics(path: Path, step: int) -> None:
     """Drop the lines of later steps, and a last line torn by a kill: they are written again by a resumed run.
 
-    InputError names a line that no run has written: the curves are drawn of them all.
+    UserError names a line that no run has written: the curves are drawn of them all.
     """
     if not path.exists():
         return
@@ -165,7 +165,7 @@ def cut_metrics(path: Path, step: int) -> None:
     for number, line in enumerate(lines, start=1):
         types: dict[str, Any] = {"step": int, "split": str, **dict.fromkeys(line.keys() - {"step", "split"}, float)}
         if wrong := [problem for key in types for problem in check(types[key], line.get(key), key)]:
-            raise InputError("\n".join([f"{path}, line {number}: not a line of metrics; mend or remove it:", *wrong]))
+            raise UserError("\n".join([f"{path}, line {number}: not a line of metrics; mend or remove it:", *wrong]))
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
 
 
@@ -187,7 +187,7 @@ def is_finished(folder: Path, steps: int | None) -> bool:
         return path.exists()
     done = read_json(path).get("steps", 0)
     if problems := check(int, done, "steps"):
-        raise InputError("\n".join([f"{path} tells no result:", *problems]))
+        raise UserError("\n".join([f"{path} tells no result:", *problems]))
     return done >= steps
 
 

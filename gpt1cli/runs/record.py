@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from gpt1cli.config.schema import InputError, check, shown
+from gpt1cli.config.schema import UserError, check, display
 from gpt1cli.config.version import __version__
 from gpt1cli.runs.files import read_json, write_json, write_text
 
@@ -53,12 +53,12 @@ def note(folder: Path, **facts: Any) -> list[str]:
 
 
 def note_checksums(folder: Path, **checksums: str) -> None:
-    """Add the checksums of data and tokenizer; InputError where a resumed run began with others."""
+    """Add the checksums of data and tokenizer; UserError where a resumed run began with others."""
     known = environment(folder)
     sessions = [known, *known.get("resumed", [])]  # the first may have been killed before it knew any
     began = next((session["checksums"] for session in sessions if "checksums" in session), checksums)
     if other := [name for name in began if began[name] != checksums.get(name)]:
-        raise InputError(
+        raise UserError(
             f"{folder} cannot go on: {' and '.join(other)} changed since the run began (environment.json has the"
             " checksums); put back what it read, or start a new run, perhaps with init= of this one"
         )
@@ -70,7 +70,7 @@ def dated(folder: Path) -> str:
 
     Empty where no such record can be read.
     """
-    with contextlib.suppress(InputError):
+    with contextlib.suppress(UserError):
         known = environment(folder)
         resumed = known.get("resumed")
         for session in (*reversed(resumed if isinstance(resumed, list) else []), known):
@@ -81,11 +81,11 @@ def dated(folder: Path) -> str:
 
 def newer(folder: Path) -> str:
     """The remark that a newer gpt1 wrote a run, to follow what is wrong with it; empty where none did."""
-    with contextlib.suppress(InputError):
+    with contextlib.suppress(UserError):
         versions = environment(folder).get("versions")
         wrote = versions.get("gpt1") if isinstance(versions, dict) else None
         if isinstance(wrote, str) and _numbers(wrote) > _numbers(__version__):
-            return f"\ngpt1 {shown(wrote)} wrote it, this is gpt1 {__version__}: update gpt1"
+            return f"\ngpt1 {display(wrote)} wrote it, this is gpt1 {__version__}: update gpt1"
     return ""
 
 
@@ -98,17 +98,17 @@ RECORDED: dict[str, Any] = {"command": str, "command_line": list[str], "date": s
 
 
 def environment(folder: Path) -> dict[str, Any]:
-    """What environment.json says; empty where there is none. InputError where that is no record of a run."""
+    """What environment.json says; empty where there is none. UserError where that is no record of a run."""
     path = folder / "environment.json"
     if not path.exists():
         return {}
     found = read_json(path)
     resumed: Any = found.get("resumed", [])  # anything may stand in a stranger's file
     if not isinstance(resumed, list) or not all(isinstance(session, dict) for session in resumed):
-        raise InputError(f"{path} is no record of a run: resumed={shown(resumed)} is no list of sessions")
+        raise UserError(f"{path} is no record of a run: resumed={display(resumed)} is no list of sessions")
     sessions = [(session, key) for session in (found, *resumed) for key in RECORDED if key in session]
     if wrong := [problem for session, key in sessions for problem in check(RECORDED[key], session[key], key)]:
-        raise InputError("\n".join([f"{path} is no record of a run:", *wrong[:10]]))
+        raise UserError("\n".join([f"{path} is no record of a run:", *wrong[:10]]))
     return found
 
 

@@ -22,7 +22,7 @@ from shlex import quote
 from typing import Any
 
 from gpt1cli.config.commands import FewshotConfig, TrainConfig, ZeroshotConfig
-from gpt1cli.config.schema import InputError, flat, shown
+from gpt1cli.config.schema import UserError, display, flat
 from gpt1cli.config.training import LoggerConfig
 from gpt1cli.runs.files import append_jsonl, read_config, read_json, read_jsonl, write_json
 from gpt1cli.runs.record import environment
@@ -77,13 +77,13 @@ class Tracker:
 
 
 def check(config: LoggerConfig) -> None:
-    """InputError where the tracker is not installed, or told to send what gpt1 leaves on this machine."""
+    """UserError where the tracker is not installed, or told to send what gpt1 leaves on this machine."""
     specs = [importlib.util.find_spec(name) for name in NEEDED[config.name]]
     if not all(spec and spec.origin for spec in specs):  # without an origin it is a mere folder of that name
         way = f"pip install 'gpt1[{config.name}]', or name logger=none"
-        raise InputError(f"logger={config.name}: it is not installed; {way}")
+        raise UserError(f"logger={config.name}: it is not installed; {way}")
     if config.name == "trackio" and (named := [name for name in ELSEWHERE if os.environ.get(name)]):
-        raise InputError(
+        raise UserError(
             f"logger=trackio writes to a folder of this machine, but {' and '.join(named)} is set: unset it;"
             " trackio sync sends that folder to a Space"
         )
@@ -151,7 +151,7 @@ class Follower:
             act()
         except Exception as error:  # whatever a library of somebody else's stumbles over
             self.tracker = None
-            why = shown(" ".join(f"{type(error).__name__}: {error}".split()))
+            why = display(" ".join(f"{type(error).__name__}: {error}".split()))
             later = f", and resume={self.folder} sends the rest" if hasattr(self.config, "resume") else ""
             self.say(
                 f"warning: logger={self.config.logger.name} failed, and the run goes on without it: {why};"

@@ -25,7 +25,7 @@ from gpt1cli.cli.overrides import quote
 from gpt1cli.cli.resolve import compose
 from gpt1cli.config import options
 from gpt1cli.config.commands import COMMANDS, RunConfig, SearchConfig, SweepsConfig, TrainConfig
-from gpt1cli.config.schema import InputError, annotation_of, flat, shown
+from gpt1cli.config.schema import UserError, annotation_of, display, flat
 from gpt1cli.config.training import LoggerConfig
 from gpt1cli.runs.console import clock, write_log
 from gpt1cli.runs.files import read_config, read_json
@@ -57,7 +57,7 @@ class Cell:
 
 
 def composed(name: str, command: str, given: Sequence[str], parent: Parent, after: Sequence[str] = ()) -> Cell:
-    """The cell of these overrides. InputError names the cell and what is wrong with it."""
+    """The cell of these overrides. UserError names the cell and what is wrong with it."""
     composer = composer_of(command, parent)
     words = (*_shared(parent, composer.cls), *given)
     try:
@@ -65,8 +65,8 @@ def composed(name: str, command: str, given: Sequence[str], parent: Parent, afte
         together = [words] if command == "search" else [[word] for word in words]
         checked = [word for some in together for word in composer.check([*some], whole=False)]
         return Cell(name, command, words, execute.resolved(compose(composer, checked).config), tuple(after))
-    except InputError as error:
-        raise InputError(f"cell {name}: {error}") from None
+    except UserError as error:
+        raise UserError(f"cell {name}: {error}") from None
 
 
 def differences(cell: Cell, stored: Mapping[str, Any]) -> list[str]:
@@ -75,7 +75,7 @@ def differences(cell: Cell, stored: Mapping[str, Any]) -> list[str]:
     # besides where and how it is executed and followed, and what init tells of init_lstm
     apart = ("resume", "config", "cache", "hub", "out", "name", "init_lstm")
     keys = [key for key in now if before.get(key) != now[key] and not key.startswith(HOW) and key not in apart]
-    return [f"{key}={shown(before.get(key))}, now {shown(now[key])}" for key in keys]
+    return [f"{key}={display(before.get(key))}, now {display(now[key])}" for key in keys]
 
 
 def composer_of(command: str, parent: Parent) -> Composer:
@@ -132,7 +132,7 @@ def run_all(
             continue
         if is_run(place) and (other := differences(cell, read_config(place / "config.yaml"))):
             told = "\n  ".join(other)
-            raise InputError(f"{place} was begun with another configuration:\n  {told}\nstart a new one instead")
+            raise UserError(f"{place} was begun with another configuration:\n  {told}\nstart a new one instead")
         if is_finished(place, None):
             tidy(cell)
             continue
@@ -142,7 +142,7 @@ def run_all(
         try:
             run_one(cell, place, parent)
             tidy(cell)
-        except InputError as error:
+        except UserError as error:
             warn(home.parent, f"gpt1: cell {cell.name}: {error}")
             failed[cell.name] = str(error)
         except execute.Failed as error:  # it has said why

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from gpt1cli.config.commands import FewshotConfig, FinetuneConfig, SearchConfig, SweepsConfig
 from gpt1cli.config.prompt import PromptConfig
-from gpt1cli.config.schema import InputError, annotation_of, build, unknown
+from gpt1cli.config.schema import UserError, annotation_of, build, unknown
 from gpt1cli.runs.files import read_config
 from gpt1cli.studies import transfer
 from gpt1cli.studies.cells import Cell, composed
@@ -86,21 +86,21 @@ def kinds(config: SweepsConfig) -> list[Kind]:
 
 
 def chosen_rows(config: SweepsConfig) -> list[str]:
-    """The rows that are run. InputError for one that there is not."""
+    """The rows that are run. UserError for one that there is not."""
     named = transfer.variants(config)
     if odd := [name for name in named if name not in ROWS]:
-        raise InputError(f"variants={named}: {unknown(odd[0], ROWS, f'row of study={config.study.name}')}")
+        raise UserError(f"variants={named}: {unknown(odd[0], ROWS, f'row of study={config.study.name}')}")
     return named
 
 
 def _check(config: SweepsConfig) -> None:
-    """InputError for overrides of the cells that the study itself makes."""
+    """UserError for overrides of the cells that the study itself makes."""
     named = [word.lstrip("+").partition("=")[0] for word in config.cells]
     wrong = [f"{key}=: {TAKEN[key]}" for key in TAKEN if key in named]
     if "demos=none" in config.cells:
         wrong.append("demos=none: the rows say where there are none: variants=[...]")
     if wrong:
-        raise InputError("\n".join(f"study={config.study.name}: {problem}" for problem in wrong))
+        raise UserError("\n".join(f"study={config.study.name}: {problem}" for problem in wrong))
 
 
 # --- cells ------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from gpt1cli.config.commands import FinetuneConfig, SweepsConfig
 from gpt1cli.config.model import ModelConfig
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.runs.files import read_config
 from gpt1cli.studies.cells import Cell, composed
 
@@ -64,7 +64,7 @@ def pretrainings(config: SweepsConfig) -> list[Cell]:
         key, _, group = (part := word.partition("=")[0]).rpartition(".")
         if part in ("model", "tokenizer") or key == "tokenizer" or (key == "model" and group in SHAPE):
             way = "name it in study.pretraining=[...], each word in quotes, or name init=RUN"
-            raise InputError(f"{word}: study={config.study.name} pretrains the models of its cells: {way}")
+            raise UserError(f"{word}: study={config.study.name} pretrains the models of its cells: {way}")
     return [composed(f"pretrain-{name}", "pretrain", given, config) for name, given in words.items()]
 
 
@@ -78,7 +78,7 @@ def _own(config: SweepsConfig) -> list[str]:
     if not config.study.pretraining or _named(config, "transformer"):
         return []
     if lstm := _named(config, "lstm"):
-        raise InputError(
+        raise UserError(
             f"init_lstm={lstm}: study={config.study.name} pretrains both models of its cells: name init= too"
         )
     return list(ARCHITECTURES if "lstm" in variants(config) or probed(config) else ARCHITECTURES[:1])

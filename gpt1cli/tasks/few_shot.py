@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.tasks.example import Example
 
@@ -55,7 +55,7 @@ def order(task: str, rows: int, seed: int) -> np.ndarray:
 def draw(task: TaskConfig, rows: Sequence[Example], shots: int, seed: int) -> tuple[list[Example], list[Example]]:
     """Of each class `shots` rows to train on, and as many others to validate on; a class that comes first stands first.
 
-    InputError names the classes with too few.
+    UserError names the classes with too few.
     """
     by_class: dict[int, list[Example]] = {}
     for i in order(task.name, len(rows), seed):
@@ -65,7 +65,7 @@ def draw(task: TaskConfig, rows: Sequence[Example], shots: int, seed: int) -> tu
     there = {name: len(by_class.get(number, ())) for number, name in enumerate(class_names(task))}
     if few := [f"{name}: {count}" for name, count in there.items() if count < 2 * shots]:
         wanted = f"shots={shots} takes {shots} of each class to train on and {shots} more to validate on"
-        raise InputError(f"task={task.name}: {wanted}; too few in its training split are {', '.join(few)}")
+        raise UserError(f"task={task.name}: {wanted}; too few in its training split are {', '.join(few)}")
     parts = slice(shots), slice(shots, 2 * shots)
     train, valid = ([row for found in by_class.values() for row in found[part]] for part in parts)
     return train, valid

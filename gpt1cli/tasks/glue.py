@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.runs.files import read_jsonl, write_bytes, write_text, writing
 
@@ -84,9 +84,9 @@ def pack(target: Path, files: Mapping[str, Path]) -> list[tuple[str, str]]:
     """All eleven files in a zip, a filler where one is missing or has not the test set's size; file -> where from."""
     if not files:
         way = "predict a test split of GLUE whole, without limit.test"
-        raise InputError(f"submission={target}: no run has a file in its folder submission/; {way}")
+        raise UserError(f"submission={target}: no run has a file in its folder submission/; {way}")
     if target.exists():
-        raise InputError(f"submission={target} exists: name another file, or remove it")
+        raise UserError(f"submission={target} exists: name another file, or remove it")
     told, packed = [], io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, file in FILES.items():

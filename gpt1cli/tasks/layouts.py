@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.tasks.example import Ids
 
 
@@ -87,7 +87,7 @@ LAYOUTS: dict[str, Layout] = {
 def shortened(texts: Sequence[Sequence[int]], room: int) -> tuple[list[Sequence[int]], bool]:
     """The texts cut at their ends, the longest first, until `room` tokens hold them all; and whether any was cut."""
     if room < len(texts):
-        raise InputError(f"n_positions leaves {max(0, room)} tokens for {len(texts)} text(s) beside the special tokens")
+        raise UserError(f"n_positions leaves {max(0, room)} tokens for {len(texts)} text(s) beside the special tokens")
     lengths = [len(text) for text in texts]
     while (excess := sum(lengths) - room) > 0:
         longest = lengths.index(max(lengths))

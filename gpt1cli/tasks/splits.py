@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpt1cli.config.commands import EvaluateConfig, FewshotConfig, FinetuneConfig, SearchConfig, ZeroshotConfig
-from gpt1cli.config.schema import InputError, unknown
+from gpt1cli.config.schema import UserError, unknown
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.models.batch import Item
 from gpt1cli.runs.console import Progress
@@ -105,7 +105,7 @@ def warn_absent(progress: Progress, task: TaskConfig, name: str) -> None:
 
 
 def check(task: TaskConfig) -> None:
-    """InputError for a source or metrics that do not exist or do not fit: what groups.py, one floor below, cannot know.
+    """UserError for a source or metrics that do not exist or do not fit: what groups.py, one floor below, cannot know.
 
     Every command calls it before it asks for data.
     """
@@ -127,7 +127,7 @@ def check(task: TaskConfig) -> None:
         errors.append(f"task.path={task.path}: no such folder")
     errors += glue.check(task)
     if errors:
-        raise InputError("\n".join(errors))
+        raise UserError("\n".join(errors))
 
 
 def resolved(task: TaskConfig) -> TaskConfig:
@@ -136,20 +136,20 @@ def resolved(task: TaskConfig) -> TaskConfig:
 
 
 def load(task: TaskConfig, split: str, hub: str | None, cache: str | Path) -> Loaded | None:
-    """A split of a task under our name; None where the data set lacks it, InputError for train or valid.
+    """A split of a task under our name; None where the data set lacks it, UserError for train or valid.
 
     Rows without a label are dropped, but for a test split that has no label at all: that one is there to be predicted.
     """
     check(task)
     if split not in task.splits:
-        raise InputError(unknown(split, task.splits, f"split of task={task.name}"))
+        raise UserError(unknown(split, task.splits, f"split of task={task.name}"))
     module, _, function = SOURCES[task.source].partition(":")
     examples = getattr(importlib.import_module(module), function)(task, task.splits[split], hub, cache)
     labelled = [example for example in examples or () if example.label is not None]
     if split in ("train", "valid") and not labelled:
         amiss = "has no labelled row" if examples else "is missing or empty"
         place = f"{task.repo or getattr(task, split) or task.source}{', subset ' + task.subset if task.subset else ''}"
-        raise InputError(f"task={task.name}: split {task.splits[split]} of {place} {amiss}")
+        raise UserError(f"task={task.name}: split {task.splits[split]} of {place} {amiss}")
     if examples and not labelled and split.startswith("test"):
         return Loaded(examples, 0)
     return Loaded(labelled, len(examples) - len(labelled)) if labelled else None

@@ -30,7 +30,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.runs import files
 from gpt1cli.text import bytelevel, normalise
 from gpt1cli.text.chunk_cache import Lookup
@@ -65,13 +65,13 @@ class Tokenizer:
     level: ClassVar[str] = "words"  # what its symbols are parts of: TokenizerConfig.level
 
     def __init__(self, vocabulary: Mapping[str, int], merges: Iterable[tuple[str, str]]) -> None:
-        """Entry -> id, and the merges, the earliest first; InputError says where the two do not fit each other."""
+        """Entry -> id, and the merges, the earliest first; UserError says where the two do not fit each other."""
         from tokenizers import models
 
         self.vocabulary = dict(sorted(vocabulary.items(), key=lambda entry: entry[1]))
         self.merges = [(left, right) for left, right in merges]
         if problems := list(_problems(self.vocabulary, self.merges)):
-            raise InputError("\n".join(problems))
+            raise UserError("\n".join(problems))
         self._bpe = models.BPE(self.vocabulary, self.merges, unk_token=UNKNOWN, end_of_word_suffix=END_OF_WORD)
         self._entries = [*self.vocabulary, *SPECIAL]
         self._dtype = np.dtype(np.uint16 if len(self._entries) < (1 << 16) - 1 else np.uint32)
@@ -202,11 +202,11 @@ class ByteTokenizer(Tokenizer):
     level = "bytes"
 
     def __init__(self, vocabulary: Mapping[str, int], merges: Iterable[tuple[str, str]]) -> None:
-        """Entry -> id, and the merges, the earliest first; InputError says where the two do not fit each other."""
+        """Entry -> id, and the merges, the earliest first; UserError says where the two do not fit each other."""
         self.vocabulary = dict(sorted(vocabulary.items(), key=lambda entry: entry[1]))
         self.merges = [(left, right) for left, right in merges]
         if problems := list(_misfits(self.vocabulary, self.merges, {*bytelevel.BYTES}, {bytelevel.END_OF_TEXT})):
-            raise InputError("\n".join(problems))
+            raise UserError("\n".join(problems))
         self._pipeline = bytelevel.pipeline(self.vocabulary, self.merges)
         self._entries = [*self.vocabulary, *SPECIAL]
         self._bytes = [*map(bytelevel.bytes_of, self.vocabulary), *(name.encode() for name in SPECIAL)]
@@ -258,7 +258,7 @@ def of(vocabulary: Mapping[str, int], merges: Iterable[tuple[str, str]]) -> Toke
 
 
 def load(folder: Path) -> Tokenizer:
-    """The tokenizer of a folder with vocab.json and merges.txt; InputError names a file that is missing or corrupt."""
+    """The tokenizer of a folder with vocab.json and merges.txt; UserError names a file that is missing or corrupt."""
     released = all((folder / name).is_file() for name in RELEASED_FILES)
     vocabulary, merges = (folder / name for name in (RELEASED_FILES if released else (VOCABULARY_FILE, MERGES_FILE)))
     try:
@@ -266,10 +266,10 @@ def load(folder: Path) -> Tokenizer:
         if len(missing) == 2 and (folder / PIPELINE_FILE).is_file():
             return of(*_read_pipeline(folder / PIPELINE_FILE))
         if missing:
-            raise InputError(f"no file {' and no '.join(missing)}")
+            raise UserError(f"no file {' and no '.join(missing)}")
         return of(_read_vocabulary(vocabulary), _read_merges(merges))
-    except InputError as error:
-        raise InputError(
+    except UserError as error:
+        raise UserError(
             f"no usable tokenizer in {folder}:\n{error}\n"
             f"A tokenizer is {VOCABULARY_FILE} and {MERGES_FILE} of one vocabulary: copy both again from their source."
         ) from None
@@ -279,7 +279,7 @@ def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file.name} cannot be read: {error}") from None
+        raise UserError(f"{file.name} cannot be read: {error}") from None
 
 
 def _read_json(file: Path) -> Any:
@@ -287,7 +287,7 @@ def _read_json(file: Path) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file.name} is not whole JSON: {error}") from None
+        raise UserError(f"{file.name} is not whole JSON: {error}") from None
 
 
 def _read_pipeline(file: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -299,14 +299,14 @@ def _read_pipeline(file: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
         merges = [(str(left), str(right)) for left, right in pairs]
         vocabulary = {str(entry): int(index) for entry, index in model["vocab"].items()}
     except (TypeError, LookupError, ValueError, AttributeError) as error:
-        raise InputError(f"{file.name} holds no byte-pair vocabulary with its merges ({error})") from None
+        raise UserError(f"{file.name} holds no byte-pair vocabulary with its merges ({error})") from None
     return vocabulary, merges
 
 
 def _read_vocabulary(file: Path) -> dict[str, int]:
     vocabulary = _read_json(file)
     if not isinstance(vocabulary, dict) or not all(type(index) is int for index in vocabulary.values()):
-        raise InputError(f"{file.name} does not map entries to whole numbers")
+        raise UserError(f"{file.name} does not map entries to whole numbers")
     return vocabulary
 
 
@@ -321,7 +321,7 @@ def _read_merges(file: Path) -> list[tuple[str, str]]:
         if len(pair) == 2 and all(pair):
             merges.append((pair[0], pair[1]))
         elif line or number > 1:
-            raise InputError(f"{file.name}, line {number}: expected two symbols and one blank, found {line!r}")
+            raise UserError(f"{file.name}, line {number}: expected two symbols and one blank, found {line!r}")
     return merges
 
 
@@ -367,7 +367,7 @@ def train(counts: Mapping[str, int], merges: int) -> Tokenizer:
     Deterministic: of equally frequent pairs the one with the lower ids is merged first. The base symbols are the
     BASE_SYMBOLS most frequent ones, of equally frequent ones the first in code point order; a word with any other
     symbol takes no part in the merges. A small corpus gives fewer merges: `len(tokenizer.merges)` says how many.
-    InputError where there is no word at all.
+    UserError where there is no word at all.
     """
     from tokenizers import Tokenizer as Pipeline
     from tokenizers import models, trainers
@@ -378,7 +378,7 @@ def train(counts: Mapping[str, int], merges: int) -> Tokenizer:
             symbols[symbol] += count
     visible = [symbol for symbol in symbols if not symbol.isspace()]  # line breaks have an entry of their own
     if not visible:
-        raise InputError("no word to train a vocabulary on: the corpus is empty or only white space")
+        raise UserError("no word to train a vocabulary on: the corpus is empty or only white space")
     base = sorted(visible, key=lambda symbol: (-symbols[symbol], symbol))[:BASE_SYMBOLS]
 
     # NOTE: all symbols are given as special tokens because those get their ids first and in order. Left to itself the
@@ -399,10 +399,10 @@ def train(counts: Mapping[str, int], merges: int) -> Tokenizer:
 
 
 def train_bytes(texts: Iterable[str], merges: int) -> ByteTokenizer:
-    """A byte-level vocabulary of at most `merges` merges from texts as they are. InputError where there is none."""
+    """A byte-level vocabulary of at most `merges` merges from texts as they are. UserError where there is none."""
     vocabulary, learned = bytelevel.train(texts, merges)
     if not learned:
-        raise InputError("no text to train a vocabulary on: no two bytes in it come together twice")
+        raise UserError("no text to train a vocabulary on: no two bytes in it come together twice")
     return ByteTokenizer(vocabulary, learned)
 
 

@@ -32,7 +32,7 @@ from typing import Any, BinaryIO, TextIO
 import numpy as np
 
 from gpt1cli.config.data import TokenizerConfig
-from gpt1cli.config.schema import InputError, shown
+from gpt1cli.config.schema import UserError, display
 from gpt1cli.data import demo_world, hub
 from gpt1cli.runs.console import Progress
 from gpt1cli.runs.files import _put, appearing, of, read_json, write_json, write_text, writing
@@ -61,12 +61,12 @@ def tokenizer_of(
         published = bpe.load(found["vocab.json"].parent)
         if published.level != config.level:
             told = f"tokenizer.level={config.level}: the vocabulary of {config.repo} is one of {published.level}"
-            raise InputError(f"{told}; name tokenizer.level={published.level}")
+            raise UserError(f"{told}; name tokenizer.level={published.level}")
         return published
     if config.source == "demo":
         corpus = demo(demo_world.VOCABULARY_DOCUMENTS)
     if corpus is None:
-        raise InputError(
+        raise UserError(
             f"tokenizer={config.name} is trained on a corpus, and this command has none;"
             " name init=RUN, whose tokenizer is taken, or tokenizer=openai or tokenizer=demo"
         )
@@ -128,7 +128,7 @@ class Shards:
 
 
 def prepare(source: Source, name: str, vocabulary: Tokenizer, cache: str, reporting: Reporting) -> Shards:
-    """Token shards of a corpus, from the cache or made now. InputError for an empty corpus."""
+    """Token shards of a corpus, from the cache or made now. UserError for an empty corpus."""
     folder = Path(cache) / "corpora" / f"{name}-{_key(FORMAT, source.digest, vocabulary.identity)}"
     if not folder.exists():
         with _alone(folder, reporting) as aside:
@@ -148,25 +148,25 @@ def prepare(source: Source, name: str, vocabulary: Tokenizer, cache: str, report
 
 
 def described(folder: Path) -> dict[str, Any]:
-    """What a prepared corpus says of itself. InputError where that is damaged, or of another format."""
+    """What a prepared corpus says of itself. UserError where that is damaged, or of another format."""
     again = f"remove {folder}, and it is prepared again"
     try:
         meta = read_json(folder / "meta.json")
         if meta["format"] != FORMAT:
-            raise InputError(f"{folder / 'meta.json'}: format {shown(meta['format'])}; this gpt1 reads {FORMAT}")
+            raise UserError(f"{folder / 'meta.json'}: format {display(meta['format'])}; this gpt1 reads {FORMAT}")
         if meta["dtype"] not in ("uint16", "uint32"):
-            raise InputError(f"{folder / 'meta.json'}: dtype={shown(meta['dtype'])} is none of token ids")
+            raise UserError(f"{folder / 'meta.json'}: dtype={display(meta['dtype'])} is none of token ids")
         if not all(type(meta[key]) is int and meta[key] >= 0 for key in ("train_tokens", "valid_tokens", "documents")):
-            raise InputError(f"{folder / 'meta.json'}: a number of tokens or of documents is no count")
+            raise UserError(f"{folder / 'meta.json'}: a number of tokens or of documents is no count")
     except KeyError as error:
-        raise InputError(f"{folder / 'meta.json'}: no {error.args[0]} in it; {again}") from None
-    except InputError as error:
-        raise InputError(f"{error}; {again}") from None
+        raise UserError(f"{folder / 'meta.json'}: no {error.args[0]} in it; {again}") from None
+    except UserError as error:
+        raise UserError(f"{error}; {again}") from None
     return meta
 
 
 def check(folder: Path, meta: Mapping[str, Any]) -> None:
-    """Hold the shards against their checksums, reading all of them. InputError names one that is damaged."""
+    """Hold the shards against their checksums, reading all of them. UserError names one that is damaged."""
     again = f"remove {folder}, and it is prepared again"
     states = _states(folder)
     for split in ("train", "valid"):
@@ -174,10 +174,10 @@ def check(folder: Path, meta: Mapping[str, Any]) -> None:
         held = path.stat().st_size if path.is_file() else None
         if held != size:
             found = "missing" if held is None else f"{held:,} bytes, {size:,} were written"
-            raise InputError(f"{path}: {found}; {again}")
+            raise UserError(f"{path}: {found}; {again}")
         written = meta.get("checksums", {}).get(path.name)  # none by an older gpt1
         if written and (told := of(path)) != written:
-            raise InputError(f"{path}: damaged (its checksum is {told}, {written} was written); {again}")
+            raise UserError(f"{path}: damaged (its checksum is {told}, {written} was written); {again}")
     with contextlib.suppress(OSError):  # a cache that cannot be written to is read again next time
         _seen(folder).write_text(json.dumps({"states": states}))  # torn, it counts as none
 
@@ -202,7 +202,7 @@ def _states(folder: Path) -> dict[str, list[int]]:
 
 def _seen_whole(folder: Path) -> bool:
     """Whether the shards are the files that were found whole before."""
-    with contextlib.suppress(InputError):
+    with contextlib.suppress(UserError):
         return read_json(_seen(folder)).get("states") == _states(folder)
     return False
 
@@ -281,7 +281,7 @@ def _prepare(aside: Path, source: Source, vocabulary: Tokenizer, reporting: Repo
             vocabulary.save(aside)
             done = _write(aside, source, vocabulary, dtype, reporting)
             _complete(aside, done, vocabulary, dtype)
-        except InputError:
+        except UserError:
             shutil.rmtree(aside)  # once mended it is another corpus
             raise
     # From here on only what can be done twice: what meta.json tells is true, and nothing else is left.
@@ -345,7 +345,7 @@ def _save(folder: Path, done: _Done, files: Mapping[str, BinaryIO]) -> None:
 def _take_up(folder: Path, dtype: np.dtype) -> _Done:
     """What an earlier process has done, its files cut to just that; nothing where they do not hold as much."""
     done = fresh = _Done(documents.PART)
-    with contextlib.suppress(InputError, TypeError):  # none there, or one of another version
+    with contextlib.suppress(UserError, TypeError):  # none there, or one of another version
         done = _Done(**read_json(folder / "done.json"))
     held = {file.name: file.stat().st_size for file in folder.iterdir()}
     if done.cut != fresh.cut or any(held.get(name, 0) < size for name, size in done.sizes(dtype).items()):
@@ -360,7 +360,7 @@ def _complete(folder: Path, done: _Done, vocabulary: Tokenizer, dtype: np.dtype)
     """The borders of the documents, validation tokens where there are few documents, and last of all meta.json."""
     tokens = dict(done.tokens)
     if not tokens["train"]:
-        raise InputError("the corpus is empty: no text in it gave a token")
+        raise UserError("the corpus is empty: no text in it gave a token")
     begins = {split: np.fromfile(folder / f"{split}.begins", np.int64) for split in tokens}
     ends = {split: np.append(begins[split], tokens[split]) for split in tokens}  # where each document ends, after a 0
     if done.documents < VALID_EVERY:  # the last 5% of the tokens are for validation

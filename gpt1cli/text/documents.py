@@ -15,7 +15,7 @@ from glob import glob
 from pathlib import Path
 
 from gpt1cli.config.data import CorpusConfig
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.data import demo_world, hub
 
 PART = 2**18  # characters handed to one worker at a time
@@ -40,7 +40,7 @@ class Source:
 
 
 def find(config: CorpusConfig, hub_folder: str | None, cache: str) -> Source:
-    """Look up a corpus without tokenising it. InputError where there is none."""
+    """Look up a corpus without tokenising it. UserError where there is none."""
     if config.source == "demo":
         return demo()
     if config.source == "text":
@@ -54,9 +54,9 @@ def find(config: CorpusConfig, hub_folder: str | None, cache: str) -> Source:
     assert config.repo
     rows = hub.dataset(config.repo, config.subset, "train", hub_folder, cache)
     if config.column not in rows.column_names:
-        raise InputError(f"corpus.column={config.column}: {config.repo} has {', '.join(rows.column_names)}")
+        raise UserError(f"corpus.column={config.column}: {config.repo} has {', '.join(rows.column_names)}")
     if getattr(rows.features[config.column], "dtype", None) not in ("string", "large_string"):
-        raise InputError(f"corpus.column={config.column}: {config.repo} has no text in it")
+        raise UserError(f"corpus.column={config.column}: {config.repo} has no text in it")
     texts = lambda: (row[config.column] or "" for row in rows)  # noqa: E731
     read = (lambda: _articles(texts())) if config.documents == "articles" else (lambda: ((t,) for t in texts()))
     digest = hashlib.sha256(f"{hub.fingerprint(rows)} {config.column} {config.documents}".encode()).hexdigest()
@@ -83,9 +83,9 @@ def text_files(path: str) -> list[Path]:
     else:
         files = sorted(Path(f) for f in glob(str(expanded), recursive=True) if Path(f).is_file())
     if not files:
-        raise InputError(f"corpus.path={path}: no such file, and no folder or glob with {', '.join(kinds)} files in it")
+        raise UserError(f"corpus.path={path}: no such file, and no folder or glob with {', '.join(kinds)} files in it")
     if odd := [f for f in files if f.suffix not in kinds]:
-        raise InputError(f"corpus.path={path}: {odd[0].name} is none of {', '.join(kinds)}")
+        raise UserError(f"corpus.path={path}: {odd[0].name} is none of {', '.join(kinds)}")
     return files
 
 
@@ -112,14 +112,14 @@ def _read(path: Path, column: str | None) -> Iterator[Iterable[str]]:
         try:
             file = pyarrow.parquet.ParquetFile(path)
             if column not in file.schema_arrow.names:
-                raise InputError(f"corpus.column={column}: {path} has {', '.join(file.schema_arrow.names)}")
+                raise UserError(f"corpus.column={column}: {path} has {', '.join(file.schema_arrow.names)}")
             kind = file.schema_arrow.field(column).type
             if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-                raise InputError(f"corpus.column={column}: {path} has no text in it, but {kind}")
+                raise UserError(f"corpus.column={column}: {path} has no text in it, but {kind}")
             for batch in file.iter_batches(batch_size=256, columns=[column]):
                 yield from ((value.as_py() or "",) for value in batch.column(0))
         except pyarrow.ArrowException as error:
-            raise InputError(f"{path}: not a readable parquet file ({error})") from error
+            raise UserError(f"{path}: not a readable parquet file ({error})") from error
 
 
 def _blocks(path: Path) -> Iterator[str]:
@@ -139,9 +139,9 @@ def _lines(path: Path) -> Iterator[str]:
         raise _not_utf8(path, error) from error
 
 
-def _not_utf8(path: Path, error: UnicodeDecodeError) -> InputError:
+def _not_utf8(path: Path, error: UnicodeDecodeError) -> UserError:
     byte = error.object[error.start]
-    return InputError(
+    return UserError(
         f"{path}: not UTF-8 (byte 0x{byte:02x});"
         f" convert it first, as in: iconv -f LATIN1 -t UTF-8 '{path.name}' > fixed.txt"
     )
@@ -151,10 +151,10 @@ def _field(line: str, path: Path, number: int, column: str | None) -> str:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {number}: not JSON ({error})") from error
+        raise UserError(f"{path}, line {number}: not JSON ({error})") from error
     if not isinstance(row, dict) or not isinstance(row.get(column), str):
         found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-        raise InputError(f"{path}, line {number}: no text under corpus.column={column}; there is: {found}")
+        raise UserError(f"{path}, line {number}: no text under corpus.column={column}; there is: {found}")
     return row[column]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gpt1cli.config.data import TokenizerConfig
 from gpt1cli.config.model import ModelConfig
-from gpt1cli.config.schema import InputError, build
+from gpt1cli.config.schema import UserError, build
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.pretrained import locate
 from gpt1cli.pretrained.load import read_tensors
@@ -98,21 +98,21 @@ def _aside(folder: Path, step: int) -> Iterator[Path]:
 
 
 def check_resumable(run: str | None) -> None:
-    """InputError for a run of which no more than its best weights were kept, as a study does: nothing can go on."""
+    """UserError for a run of which no more than its best weights were kept, as a study does: nothing can go on."""
     folder = Path(run or ".") / "checkpoints"
     if run and (folder / "best").exists() and not (folder / "last").exists():
-        raise InputError(f"resume={run}: only its best weights were kept, it cannot go on; init={run} starts from them")
+        raise UserError(f"resume={run}: only its best weights were kept, it cannot go on; init={run} starts from them")
 
 
 def resume(run: Path, optimizer: Optimizer) -> State | None:
     """Put a run's last checkpoint into the optimizer, its model and the generators; None where there is none yet.
 
-    InputError for one that is not whole, or is not of this run's model, names the file and the whole ones before it.
+    UserError for one that is not whole, or is not of this run's model, names the file and the whole ones before it.
     """
     last = run / "checkpoints" / "last"
     if not last.exists():
         if last.is_symlink():
-            raise InputError(f"{last}: it leads to {os.readlink(last)}, which is missing; {_way_on(last)}")
+            raise UserError(f"{last}: it leads to {os.readlink(last)}, which is missing; {_way_on(last)}")
         return None
     check_whole(last)
     state = read_state(last / "state.json")
@@ -126,18 +126,18 @@ def resume(run: Path, optimizer: Optimizer) -> State | None:
 
 
 def read_state(path: Path) -> State:
-    """Where a run stood. InputError where the file is damaged, or tells what this gpt1 does not know."""
+    """Where a run stood. UserError where the file is damaged, or tells what this gpt1 does not know."""
     try:
         return build(State, read_json(path))
-    except InputError as error:
-        raise InputError(f"{path}: no state of a run that this gpt1 knows:\n{error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: no state of a run that this gpt1 knows:\n{error}") from None
 
 
 def check_whole(folder: Path) -> None:
-    """InputError where one of the files it takes to go on from a checkpoint is missing or damaged."""
+    """UserError where one of the files it takes to go on from a checkpoint is missing or damaged."""
     for name in (*READ, "state.json", TRAINING):
         if not (folder / name).is_file():
-            raise InputError(f"{folder / name}: missing; {_way_on(folder)}")
+            raise UserError(f"{folder / name}: missing; {_way_on(folder)}")
     check(folder, (*READ, "state.json", TRAINING), _way_on(folder))
 
 

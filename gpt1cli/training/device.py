@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.config.training import RuntimeConfig
 from gpt1cli.models.kernels import keep_memory
 from gpt1cli.training import collective
@@ -50,11 +50,11 @@ class Machine:
 
 
 def start(config: RuntimeConfig, seed: int) -> Machine:
-    """Choose the device, set threads, arithmetic and seed. InputError where the machine lacks what was asked for."""
+    """Choose the device, set threads, arithmetic and seed. UserError where the machine lacks what was asked for."""
     keep_memory()
     has_cuda = torch.cuda.is_available()
     if config.device == "cuda" and not has_cuda:
-        raise InputError("runtime.device=cuda: torch sees no CUDA device here; use runtime.device=cpu or auto")
+        raise UserError("runtime.device=cuda: torch sees no CUDA device here; use runtime.device=cpu or auto")
     device = torch.device("cpu")
     if has_cuda and config.device != "cpu":
         device = torch.device("cuda", torch.cuda.current_device())

@@ -21,7 +21,7 @@ from torch import nn
 from gpt1cli.config.commands import TrainConfig
 from gpt1cli.config.data import TokenizerConfig
 from gpt1cli.config.model import ModelConfig
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.models.attention import QUERIES
 from gpt1cli.models.batch import Batch
 from gpt1cli.models.create import parameters
@@ -222,7 +222,7 @@ def rehearse(
 ) -> Rehearsal:
     """Do updates at a learning rate of 0; the first one warms up and shows the memory, the others are timed.
 
-    InputError where the device has too little memory.
+    UserError where the device has too little memory.
     """
     device = next(model.parameters()).device
     model.train()
@@ -240,7 +240,7 @@ def rehearse(
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
     except (OutOfMemory, torch.OutOfMemoryError) as error:
-        raise InputError(
+        raise UserError(
             f"an update does not fit into the memory of {device}: name a smaller runtime.micro_batch="
         ) from error
     return Rehearsal(time.perf_counter() - began, count, tokens, pass_bytes, peak_memory_bytes(device))

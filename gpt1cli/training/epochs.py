@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.models.batch import Batch, Item, by_length, items_batch
 from gpt1cli.training import collective
 
@@ -41,7 +41,7 @@ class Epochs:
     """Labelled items in a fresh order each epoch; the call gives the micro-batches of one update.
 
     The last batch of an epoch may be smaller: no example is lost (the released code drops it). With `whole` an update
-    is one micro-batch, for a loss that is no sum over examples; InputError where memory ran out on it.
+    is one micro-batch, for a loss that is no sum over examples; UserError where memory ran out on it.
     """
 
     items: Sequence[Item]
@@ -63,7 +63,7 @@ class Epochs:
         places = order[position * self.batch_size : (position + 1) * self.batch_size].tolist()
         chosen = self.anew(places, step) if self.anew else [self.items[i] for i in places]
         if self.whole and halvings:
-            raise InputError("the loss is that of a whole batch, which cannot be halved: name a smaller batch_size=")
+            raise UserError("the loss is that of a whole batch, which cannot be halved: name a smaller batch_size=")
         if self.whole:
             return [items_batch(chosen)]
         together = collective.size()

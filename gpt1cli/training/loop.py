@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt1cli.config.commands import TrainConfig
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.models.batch import Batch
 from gpt1cli.runs import folder, signals
 from gpt1cli.runs.console import Progress
@@ -61,11 +61,11 @@ def fit(
     `batches(step, halvings)` gives the micro-batches of an update, halved as often as memory has run out so far.
     `evaluate` gives the validation metrics and the score that the best checkpoint maximises; `save` writes a
     checkpoint, `log` a line of metrics. FloatingPointError when a loss is no longer finite; SystemExit(128 + signal)
-    after Ctrl-C, SIGTERM or pre-emption (signals.py), checkpoint saved. InputError where more updates are done than
+    after Ctrl-C, SIGTERM or pre-emption (signals.py), checkpoint saved. UserError where more updates are done than
     planned: a resumed run does not go back.
     """
     if state.step > plan.steps:
-        raise InputError(f"the run has done {state.step:,} updates already, more than the {plan.steps:,} asked for")
+        raise UserError(f"the run has done {state.step:,} updates already, more than the {plan.steps:,} asked for")
     if not collective.rank():
         folder.reopen(run)  # here and not earlier: whatever a resumed run is refused for, it stays finished
     device = next(model.parameters()).device
@@ -185,12 +185,12 @@ class OutOfMemory(Exception):
         self.rows, self.tokens = rows, tokens
 
     def told(self) -> str:
-        """What is done about it; InputError where nothing can be done here."""
+        """What is done about it; UserError where nothing can be done here."""
         what = f"memory ran out on {self.rows:,} x {self.tokens:,} tokens"
         if self.rows == 1:
-            raise InputError(f"{what}: runtime.precision=bf16, a smaller model, shorter sequences need less") from None
+            raise UserError(f"{what}: runtime.precision=bf16, a smaller model, shorter sequences need less") from None
         if collective.size() > 1:  # the others wait for this one's gradients
-            raise InputError(f"{what}; name runtime.micro_batch={self.rows // 2}") from None
+            raise UserError(f"{what}; name runtime.micro_batch={self.rows // 2}") from None
         return f"{what}: going on with half as much at a time, which changes dropout's masks and nothing else"
 
 

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 
 from gpt1cli.config.commands import TrainConfig
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.runs import files, signals
 from gpt1cli.training.collective import rank
 
@@ -53,7 +53,7 @@ def join(function: Run, config: TrainConfig, folder: Path) -> None:
     if cuda:
         here, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if here >= there:
-            raise InputError(f"{here + 1} processes on this machine, but {there} CUDA devices: start fewer")
+            raise UserError(f"{here + 1} processes on this machine, but {there} CUDA devices: start fewer")
         torch.cuda.set_device(here)
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
@@ -74,7 +74,7 @@ def _on_cuda(config: TrainConfig) -> bool:
 def launch(function: Run, config: TrainConfig, folder: Path) -> None:
     """A command's run on runtime.devices processes of this machine, which end together.
 
-    InputError and SystemExit are passed on from the ranks; RankFailed where one of them failed or was killed.
+    UserError and SystemExit are passed on from the ranks; RankFailed where one of them failed or was killed.
     """
     count, context, runtime = config.runtime.devices, get_context("spawn"), config.runtime
     if runtime.threads is None and not _on_cuda(config):
@@ -112,7 +112,7 @@ def _rank(place: Mapping[str, int], function: Run, config: TrainConfig, folder: 
     threading.Thread(target=_end_with, args=(words,), daemon=True).start()
     try:
         join(function, config, folder)
-    except InputError as error:
+    except UserError as error:
         words.send(("input", str(error), ""))
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -158,7 +158,7 @@ def _tell(
     """Raise what the ranks' ends amount to: a mistake in the input, a kill, a fault, a signal passed on to them."""
     for kind, message, _ in words:
         if kind == "input":
-            raise InputError(message)
+            raise UserError(message)
         if kind == "unwritten":
             raise message
     for number, code in enumerate(codes):

@@ -48,7 +48,7 @@ def keys_of(cls: type, prefix: str = "") -> Iterator[str]:
     """Every dotted key of a command."""
     for name, annotation in schema.fields_of(cls).items():
         yield prefix + name
-        if dataclasses.is_dataclass(inner := schema.bare(annotation)):
+        if dataclasses.is_dataclass(inner := schema.unwrap(annotation)):
             yield from keys_of(typing.cast(type, inner), f"{prefix}{name}.")
 
 

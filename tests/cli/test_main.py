@@ -20,7 +20,7 @@ from gpt1cli.cli.argv import sort
 from gpt1cli.cli.help import EXAMPLES
 from gpt1cli.config import commands as config_commands
 from gpt1cli.config import options, schema
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.config.version import __version__
 from gpt1cli.runs import files as runs_files
 from gpt1cli.runs import record
@@ -195,7 +195,7 @@ def test_a_refused_run_leaves_nothing_behind(capsys, commands, words):
 
 def test_what_is_not_at_hand_is_found_before_a_folder_is_made(capsys, commands):
     def require(needs, hub, cache):
-        raise InputError(f"not reachable: {needs} in {hub}")
+        raise UserError(f"not reachable: {needs} in {hub}")
 
     commands.needs, commands.require = lambda built: [built.task.repo], require
     assert main.main(["finetune", "task=rte", "init=none", "hub=mirror"]) == 2
@@ -206,7 +206,7 @@ def test_what_is_not_at_hand_is_found_before_a_folder_is_made(capsys, commands):
 def test_input_found_at_fault_later_is_exit_2_and_an_empty_folder_goes(capsys, commands):
     def run(built, folder):
         (folder / "run.log").write_text("reading ...")
-        raise InputError("runs=[somewhere]: nothing there")
+        raise UserError("runs=[somewhere]: nothing there")
 
     commands.run = run
     assert main.main(REPORT) == 2

@@ -21,7 +21,7 @@ from gpt1cli.cli import overrides
 from gpt1cli.cli.hydra_loader import Composer, Source
 from gpt1cli.cli.resolve import Composed, compose
 from gpt1cli.config import commands, options
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.runs import files
 
 
@@ -45,7 +45,7 @@ def made(command: str, *words: str) -> Any:
 
 
 def refusal(command: str, *words: str, sweep: bool = False) -> str:
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(UserError) as refused:
         composer = COMPOSERS[command]
         compose(composer, composer.check(list(words), sweep))
     message = str(refused.value)
@@ -213,7 +213,7 @@ def test_a_yaml_of_ones_own_with_a_wrong_key_is_told_by_that_key(tmp_path):
     task = (Path(options.folder()) / "task" / "sst2.yaml").read_text()
     (tmp_path / "task" / "mood.yaml").write_text(task.replace("name: ", "nme: ").replace("label: ", "lable: "))
     composer = Composer("finetune", Source(extra=str(tmp_path)))
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(UserError) as refused:
         compose(composer, composer.check(["task=mood", "init=none"]))
     assert str(refused.value).splitlines() == [
         "task.nme: no such key; did you mean task.name?",
@@ -258,7 +258,7 @@ def test_a_users_own_folder_brings_options_and_presets(tmp_path):
         composer = Composer("finetune", source)
         built: Any = compose(composer, composer.check(["task=own", "+preset=quick", "init=none"])).config
         assert (built.task.name, built.steps) == ("own", 7)
-        with pytest.raises(InputError, match="preset=quik: no such preset; did you mean quick"):
+        with pytest.raises(UserError, match="preset=quik: no such preset; did you mean quick"):
             composer.check(["task=own", "+preset=quik"])
 
 
@@ -351,7 +351,7 @@ def test_a_prompt_may_be_written_as_a_tasks_yaml_has_it(tmp_path):
 )
 def test_a_prompt_that_yaml_reads_otherwise_is_refused_with_the_way_to_write_it(tmp_path, text, told):
     (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises(InputError, match=re.escape(told)):
+    with pytest.raises(UserError, match=re.escape(told)):
         compose(COMPOSERS["finetune"], ["task=demo_sentiment", f"prompt={tmp_path / 'mine.yaml'}", "method=prompt"])
 
 

@@ -21,7 +21,7 @@ from worlds import SMALL, STORY
 from gpt1cli.cli import execute, sweep
 from gpt1cli.cli.hydra_loader import EXTRAS, Composer, Source
 from gpt1cli.cli.main import main
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.runs import files as runs_files
 from gpt1cli.runs import folder as runs_folder
 from gpt1cli.runs import record
@@ -163,7 +163,7 @@ def test_a_job_in_another_process_stands_where_its_sweep_was_started(tmp_path, m
     assert started().stdout == f"{tmp_path / 'here'} mirror False\n"
     (tmp_path / "here").rmdir()
     told = started().stderr.splitlines()[-1]
-    assert "InputError" in told and "jobs need the same folders on all machines" in told
+    assert "UserError" in told and "jobs need the same folders on all machines" in told
 
 
 @pytest.mark.parametrize("launcher", [JOBLIB, LOCAL], ids=["joblib", "submitit_local"])
@@ -197,7 +197,7 @@ def test_a_sweep_goes_on_with_another_launcher_and_nothing_else(tmp_path, capsys
     runs_files.write_json(tmp_path / sweep.SWEEP, stored)
     assert sweep.again(composer, tmp_path, [f"resume={tmp_path}"]) == stored["overrides"]
     assert sweep.again(composer, tmp_path, [f"resume={tmp_path}", *JOBLIB]) == ["runs=['x']", *JOBLIB]
-    with pytest.raises(InputError, match=r"n_job: no such key"):
+    with pytest.raises(UserError, match=r"n_job: no such key"):
         sweep.again(composer, tmp_path, ["hydra/launcher=joblib", "hydra.launcher.n_job=2"])
     assert main(["report", f"resume={tmp_path}", *JOBLIB, "seed=1"]) == 2
     assert "as it was begun: leave seed=1 out" in capsys.readouterr().err

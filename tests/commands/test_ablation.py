@@ -21,7 +21,7 @@ from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.main import main
 from gpt1cli.cli.resolve import compose
 from gpt1cli.commands import finetune
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.reporting import figure2
 from gpt1cli.runs import files, record
 from gpt1cli.runs import folder as runs_folder
@@ -493,6 +493,6 @@ def test_nothing_leaks_from_cell_to_cell(world, tmp_path):
 
 
 def test_a_cell_that_cannot_be_composed_is_named(world):
-    with pytest.raises(InputError, match=r"cell rte-full: .*transfer_layers=9 exceeds model.n_layer"):
+    with pytest.raises(UserError, match=r"cell rte-full: .*transfer_layers=9 exceeds model.n_layer"):
         start = world / "out/pretrain/story/transformer"
         transfer.finetunings(planned("tasks=[rte]", f"cells=['init={start}','transfer_layers=9']"), None)

@@ -19,7 +19,7 @@ from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.main import main
 from gpt1cli.cli.resolve import compose
 from gpt1cli.commands import fewshot as command
-from gpt1cli.config.schema import InputError, build
+from gpt1cli.config.schema import UserError, build
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data import demo_world
 from gpt1cli.prompts import in_context
@@ -87,9 +87,9 @@ def test_scores_are_balanced_by_their_halves():
 def test_a_class_with_too_few_examples_is_refused():
     assert len(in_context.drawn(TASK, POOL, 8, 0, balanced=True)) == 8
     told = r"shots=10, of each class as many, takes more than train has of positive \(5 wanted, there are 4\); balanced"
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(UserError, match=told):
         in_context.drawn(TASK, POOL, 10, 0, balanced=True)
-    with pytest.raises(InputError, match="shots=21, but train has 20 examples"):
+    with pytest.raises(UserError, match="shots=21, but train has 20 examples"):
         in_context.drawn(TASK, POOL, 21, 0, balanced=False)
 
 

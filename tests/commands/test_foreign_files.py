@@ -13,7 +13,7 @@ import yaml
 from strategies import QUIET, accepted_or_refused, ran, remade, state_of
 from worlds import read
 
-from gpt1cli.config.schema import InputError, flat
+from gpt1cli.config.schema import UserError, flat
 from gpt1cli.evaluation import predictor
 from gpt1cli.pretrained import load
 from gpt1cli.runs import files
@@ -224,7 +224,7 @@ def test_the_logs_that_wandb_links_to_its_own_do_not_stop_a_run(tmp_path):
     (logs / "debug-core.log").symlink_to(tmp_path / "core.log")
     runs_folder.refuse_links(tmp_path / "run")
     (tmp_path / "run" / "wandb" / "offline-run-2").symlink_to(tmp_path)
-    with pytest.raises(InputError, match="wandb/offline-run-2 -> "):
+    with pytest.raises(UserError, match="wandb/offline-run-2 -> "):
         runs_folder.refuse_links(tmp_path / "run")
 
 
@@ -340,10 +340,10 @@ def test_a_tokenizer_of_the_same_size_that_is_not_the_models_is_refused(world, t
     assert len(wrong) == len(right)
     wrong.save(folder)
     (folder / "checksums.json").unlink(missing_ok=True)
-    with pytest.raises(InputError, match="its tokenizer is another one than its model was trained with; copy"):
+    with pytest.raises(UserError, match="its tokenizer is another one than its model was trained with; copy"):
         load.load(str(folder), None, "")
     if part == "run":
-        with pytest.raises(InputError, match="its tokenizer is another one"):
+        with pytest.raises(UserError, match="its tokenizer is another one"):
             predictor.load_tuned(folder)
     about = json.loads((folder / "config.json").read_text())
     del (about.get("gpt1") or about)["tables"]

@@ -36,7 +36,7 @@ from worlds import CONF
 from gpt1cli import models
 from gpt1cli.commands import ablation, finetune
 from gpt1cli.config.model import ModelConfig
-from gpt1cli.config.schema import InputError, build
+from gpt1cli.config.schema import UserError, build
 from gpt1cli.models import create
 from gpt1cli.training import dry_run
 
@@ -208,7 +208,7 @@ def test_a_model_that_memory_has_no_room_for_is_refused(world, short, change):
     lines = (CONF / "model/tiny.yaml").read_text().splitlines()
     key = change.partition(":")[0]
     text = "\n".join(change if line.startswith(f"{key}:") else line for line in lines)
-    with pytest.raises(InputError, match=r"model=tiny is too large: [0-9,]+ parameters"):
+    with pytest.raises(UserError, match=r"model=tiny is too large: [0-9,]+ parameters"):
         create.fresh(build(ModelConfig, yaml.safe_load(text)), 10)
     assert given_by(world, "model", text.encode()) == 2
 

@@ -28,7 +28,7 @@ from strategies import (
 )
 
 from gpt1cli.commands import finetune
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.data import tables
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -51,7 +51,7 @@ def test_a_table_is_read_or_refused_with_its_line(world, form, count):
         try:
             with tables.opened(str(path)) as table:
                 assert all(set(row) <= {*table.columns, *row} for _, row in table.rows)
-        except InputError as error:
+        except UserError as error:
             assert str(path) in str(error) and len(str(error)) < 1000
 
     check()

@@ -11,12 +11,12 @@ import pytest
 from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.resolve import compose
 from gpt1cli.config import commands, options, schema
-from gpt1cli.config.schema import InputError, Key
+from gpt1cli.config.schema import Field, UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Inner:
-    rate: Annotated[float, Key("a rate", above=0)]
+    rate: Annotated[float, Field("a rate", above=0)]
     kind: Literal["a", "b"]
 
     def problems(self):
@@ -26,10 +26,10 @@ class Inner:
 
 @dataclasses.dataclass(frozen=True)
 class Outer:
-    steps: Annotated[int | None, Key("steps", at_least=1)]
+    steps: Annotated[int | None, Field("steps", at_least=1)]
     names: list[str]
     splits: dict[str, str]
-    folder: Annotated[str | None, Key("a folder", filled=True)]
+    folder: Annotated[str | None, Field("a folder", filled=True)]
     inner: Inner
 
 
@@ -64,13 +64,13 @@ def test_good_data_becomes_the_dataclass_and_whole_numbers_become_floats():
     ],
 )
 def test_bad_data_is_refused_by_name_value_and_what_would_be_right(change, message):
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(UserError) as refused:
         schema.build(Outer, GOOD | change)
     assert message in str(refused.value)
 
 
 def test_all_mistakes_are_told_together():
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(UserError) as refused:
         schema.build(Outer, {"steps": 0, "names": [], "splits": {}, "inner": {"rate": -1, "kind": "c"}})
     assert len(str(refused.value).splitlines()) == 4  # steps, folder (missing), inner.rate, inner.kind
 
@@ -127,14 +127,14 @@ def test_every_option_in_conf_composes_and_builds(command, chosen):
 
 @pytest.mark.parametrize("task", PROBES)
 def test_a_task_that_only_probes_is_not_fine_tuned_on(task):
-    with pytest.raises(InputError, match=f"task={task} has no train and valid splits to fine-tune on; there: "):
+    with pytest.raises(UserError, match=f"task={task} has no train and valid splits to fine-tune on; there: "):
         compose(COMPOSERS["finetune"], [f"task={task}", "init=none", "model=tiny"])
 
 
 def test_every_key_has_a_meaning_and_every_group_a_dataclass():
     for command, (cls, *_) in commands.COMMANDS.items():
         for name, annotation in schema.fields_of(cls).items():
-            grouped = dataclasses.is_dataclass(schema.bare(annotation))
+            grouped = dataclasses.is_dataclass(schema.unwrap(annotation))
             assert grouped or schema.key_of(annotation).meaning, f"{command}: {name}"
         assert set(options.defaults(command)[0]) <= set(commands.GROUPS)
         for group in options.defaults(command)[0]:

@@ -21,7 +21,7 @@ import pytest
 from worlds import data_set
 
 from gpt1cli.config.data import CorpusConfig, TokenizerConfig
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data import hub
 from gpt1cli.data.hub import Need
@@ -62,13 +62,13 @@ def test_reads_rows_and_splits_from_a_folder(mirror, tmp_path):
 
 
 def test_what_a_folder_lacks_is_named_with_what_is_there(mirror, tmp_path):
-    with pytest.raises(InputError, match=r"org/set: no subset three; there: one, two"):
+    with pytest.raises(UserError, match=r"org/set: no subset three; there: one, two"):
         hub.dataset("org/set", "three", "train", str(mirror), tmp_path)
-    with pytest.raises(InputError, match=r"org/set: a subset must be named; there: one, two"):
+    with pytest.raises(UserError, match=r"org/set: a subset must be named; there: one, two"):
         hub.dataset("org/set", None, "train", str(mirror), tmp_path)
-    with pytest.raises(InputError, match=r"org/set, subset two: no split test; there: train"):
+    with pytest.raises(UserError, match=r"org/set, subset two: no split test; there: train"):
         hub.dataset("org/set", "two", "test", str(mirror), tmp_path)
-    with pytest.raises(InputError, match=r"org/other: no such folder"):
+    with pytest.raises(UserError, match=r"org/other: no such folder"):
         hub.dataset("org/other", None, "train", str(mirror), tmp_path)
 
 
@@ -96,7 +96,7 @@ def test_a_damaged_file_is_named(mirror, tmp_path, damage, capfd):
     third = len(whole) // 3
     broken = {"half": whole[: 2 * third], "middle": whole[:third] + bytes(third) + whole[2 * third :], "empty": b""}
     path.write_bytes(broken[damage])
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         hub.dataset("org/set", "two", "train", str(mirror), tmp_path / "cache")
     assert str(error.value).startswith(f"{path}: cannot be read (") and "\n" not in str(error.value)
     assert capfd.readouterr() == ("", "")
@@ -106,7 +106,7 @@ def test_a_damaged_file_is_named(mirror, tmp_path, damage, capfd):
 
 def test_a_folder_that_happens_to_lie_here_is_not_taken_for_the_hubs(mirror, offline, monkeypatch):
     monkeypatch.chdir(mirror)
-    with pytest.raises(InputError, match=r"org/set: a folder of that name lies in .* by hub=\."):
+    with pytest.raises(UserError, match=r"org/set: a folder of that name lies in .* by hub=\."):
         hub.dataset("org/set", "one", "train", None, offline / "cache")
     assert hub.dataset("org/set", "one", "train", ".", offline / "cache")[:] == ROWS
 
@@ -115,7 +115,7 @@ def test_code_in_a_data_set_is_not_executed(tmp_path):
     folder = tmp_path / "hub/org/set"
     folder.mkdir(parents=True)
     (folder / "set.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
-    with pytest.raises(InputError, match=r"org/set: cannot be read \(Dataset scripts are no longer supported"):
+    with pytest.raises(UserError, match=r"org/set: cannot be read \(Dataset scripts are no longer supported"):
         hub.dataset("org/set", None, "train", str(tmp_path / "hub"), tmp_path / "cache")
     assert not (tmp_path / "executed").exists()
 
@@ -129,7 +129,7 @@ def test_files_of_a_model(tmp_path):
     assert hub.file("org/model", either, str(tmp_path), tmp_path) == folder / "pytorch_model.bin"
     (folder / "model.safetensors").touch()
     assert hub.file("org/model", either, str(tmp_path), tmp_path) == folder / "model.safetensors"
-    with pytest.raises(InputError, match=r"org/model: no vocab.json there"):
+    with pytest.raises(UserError, match=r"org/model: no vocab.json there"):
         hub.file("org/model", "vocab.json", str(tmp_path), tmp_path)
 
 
@@ -156,7 +156,7 @@ def test_everything_missing_is_listed_together_and_each_way_out_once(offline):
         Need("the vocabulary", "org/model", None, "vocab.json", ("a way", "another")),
         Need("the weights", "org/model", None, ("model.safetensors", "pytorch_model.bin"), ()),
     ]
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         hub.require(needs, None, offline / "cache")
     lines = str(error.value).splitlines()
     assert "cannot be reached" in lines[0] and "127.0.0.1" in lines[0]
@@ -171,7 +171,7 @@ def test_everything_missing_is_listed_together_and_each_way_out_once(offline):
 def test_in_a_folder_the_reason_stands_beside_each_thing(mirror, tmp_path):
     file = Need("it", "org/set", None, "x.json", ())
     needs = [data("org/set", "one"), data("org/set", "three"), data("org/none"), file]
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         hub.require(needs, str(mirror), tmp_path / "cache")
     lines = str(error.value).splitlines()
     assert lines[0] == f"hub={mirror} lacks what this run needs:"
@@ -186,9 +186,9 @@ def test_in_a_folder_the_reason_stands_beside_each_thing(mirror, tmp_path):
 
 def test_a_hub_that_is_no_folder_says_so(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"hub=/no/such: no such folder"):
+    with pytest.raises(UserError, match=r"hub=/no/such: no such folder"):
         hub.require([], "/no/such", tmp_path)
-    with pytest.raises(InputError, match=r"file: this is a file"):
+    with pytest.raises(UserError, match=r"file: this is a file"):
         hub.require([], str(tmp_path / "file"), tmp_path)
 
 
@@ -197,7 +197,7 @@ def test_nothing_needed_asks_nobody(offline, monkeypatch):
     monkeypatch.setattr(hub, "unreachable", lambda: asked.append(1) or "silent")
     hub.require([], None, offline / "cache")
     assert asked == []
-    with pytest.raises(InputError, match="silent"):
+    with pytest.raises(UserError, match="silent"):
         hub.require([data("org/set", "one")], None, offline / "cache")
     assert asked == [1]
 
@@ -247,7 +247,7 @@ def test_a_file_that_comes_half_or_not_leaves_nothing_and_the_next_try_works(off
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(huggingface_hub.file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         monkeypatch.setattr(time, "sleep", lambda _: None)  # between the library's own tries
-        with pytest.raises(InputError, match=rf"(?s)org/model, vocab\.json: .*{told}.*try again.*hub=DIR"):
+        with pytest.raises(UserError, match=rf"(?s)org/model, vocab\.json: .*{told}.*try again.*hub=DIR"):
             hub.file("org/model", "vocab.json", None, offline / "cache")
         assert not [path for path in (offline / "cache").rglob("*") if path.is_file() and path.stat().st_size > 500]
         answers.append("whole")
@@ -340,9 +340,9 @@ def test_a_hub_that_takes_requests_and_sends_nothing_ends_in_bounded_time(hasty,
     with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
         asked_at(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()
-        with pytest.raises(InputError, match=r"org/model, vocab\.json: " + WAYS):
+        with pytest.raises(UserError, match=r"org/model, vocab\.json: " + WAYS):
             hub.file("org/model", "vocab.json", None, hasty / "cache")
-        with pytest.raises(InputError, match=r"org/set, subset one: cannot be read \(" + WAYS):
+        with pytest.raises(UserError, match=r"org/set, subset one: cannot be read \(" + WAYS):
             hub.dataset("org/set", "one", "train", None, hasty / "cache")
         assert time.monotonic() - start < 15
 
@@ -353,7 +353,7 @@ def test_a_data_set_that_comes_half_is_refused_and_the_next_try_works(hasty, mon
     handler = type("Hub", (Mirror,), {"content": (tmp_path / "rows.parquet").read_bytes(), "sends": sends})
     with serving(monkeypatch, handler):
         start = time.monotonic()
-        with pytest.raises(InputError, match=r"org/set: cannot be read \(" + WAYS):
+        with pytest.raises(UserError, match=r"org/set: cannot be read \(" + WAYS):
             hub.dataset("org/set", None, "train", None, hasty / "cache")
         assert time.monotonic() - start < 15
         handler.sends = "whole"
@@ -365,7 +365,7 @@ def test_a_hub_that_stays_silent_is_not_waited_for(offline, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()
-        with pytest.raises(InputError, match="cannot be reached"):
+        with pytest.raises(UserError, match="cannot be reached"):
             hub.require([data("org/set", "one")], None, offline / "cache")
         assert time.monotonic() - start < 3
 
@@ -383,7 +383,7 @@ def test_what_the_caches_hold_needs_no_network(mirror, offline):
         (snapshot / "snapshots" / ("0" * 40) / "b.json").write_text("{}")
         half = root / "org___set/one/0.0.0/k.incomplete"  # what a killed preparation leaves behind
         shutil.copytree(prepared, half)
-        with pytest.raises(InputError, match="org/set"):
+        with pytest.raises(UserError, match="org/set"):
             hub.require(needs, None, offline / "cache")
         half.rename(half.with_suffix(""))
         hub.require(needs, None, offline / "cache")
@@ -396,17 +396,17 @@ def test_what_the_caches_hold_needs_no_network(mirror, offline):
 
 def test_offline_mode_is_named_as_the_reason(offline, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=r"offline mode is enabled.*\n  org/set"):
+    with pytest.raises(UserError, match=r"offline mode is enabled.*\n  org/set"):
         hub.require([data("org/set")], None, offline / "cache")
 
 
 def test_offline_the_check_says_nothing_but_its_message(tmp_path):
     """In a process of its own: the libraries would log their retries on stderr."""
     code = (
-        "from gpt1cli import hub; from gpt1cli.config.schema import InputError\n"
+        "from gpt1cli import hub; from gpt1cli.config.schema import UserError\n"
         "needs = [hub.Need('x', 'org/set', 'one', None, ()), *hub.weights_needs('openai')]\n"
         "try: hub.require(needs, None, 'cache')\n"
-        "except InputError as error: print(error)\n"
+        "except UserError as error: print(error)\n"
     )
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
     environment["PYTHONPATH"] = str(Path(hub.__file__).parents[2])

@@ -8,7 +8,7 @@ import sys
 import pandas
 import pytest
 
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.data import tables
 
 ROWS = [
@@ -90,7 +90,7 @@ def test_a_text_of_ten_megabytes_is_a_text(tmp_path):
 )
 def test_a_broken_file_is_told_with_its_line(tmp_path, name, content, told):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(UserError) as refused:
         read(tmp_path / name)
     assert told in str(refused.value)
 
@@ -99,18 +99,18 @@ def test_a_parquet_file_that_ends_early_or_has_flipped_bits_is_told(tmp_path):
     pandas.DataFrame(ROWS * 1000).to_parquet(tmp_path / "whole.parquet", compression="snappy")
     whole = (tmp_path / "whole.parquet").read_bytes()
     (tmp_path / "short.parquet").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"short\.parquet is no whole parquet file"):
+    with pytest.raises(UserError, match=r"short\.parquet is no whole parquet file"):
         read(tmp_path / "short.parquet")
     (tmp_path / "flipped.parquet").write_bytes(whole[:4] + bytes(b ^ 0xFF for b in whole[4:60]) + whole[60:])
-    with pytest.raises(InputError, match=r"flipped\.parquet"):
+    with pytest.raises(UserError, match=r"flipped\.parquet"):
         read(tmp_path / "flipped.parquet")
 
 
 def test_what_is_no_file_is_told(tmp_path):
-    with pytest.raises(InputError, match=r"none\.csv: no such file"):
+    with pytest.raises(UserError, match=r"none\.csv: no such file"):
         read(tmp_path / "none.csv")
     (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(InputError, match=r"folder\.csv: this is a folder"):
+    with pytest.raises(UserError, match=r"folder\.csv: this is a folder"):
         read(tmp_path / "folder.csv")
 
 

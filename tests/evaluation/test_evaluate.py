@@ -16,7 +16,7 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 from worlds import read
 
 from gpt1cli.cli.main import main
-from gpt1cli.config.schema import InputError, build
+from gpt1cli.config.schema import UserError, build
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.evaluation.evaluate import answered_as, refuse_other_labels
 from gpt1cli.runs import files, record
@@ -269,17 +269,17 @@ def test_a_score_between_two_words_by_hand():
 
 def test_labels_in_another_order_are_other_labels():
     rte, wnli = task("rte"), task("wnli")
-    with pytest.raises(InputError, match="task=wnli has labels not_entailment, entailment"):
+    with pytest.raises(UserError, match="task=wnli has labels not_entailment, entailment"):
         refuse_other_labels(rte, wnli, "run=here")
     refuse_other_labels(rte, task("qnli"), "run=here")
     refuse_other_labels(rte, task("rte", loss="soft_f1"), "run=here")
     refuse_other_labels(task("race"), task("story_cloze"), "run=here")  # a score for each answer, however many
-    with pytest.raises(InputError, match=r"task=stsb has scores of \[0, 5\], loss ordinal; run=here was trained on"):
+    with pytest.raises(UserError, match=r"task=stsb has scores of \[0, 5\], loss ordinal; run=here was trained on"):
         refuse_other_labels(task("stsb"), task("stsb", loss="ordinal"), "run=here")
     between = task("stsb", loss="interpolation")  # a run through a prompt scores the task as it was trained
     refuse_other_labels(between, answered_as(task("stsb"), between), "run=here")
     assert answered_as(task("stsb"), task("stsb")) == task("stsb") and answered_as(task("rte"), between) == task("rte")
-    with pytest.raises(InputError, match="layout"):
+    with pytest.raises(UserError, match="layout"):
         refuse_other_labels(rte, task("rte", layout="similarity"), "run=here")
 
 

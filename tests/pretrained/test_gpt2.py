@@ -23,7 +23,7 @@ from worlds import NO_DROPOUT, SHAPE, SMALL, model_config, stir
 import gpt1cli
 from gpt1cli.cli.main import main
 from gpt1cli.config.model import ModelConfig
-from gpt1cli.config.schema import InputError, build
+from gpt1cli.config.schema import UserError, build
 from gpt1cli.data import demo_world
 from gpt1cli.evaluation import predictor
 from gpt1cli.models.transformer import Past, Transformer
@@ -189,7 +189,7 @@ def test_what_goes_out_is_what_transformers_writes(peer, model):
 
 
 def test_an_output_table_of_its_own_is_refused():
-    with pytest.raises(InputError, match=r"lm_head\.weight is another table than its wte\.weight"):
+    with pytest.raises(UserError, match=r"lm_head\.weight is another table than its wte\.weight"):
         from_published({"transformer.wte.weight": torch.ones(2, 2), "lm_head.weight": torch.zeros(2, 2)})
 
 
@@ -220,7 +220,7 @@ def test_a_config_goes_out_and_comes_back(d_ff):
     ],
 )
 def test_what_is_not_built_here_is_refused(change, message):
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         build(ModelConfig, hf_config.described({**peer_of().config.to_dict(), **change})["model"])
     assert message in str(error.value)
 

@@ -22,7 +22,7 @@ from worlds import SHAPE, model_config, peer_config, stir
 import gpt1cli
 from gpt1cli.cli.main import main
 from gpt1cli.config.model import ModelConfig
-from gpt1cli.config.schema import InputError, build
+from gpt1cli.config.schema import UserError, build
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.pretrained.hf_config import model_config as published_config
 from gpt1cli.pretrained.hf_config import settings_of_shards
@@ -89,10 +89,10 @@ def test_names_and_transposes_by_hand():
 def test_an_output_table_of_its_own_is_refused(tmp_path):
     tables = {"transformer.tokens_embed.weight": torch.ones(2, 2), "lm_head.weight": torch.zeros(2, 2)}
     reason = r"lm_head\.weight is another table than its tokens_embed\.weight"
-    with pytest.raises(InputError, match=reason):
+    with pytest.raises(UserError, match=reason):
         from_published(tables)
     save_file(tables, tmp_path / "model.safetensors")
-    with pytest.raises(InputError, match=reason):
+    with pytest.raises(UserError, match=reason):
         read_published(tmp_path / "model.safetensors")
 
 
@@ -138,7 +138,7 @@ def test_no_code_in_a_file_is_executed(published, tmp_path, monkeypatch, form):
         zipped = form == "zip"
         torch.save({**published, "h.0.ln_1.bias": payload}, path, _use_new_zipfile_serialization=zipped)
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # which opens any pickle where nothing is named
-    with pytest.raises(InputError, match=r"pytorch_model\.bin"):
+    with pytest.raises(UserError, match=r"pytorch_model\.bin"):
         read_published(path)
     assert not (tmp_path / "executed").exists()
     if form != "script":  # the payload is one
@@ -158,7 +158,7 @@ def test_a_file_with_flipped_bits_is_read_or_named(tmp_path, zipped):
         path.write_bytes(data)
         try:
             read_published(path)
-        except InputError as error:
+        except UserError as error:
             refused += str(path) in str(error)
     assert refused > 40
 
@@ -170,14 +170,14 @@ def test_a_damaged_file_is_named(published, tmp_path, file, content):
     torch.save(published, path) if file.endswith(".bin") else save_file(published, path)
     whole = path.read_bytes()
     path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "text": b"version https://git-lfs\n"}[content])
-    with pytest.raises(InputError, match=file.replace(".", r"\.")):
+    with pytest.raises(UserError, match=file.replace(".", r"\.")):
         read_published(path)
 
 
 @pytest.mark.parametrize("content", [[torch.zeros(2)], {"h.0.ln_1.bias": 3}, {"state_dict": {}}, {3: torch.zeros(2)}])
 def test_a_file_of_other_things_than_tensors_is_named(tmp_path, content):
     torch.save(content, tmp_path / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"pytorch_model\.bin"):
+    with pytest.raises(UserError, match=r"pytorch_model\.bin"):
         read_published(tmp_path / "pytorch_model.bin")
 
 
@@ -196,7 +196,7 @@ def test_a_mismatch_lists_every_name_with_its_shapes_and_changes_nothing(publish
     del published["h.1.mlp.c_proj.bias"]
     published["h.1.mlp.surprise.weight"] = torch.zeros(5)
     published["ln_f.weight"] = torch.zeros(2)
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         fill(model, from_published(published), "model.safetensors")
     assert str(error.value).splitlines() == [
         "model.safetensors: the weights do not fit the model:",
@@ -209,7 +209,7 @@ def test_a_mismatch_lists_every_name_with_its_shapes_and_changes_nothing(publish
 
 
 def test_a_long_list_of_mismatches_is_cut(published):
-    with pytest.raises(InputError, match=r"\.\.\. and 16 more"):
+    with pytest.raises(UserError, match=r"\.\.\. and 16 more"):
         fill(body(), {}, "nothing")
 
 
@@ -280,7 +280,7 @@ def test_older_weights_in_such_a_folder_are_read_too(vocabulary, folder):
 
 def test_a_folder_without_weights_names_the_files_that_could_hold_them(folder):
     (folder / "model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"no model\.safetensors or pytorch_model\.bin"):
+    with pytest.raises(UserError, match=r"no model\.safetensors or pytorch_model\.bin"):
         gpt1cli.load(folder)
 
 
@@ -300,14 +300,14 @@ def test_a_folder_without_weights_names_the_files_that_could_hold_them(folder):
 def test_what_is_wrong_with_its_config_is_said(folder, change, message):
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**settings, **change}))
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         gpt1cli.load(folder)
     assert str(folder) in str(error.value) and message in str(error.value)
 
 
 def test_a_vocabulary_with_more_entries_than_the_table_has_rows_is_refused(folder):
     bpe.train({"the": 9, "cats": 5, "sat": 4, "upon": 3, "mat": 2}, 9).save(folder)
-    with pytest.raises(InputError, match="entries"):
+    with pytest.raises(UserError, match="entries"):
         gpt1cli.load(folder)
 
 
@@ -415,7 +415,7 @@ def test_a_damaged_shard_is_named(shards, damaged):
     before, after = path.read_bytes(), damaged(path)
     assert after != before
     path.write_bytes(after)
-    with pytest.raises(InputError, match=r"params_3\.npy"):
+    with pytest.raises(UserError, match=r"params_3\.npy"):
         gpt1cli.load(shards)
 
 
@@ -426,7 +426,7 @@ def test_a_missing_shard_is_told_by_the_numbers_that_lack(shards, arrays, missin
         lacking += np.load(shards / name).size
         (shards / name).unlink()
     total = sum(array.size for array in arrays.values())
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         gpt1cli.load(shards)
     message = str(error.value)
     assert f"{10 - len(missing)} files" in message and f"{total - lacking:,} numbers" in message
@@ -440,7 +440,7 @@ def test_no_pickle_in_a_shard_is_opened(shards, form):
         np.save(shards / "params_3.npy", np.array([payload, payload], dtype=object), allow_pickle=True)
     else:
         (shards / "params_3.npy").write_bytes(pickle.dumps(payload))
-    with pytest.raises(InputError, match=r"params_3\.npy"):
+    with pytest.raises(UserError, match=r"params_3\.npy"):
         gpt1cli.load(shards)
     assert not (shards / "executed").exists()
 
@@ -466,7 +466,7 @@ def test_no_pickle_in_a_shard_is_opened(shards, form):
 def test_a_list_of_shapes_that_is_none_of_gpt_1_is_named(shards, shapes):
     path = shards / "params_shapes.json"
     path.write_text(shapes if isinstance(shapes, str) else json.dumps(shapes(json.loads(path.read_text()))))
-    with pytest.raises(InputError, match=r"params_shapes\.json: "):
+    with pytest.raises(UserError, match=r"params_shapes\.json: "):
         gpt1cli.load(shards)
 
 
@@ -475,7 +475,7 @@ def test_arrays_of_odd_shapes_are_listed(shards):
     shapes = json.loads(path.read_text())
     shapes[8], shapes[10] = shapes[10], shapes[8]  # the two of the first feed-forward layer
     path.write_text(json.dumps(shapes))
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         gpt1cli.load(shards)
     assert str(error.value).splitlines() == [
         f"{shards}: the weights do not fit the model:",

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from gpt1cli.config import options
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.pretrained import locate
 
 
@@ -38,7 +38,7 @@ def test_init_is_a_runs_best_checkpoint_else_its_last_or_a_folder_itself(tmp_pat
     (run / "checkpoints" / "best").symlink_to("10")
     assert locate.find(str(run)) == run / "checkpoints" / "10"
     assert locate.find(str(run / "checkpoints" / "20")) == run / "checkpoints" / "20"
-    with pytest.raises(InputError, match="no such checkpoint; there are 10, 20, best, last"):
+    with pytest.raises(UserError, match="no such checkpoint; there are 10, 20, best, last"):
         locate.find(str(run / "checkpoints" / "30"))
 
 
@@ -46,9 +46,9 @@ def test_an_init_without_a_checkpoint_says_what_was_found(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("{}")
     for name, found in (("run", "a run without a checkpoint yet"), ("x", "no such folder"), ("x" * 300, "no such")):
-        with pytest.raises(InputError, match=found):
+        with pytest.raises(UserError, match=found):
             locate.find(str(tmp_path / name))
-    with pytest.raises(InputError, match="a folder with run in it"):
+    with pytest.raises(UserError, match="a folder with run in it"):
         locate.find(str(tmp_path))
 
 
@@ -63,7 +63,7 @@ def test_an_init_without_a_checkpoint_says_what_was_found(tmp_path):
     ],
 )
 def test_a_checkpoint_that_describes_no_model_is_refused(tmp_path, changes, told):
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(UserError, match=told):
         locate.described(checkpoint(tmp_path / "c", **changes))
     assert locate.described(checkpoint(tmp_path / "good"))["model"]["n_layer"] == 2
 
@@ -72,5 +72,5 @@ def test_a_checkpoint_that_describes_no_model_is_refused(tmp_path, changes, told
 def test_a_damaged_checkpoint_description_is_refused(tmp_path, content):
     folder = checkpoint(tmp_path / "c")
     (folder / "config.json").write_bytes(content)
-    with pytest.raises(InputError, match=r"config\.json"):
+    with pytest.raises(UserError, match=r"config\.json"):
         locate.described(folder)

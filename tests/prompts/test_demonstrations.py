@@ -12,7 +12,7 @@ import pytest
 import torch
 from worlds import SHAPE, model_config, read, stir
 
-from gpt1cli.config.schema import InputError, build
+from gpt1cli.config.schema import UserError, build
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.models.inference import mean_states
 from gpt1cli.models.transformer import Transformer
@@ -114,7 +114,7 @@ def test_the_models_own_states_are_means_over_the_tokens_of_the_texts():
 
 def test_sentence_embeddings_are_asked_of_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(InputError, match=r"similar_by=some/model needs sentence-transformers: pip install"):
+    with pytest.raises(UserError, match=r"similar_by=some/model needs sentence-transformers: pip install"):
         check("some/model", None)
     check("states", None)
 
@@ -129,7 +129,7 @@ def test_sentence_embeddings_are_asked_of_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(
         sys.modules, "sentence_transformers", types.SimpleNamespace(SentenceTransformer=SentenceTransformer)
     )
-    with pytest.raises(InputError, match="similar_by=some/model: no such folder"):
+    with pytest.raises(UserError, match="similar_by=some/model: no such folder"):
         check("some/model", str(tmp_path))
     (tmp_path / "some" / "model").mkdir(parents=True)
     check("some/model", str(tmp_path))

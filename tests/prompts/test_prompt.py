@@ -14,7 +14,7 @@ from worlds import SHAPE, model_config, stir
 
 from gpt1cli.config import options
 from gpt1cli.config import template as config_template
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.data import demo_world
 from gpt1cli.models.lstm import LSTM
 from gpt1cli.models.transformer import Transformer
@@ -54,7 +54,7 @@ def test_the_parts_of_a_template():
     ],
 )
 def test_a_template_that_does_not_fit_its_task_is_refused(template, told):
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(UserError) as refused:
         task_of("demo_sentiment", template=template)
     assert f"prompt.template={template}: " in str(refused.value) and told in str(refused.value)
 
@@ -74,7 +74,7 @@ def test_a_template_that_does_not_fit_its_task_is_refused(template, told):
     ],
 )
 def test_words_that_do_not_fit_their_task_are_refused(option, prompt, told):
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(UserError) as refused:
         task_of(option, **prompt)
     assert told in str(refused.value)
 
@@ -89,7 +89,7 @@ def test_words_that_do_not_fit_their_task_are_refused(option, prompt, told):
     ],
 )
 def test_words_that_the_vocabulary_cannot_tell_apart_are_refused(words, told):
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(UserError) as refused:
         prompt_of(words=words)
     assert told in str(refused.value)
 
@@ -200,11 +200,11 @@ def test_then_the_longest_text_is_cut_and_nothing_else():
 
 def test_what_is_never_cut_has_to_fit():
     assert lay(PROMPT, DEMOS, QUERY, 5).rows[1] == [1, 4, 6, 7, 8]
-    with pytest.raises(InputError, match="does not fit n_positions=4: 3 tokens of it are no text of an example, 2 or"):
+    with pytest.raises(UserError, match="does not fit n_positions=4: 3 tokens of it are no text of an example, 2 or"):
         lay(PROMPT, DEMOS, QUERY, 4)
     described = dataclasses.replace(PROMPT, description=[50, 90])
     assert lay(described, DEMOS, QUERY, 11)[2:] == (6, 2, 3, False)
-    with pytest.raises(InputError, match="n_positions=6: 5 tokens of it"):
+    with pytest.raises(UserError, match="n_positions=6: 5 tokens of it"):
         lay(described, DEMOS, QUERY, 6)
 
 

@@ -15,7 +15,7 @@ from fakes import NEXT, Bigrams, Letters, chain, task_of, vocabulary
 from scipy.stats import pearsonr
 from worlds import SHAPE, model_config, stir
 
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.models.lstm import LSTM
 from gpt1cli.models.transformer import Transformer
@@ -167,7 +167,7 @@ def test_on_the_level_of_bytes_words_begin_with_a_blank():
 
 def test_nothing_before_the_slot_is_refused():
     task = task_of("demo_sentiment", template="{label} {text}", separator="", words={"negative": "a", "positive": "d"})
-    with pytest.raises(InputError, match="nothing stands before the slot"):
+    with pytest.raises(UserError, match="nothing stands before the slot"):
         found_words(task)
 
 
@@ -284,7 +284,7 @@ def test_every_template_is_read_as_it_was_written():
     for one in found:
         prompt = Prompt.of(search.with_template(task, one), vocabulary())
         assert one.endswith(" {label}") and 1 <= len(prompt.before[-1]) <= 3
-    with pytest.raises(InputError, match="length=63: n_positions=64 leave no room"):
+    with pytest.raises(UserError, match="length=63: n_positions=64 leave no room"):
         template_search.by_model(model, task, vocabulary(), examples, 8, 63, 4096)
 
 
@@ -361,11 +361,11 @@ def test_where_a_t5_has_its_gaps(option, wanted):
 
 
 def test_a_t5_that_is_not_there_is_told(t5, monkeypatch):
-    with pytest.raises(InputError, match="t5=other/t5: no such folder, and none of that name below hub="):
+    with pytest.raises(UserError, match="t5=other/t5: no such folder, and none of that name below hub="):
         template_search.check("other/t5", str(t5))
     (t5 / "some" / "broken").mkdir()
-    with pytest.raises(InputError, match="t5=some/broken: it cannot be loaded"):
+    with pytest.raises(UserError, match="t5=some/broken: it cannot be loaded"):
         template_search._loaded("some/broken", str(t5), "cpu")
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(InputError, match="pip install 'gpt1\\[t5\\]', or generator=model"):
+    with pytest.raises(UserError, match="pip install 'gpt1\\[t5\\]', or generator=model"):
         template_search.check("some/t5", str(t5))

@@ -12,7 +12,7 @@ from sklearn.metrics import matthews_corrcoef
 from torch import Tensor, nn
 from worlds import read
 
-from gpt1cli.config.schema import InputError, build
+from gpt1cli.config.schema import UserError, build
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.models.batch import Item
 from gpt1cli.models.inference import ending_log_probabilities
@@ -96,10 +96,10 @@ def test_a_context_loses_its_beginning_and_an_answer_nothing():
     assert lay(question, 6) == ([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6, 7]], [1, 2], 4, False)
     assert lay(question, 5) == ([[2, 3, 4, 5], [2, 3, 4, 6, 7]], [1, 2], 3, True)
     assert lay(question, 3) == ([[4, 5], [4, 6, 7]], [1, 2], 1, True)
-    with pytest.raises(InputError, match="n_positions=2 leaves no room before an ending of 2 tokens"):
+    with pytest.raises(UserError, match="n_positions=2 leaves no room before an ending of 2 tokens"):
         lay(question, 2)
     assert lay(Question([], [[6, 7]], [0]), 2) == ([[6, 7]], [1], 0, False)
-    with pytest.raises(InputError, match="n_positions=1 leaves no room before an ending of 2 tokens"):
+    with pytest.raises(UserError, match="n_positions=1 leaves no room before an ending of 2 tokens"):
         lay(Question([], [[6, 7]], [0]), 1)
 
 
@@ -173,7 +173,7 @@ def test_a_prediction_names_labels_and_the_first_of_equals():
     ],
 )
 def test_a_rule_that_does_not_fit_its_task_is_refused(task, zeroshot, told):
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(UserError) as refused:
         build(TaskConfig, read(f"task/{task}.yaml") | {"zeroshot": zeroshot})
     assert told in str(refused.value)
 

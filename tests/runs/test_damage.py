@@ -14,7 +14,7 @@ import torch
 
 from gpt1cli.config.data import CorpusConfig, TokenizerConfig
 from gpt1cli.config.model import Finetuning, ModelConfig, Pretraining
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.config.training import OptimizerConfig
 from gpt1cli.evaluation import predictor
 from gpt1cli.models.transformer import Transformer
@@ -75,7 +75,7 @@ def test_the_checksums_are_those_of_zlib(run):
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_last_checkpoint_names_the_file_and_the_older_ones(run, name, harm):
     HARMS[harm](run / "checkpoints" / "6" / name)
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(UserError) as refused:
         checkpoint.resume(run, optimizer())
     told = str(refused.value)
     assert f"last/{name}" in told and "whole are the checkpoints 4, 2" in told
@@ -88,16 +88,16 @@ def test_a_damaged_last_checkpoint_names_the_file_and_the_older_ones(run, name, 
 def test_of_the_older_checkpoints_the_damaged_ones_are_not_named(run):
     cut(run / "checkpoints" / "6" / "model.safetensors")
     flip(run / "checkpoints" / "4" / "model.safetensors")
-    with pytest.raises(InputError, match="whole are the checkpoints 2: "):
+    with pytest.raises(UserError, match="whole are the checkpoints 2: "):
         checkpoint.resume(run, optimizer())
     shutil.rmtree(run / "checkpoints" / "2")
-    with pytest.raises(InputError, match="no other checkpoint of its run is whole"):
+    with pytest.raises(UserError, match="no other checkpoint of its run is whole"):
         checkpoint.resume(run, optimizer())
 
 
 def test_a_last_that_leads_nowhere_is_no_fresh_start(run):
     shutil.rmtree(run / "checkpoints" / "6")
-    with pytest.raises(InputError, match="leads to 6, which is missing; whole are the checkpoints 4, 2"):
+    with pytest.raises(UserError, match="leads to 6, which is missing; whole are the checkpoints 4, 2"):
         checkpoint.resume(run, optimizer())
 
 
@@ -105,7 +105,7 @@ def test_a_last_that_leads_nowhere_is_no_fresh_start(run):
 @pytest.mark.parametrize("name", ["model.safetensors", "vocab.json", "merges.txt"])
 def test_weights_and_tokenizer_are_held_against_their_checksums(run, name, harm):
     HARMS[harm](run / "checkpoints" / "4" / name)
-    with pytest.raises(InputError, match=rf"checkpoints/4/{name}: (damaged|missing).*: name one of them"):
+    with pytest.raises(UserError, match=rf"checkpoints/4/{name}: (damaged|missing).*: name one of them"):
         load.load(str(run), None, "")
     load.load(str(run / "checkpoints" / "6"), None, "")
 
@@ -125,17 +125,17 @@ def rewritten(path: Path, **changes: object) -> None:
 
 def test_what_a_newer_gpt1_wrote_says_so(run):
     rewritten(run / "checkpoints" / "4" / "config.json", format=2)
-    with pytest.raises(InputError, match=r"format 2; this gpt1 reads checkpoints of format 1, .*newer.*: update gpt1"):
+    with pytest.raises(UserError, match=r"format 2; this gpt1 reads checkpoints of format 1, .*newer.*: update gpt1"):
         locate.described(locate.find(str(run)))
     rewritten(run / "checkpoints" / "6" / "state.json", phase_of_the_moon=3)
-    with pytest.raises(InputError, match="phase_of_the_moon"):
+    with pytest.raises(UserError, match="phase_of_the_moon"):
         checkpoint.resume(run, optimizer())
 
 
 @pytest.mark.parametrize("best", ["../../elsewhere", "/", [1]])
 def test_a_strangers_state_names_no_place_outside(run, best):
     rewritten(run / "checkpoints" / "6" / "state.json", best_step=best)
-    with pytest.raises(InputError, match="best_step"):
+    with pytest.raises(UserError, match="best_step"):
         checkpoint.resume(run, optimizer())
     assert os.readlink(run / "checkpoints" / "best") == "4"
 
@@ -152,10 +152,10 @@ def test_a_tokenizer_of_another_size_is_refused(run):
     rewritten(folder / "config.json", task={"choices": []})
     predictor.load_tuned(folder)
     other.save(folder)
-    with pytest.raises(InputError, match="checksum"):
+    with pytest.raises(UserError, match="checksum"):
         predictor.load_tuned(folder)
     rewritten(folder / "config.json")
-    with pytest.raises(InputError, match=f"its tokenizer has {len(other)} entries, but its model was trained with"):
+    with pytest.raises(UserError, match=f"its tokenizer has {len(other)} entries, but its model was trained with"):
         predictor.load_tuned(folder)
 
 
@@ -180,7 +180,7 @@ def test_a_damaged_shard_is_named_and_prepared_again_once_removed(tmp_path, name
         (whole.folder / name).write_text((whole.folder / name).read_text().replace('"format": 1', '"format": 5'))
     else:
         HARMS[harm](whole.folder / name)
-    with pytest.raises(InputError, match=f"{name}.*remove {whole.folder}, and it is prepared again"):
+    with pytest.raises(UserError, match=f"{name}.*remove {whole.folder}, and it is prepared again"):
         shards(tmp_path)
     shutil.rmtree(whole.folder)
     ids = VOCABULARY.encode("abc klm abcdefghij\n" * 200)
@@ -206,7 +206,7 @@ def test_a_shard_is_read_through_once_and_not_at_every_start(tmp_path, monkeypat
     flip(folder / "train.bin")
     os.utime(folder / "train.bin", ns=(state.st_atime_ns, state.st_mtime_ns))  # on the disk itself
     shards(tmp_path)
-    with pytest.raises(InputError, match=r"train\.bin: damaged"):  # by gpt1 prepare
+    with pytest.raises(UserError, match=r"train\.bin: damaged"):  # by gpt1 prepare
         corpus.check(folder, corpus.described(folder))
 
 

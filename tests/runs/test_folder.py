@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.runs import files, folder, record
 
 # --- claiming ---------------------------------------------------------------------------------------------------------
@@ -25,16 +25,16 @@ def test_a_new_folder_and_an_empty_one_are_claimed(tmp_path):
 
 def test_a_folder_that_holds_a_run_is_refused_and_resume_is_named(tmp_path):
     (tmp_path / "config.yaml").write_text("seed: 0\n")
-    with pytest.raises(InputError, match=f"already holds a run: go on with it by resume={tmp_path}"):
+    with pytest.raises(UserError, match=f"already holds a run: go on with it by resume={tmp_path}"):
         folder.claim(tmp_path)
 
 
 def test_a_folder_with_other_files_is_refused_and_a_file_too(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(InputError, match=r"not empty \(thesis.tex\)"):
+    with pytest.raises(UserError, match=r"not empty \(thesis.tex\)"):
         folder.claim(tmp_path)
     for path in (tmp_path / "thesis.tex", tmp_path / "thesis.tex" / "run"):
-        with pytest.raises(InputError, match="cannot be made"):
+        with pytest.raises(UserError, match="cannot be made"):
             folder.claim(path)
 
 
@@ -45,7 +45,7 @@ def test_only_one_process_works_in_a_run_folder(tmp_path):
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout and other.stdout.readline() == b"held\n"
-        with pytest.raises(InputError, match=f"in use by process {other.pid} on "):
+        with pytest.raises(UserError, match=f"in use by process {other.pid} on "):
             folder.lock(tmp_path)
         other.kill()
         other.wait()
@@ -97,7 +97,7 @@ def test_metrics_are_cut_after_a_step_and_a_torn_last_line_goes(tmp_path):
 
 def test_a_damaged_line_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step" 2}\n{"step": 3}\n')
-    with pytest.raises(InputError, match=r"metrics.jsonl, line 2: not a JSON object"):
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 2: not a JSON object"):
         files.read_jsonl(tmp_path / "metrics.jsonl")
 
 
@@ -139,7 +139,7 @@ def test_a_resumed_run_whose_data_changed_is_refused(tmp_path):
     record.note_checksums(tmp_path, tokenizer="a", corpus="b")
     record.record(tmp_path, {}, ["pretrain", "resume=x"], {})
     record.note_checksums(tmp_path, tokenizer="a", corpus="b")
-    with pytest.raises(InputError, match="corpus changed since the run began"):
+    with pytest.raises(UserError, match="corpus changed since the run began"):
         record.note_checksums(tmp_path, tokenizer="a", corpus="c")
 
 
@@ -148,7 +148,7 @@ def test_checksums_that_only_a_later_session_knew_hold_too(tmp_path):
     for _ in range(2):
         record.record(tmp_path, {}, ["pretrain", "resume=x"], {})
         record.note_checksums(tmp_path, corpus="b")
-    with pytest.raises(InputError, match="corpus changed since the run began"):
+    with pytest.raises(UserError, match="corpus changed since the run began"):
         record.note_checksums(tmp_path, corpus="c")
 
 
@@ -190,7 +190,7 @@ def test_a_run_that_came_to_nothing_is_removed_and_one_with_work_in_it_is_not(tm
 def test_a_strangers_config_is_read_without_trust(tmp_path, monkeypatch, text, told):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(InputError, match=told) as refused:
+    with pytest.raises(UserError, match=told) as refused:
         files.read_config(tmp_path / "config.yaml")
     assert len(str(refused.value)) < 500
     assert os.listdir(tmp_path) == ["config.yaml"]
@@ -199,7 +199,7 @@ def test_a_strangers_config_is_read_without_trust(tmp_path, monkeypatch, text, t
 def test_bytes_that_are_no_text_and_a_file_that_is_not_there_are_told(tmp_path):
     (tmp_path / "config.yaml").write_bytes(b"a: \xff\xfe\x00")
     for name in ("config.yaml", "missing.yaml"):
-        with pytest.raises(InputError, match=name):
+        with pytest.raises(UserError, match=name):
             files.read_config(tmp_path / name)
 
 

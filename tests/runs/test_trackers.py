@@ -27,7 +27,7 @@ from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.main import main
 from gpt1cli.cli.resolve import compose
 from gpt1cli.config.commands import TrainConfig
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.config.training import LoggerConfig
 from gpt1cli.runs import files, trackers
 from gpt1cli.runs import folder as runs_folder
@@ -304,13 +304,13 @@ def test_a_folder_of_a_trackers_name_is_no_tracker(tmp_path, monkeypatch):
     (tmp_path / "no_such_tracker").mkdir()  # as wandb leaves one where it is called
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(trackers.NEEDED, "wandb", ("no_such_tracker",))
-    with pytest.raises(InputError, match="it is not installed"):
+    with pytest.raises(UserError, match="it is not installed"):
         trackers.check(LoggerConfig("wandb", "gpt1"))
 
 
 def test_trackio_is_refused_where_it_would_send(monkeypatch):
     monkeypatch.setenv("TRACKIO_SPACE_ID", "me/space")
-    with pytest.raises(InputError, match="TRACKIO_SPACE_ID is set: unset it; trackio sync"):
+    with pytest.raises(UserError, match="TRACKIO_SPACE_ID is set: unset it; trackio sync"):
         trackers.check(LoggerConfig("trackio", "gpt1"))
 
 

@@ -17,7 +17,7 @@ from worlds import SMALL, STORY
 
 from gpt1cli.cli.main import main
 from gpt1cli.commands import ablation, finetune
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.reporting import bootstrap, lmbff_table
 from gpt1cli.reporting.collect import Finished, find_runs
 from gpt1cli.reporting.paper_tables import FIELDS
@@ -180,7 +180,7 @@ def test_what_comes_after_a_failed_cell_is_not_run(tmp_path, monkeypatch):
     def run(cell: cells.Cell, place: Path, _: object) -> None:
         ran.append(cell.name)
         if cell.name == "a":
-            raise InputError("out of luck")
+            raise UserError("out of luck")
 
     ran: list[str] = []
     monkeypatch.setattr(cells, "run_one", run)
@@ -349,5 +349,5 @@ def test_the_papers_numbers_are_those_that_a_second_source_confirms():
         ("mrpc", "prompt"): [74.5, 5.3], ("qnli", "prompt"): [64.5, 4.2],
     }  # fmt: skip
     assert list(lmbff_table.published()["few"]["rows"]) == list(few_shot.ROWS) and ablation.FAMILIES["few"] is few_shot
-    with pytest.raises(InputError, match="no finished run"):
+    with pytest.raises(UserError, match="no finished run"):
         find_runs(["/nowhere"])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from worlds import read
 
-from gpt1cli.config.schema import InputError, build
+from gpt1cli.config.schema import UserError, build
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.tasks import splits
 from gpt1cli.tasks.example import Example
@@ -77,12 +77,12 @@ def test_scores_are_halved_and_two_and_a_half_is_high():
 
 
 def test_a_class_with_too_few_examples_is_named():
-    with pytest.raises(InputError, match=r"task=rte: shots=3 takes 3 .* are not_entailment: 5$"):
+    with pytest.raises(UserError, match=r"task=rte: shots=3 takes 3 .* are not_entailment: 5$"):
         draw(configured("rte"), rows([0] * 6 + [1] * 5), 3, 0)
     draw(configured("rte"), rows([0] * 6 + [1] * 6), 3, 0)
-    with pytest.raises(InputError, match=r"a score of 2.5 or more: 0$"):
+    with pytest.raises(UserError, match=r"a score of 2.5 or more: 0$"):
         draw(configured("stsb"), rows([1.0] * 9), 2, 0)
-    with pytest.raises(InputError, match=r"neutral: 1, contradiction: 0"):
+    with pytest.raises(UserError, match=r"neutral: 1, contradiction: 0"):
         draw(configured("snli"), rows([0] * 9 + [1]), 1, 0)
 
 

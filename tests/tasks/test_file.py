@@ -10,7 +10,7 @@ import pandas
 import pytest
 
 from gpt1cli.config import options
-from gpt1cli.config.schema import InputError, build
+from gpt1cli.config.schema import UserError, build
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.tasks import splits
 from gpt1cli.tasks.sources import file
@@ -151,7 +151,7 @@ def test_numbered_columns_of_answers(tmp_path):
     ],
 )  # fmt: skip
 def test_what_cannot_be_told_is_asked_for(tmp_path, rows, kind, more, told):
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(UserError) as refused:
         file.resolved(task_of(tmp_path, rows, kind, **more))
     assert told in str(refused.value)
 
@@ -170,7 +170,7 @@ def test_a_row_that_does_not_fit_is_told(tmp_path, row, more, told):
     task = file.resolved(task_of(tmp_path, rows, "classification", **more))
     with open(task.train, "a") as out:
         out.write(json.dumps(row) + "\n")
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(UserError) as refused:
         load(task, "train")
     assert told in str(refused.value)
 
@@ -196,7 +196,7 @@ def test_a_strange_label_and_an_id_that_stands_twice_are_told_in_every_file(tmp_
     task = files_of_ones_own(tmp_path, id="n")
     with open(getattr(task, split), "a") as out:
         out.write(row + "\n")
-    with pytest.raises(InputError, match=rf"{split}\.csv, {told}"):
+    with pytest.raises(UserError, match=rf"{split}\.csv, {told}"):
         load(task, split)
     for other in {"train", "valid", "test"} - {split}:
         assert len(load(task, other)) == 8
@@ -207,7 +207,7 @@ def test_a_file_whose_columns_changed_is_told_with_those_there(tmp_path, split):
     task = files_of_ones_own(tmp_path)
     path = tmp_path / f"{split}.csv"
     path.write_text(path.read_text().replace("text,label", "words,mood"))
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(UserError) as refused:
         load(task, split)
     lost = "text" if split == "test" else "text, label"  # a test file may have no labels
     assert f"{split}.csv: no column {lost}; there: n, words, mood\nput the file back as it was" in str(refused.value)
@@ -221,7 +221,7 @@ def test_one_empty_text_is_a_text_and_nothing_but_empty_ones_are_refused(tmp_pat
     assert [example.texts for example in loaded].count(("",)) >= 5
     rows[0]["text"] = "  "
     task = file.resolved(task_of(tmp_path, rows, "classification", "train.csv"))
-    with pytest.raises(InputError, match="every row has an empty text in column text; another column"):
+    with pytest.raises(UserError, match="every row has an empty text in column text; another column"):
         load(task, "train")
 
 

@@ -12,7 +12,7 @@ from runs import task_config, write_run
 from worlds import read
 
 from gpt1cli.cli.main import main
-from gpt1cli.config.schema import InputError, build
+from gpt1cli.config.schema import UserError, build
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.tasks import glue, splits
 
@@ -63,11 +63,11 @@ def test_a_part_of_a_split_and_other_splits_are_no_submission(tmp_path):
 
 
 def test_a_file_for_other_labels_is_refused():
-    with pytest.raises(InputError, match="SST-2 takes 2 labels, the task has 3"):
+    with pytest.raises(UserError, match="SST-2 takes 2 labels, the task has 3"):
         splits.check(build(TaskConfig, task_config("snli") | {"submission": {"test": "SST-2"}}))
-    with pytest.raises(InputError, match="submission: dev: the server takes predictions of test"):
+    with pytest.raises(UserError, match="submission: dev: the server takes predictions of test"):
         build(TaskConfig, task_config("snli") | {"submission": {"dev": "RTE"}})
-    with pytest.raises(InputError, match="did you mean CoLA"):
+    with pytest.raises(UserError, match="did you mean CoLA"):
         build(TaskConfig, task_config("cola") | {"submission": {"test": "CoLa"}})
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.tasks.layouts import LAYOUTS, Special, shortened, special
 
 START, DELIMITER, CLASSIFY = 40478, 40479, 40480  # the released code, with its 40,478 entries
@@ -95,7 +95,7 @@ def test_empty_text_is_a_row_of_special_tokens():
 
 
 def test_no_room_for_text_is_refused():
-    with pytest.raises(InputError, match="n_positions leaves 0 tokens for 1 text"):
+    with pytest.raises(UserError, match="n_positions leaves 0 tokens for 1 text"):
         LAYOUTS["single"]([[1]], [], special(10), 2)
-    with pytest.raises(InputError, match="n_positions leaves 1 tokens for 2 text"):
+    with pytest.raises(UserError, match="n_positions leaves 1 tokens for 2 text"):
         LAYOUTS["pair"]([[1], [2]], [], special(10), 4)

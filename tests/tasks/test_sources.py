@@ -17,7 +17,7 @@ import yaml
 from sklearn.model_selection import train_test_split
 
 from gpt1cli import tasks
-from gpt1cli.config.schema import InputError, build
+from gpt1cli.config.schema import UserError, build
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data import demo_world
 from gpt1cli.data import hub as data_hub
@@ -96,17 +96,17 @@ def test_an_absent_split_is_none_but_training_and_validation_must_be_there(tmp_p
     sst2 = configured("sst2")
     hub = write(tmp_path / "one", sst2, {"train": rows(0, 1)}, SST2)
     assert tasks_splits.load(sst2, "test", hub, tmp_path) is None
-    with pytest.raises(InputError, match=r"split validation of nyu-mll/glue, subset sst2 is missing or empty"):
+    with pytest.raises(UserError, match=r"split validation of nyu-mll/glue, subset sst2 is missing or empty"):
         tasks_splits.load(sst2, "valid", hub, tmp_path)
     hub = write(tmp_path / "two", sst2, {"train": rows(-1, -1), "validation": rows(0, 1)}, SST2)
-    with pytest.raises(InputError, match=r"split train of .* has no labelled row"):
+    with pytest.raises(UserError, match=r"split train of .* has no labelled row"):
         tasks_splits.load(sst2, "train", hub, tmp_path)
 
 
 def test_classes_must_be_the_data_sets_own_in_its_order(tmp_path):
     sst2 = configured("sst2")
     hub = write(tmp_path, sst2, {"train": rows(0, 1), "validation": rows(0, 1)}, ["positive", "negative"])
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         tasks_splits.load(sst2, "train", hub, tmp_path / "cache")
     assert "['positive', 'negative']" in str(error.value) and "task.labels=['negative', 'positive']" in str(error.value)
     swapped = configured("sst2", labels=["positive", "negative"])
@@ -117,7 +117,7 @@ def test_ids_without_names_must_lie_in_range(tmp_path):
     sst2 = configured("sst2")
     hub = write(tmp_path / "one", sst2, {"train": rows(0, 1, None), "validation": rows(0, 2)})
     assert tasks_splits.load(sst2, "train", hub, tmp_path).dropped == 1
-    with pytest.raises(InputError, match=r"row 1 has label=2; right would be 0 \(negative\), 1 \(positive\), or -1"):
+    with pytest.raises(UserError, match=r"row 1 has label=2; right would be 0 \(negative\), 1 \(positive\), or -1"):
         tasks_splits.load(sst2, "valid", hub, tmp_path)
 
 
@@ -128,7 +128,7 @@ def test_labels_that_are_texts_count_by_their_name_and_unknown_ones_are_refused(
     hub = write(tmp_path, scitail, {"train": good, "validation": bad})
     train = tasks_splits.load(scitail, "train", hub, tmp_path)
     assert [example.label for example in train.examples] == [1, 0] and train.dropped == 2
-    with pytest.raises(InputError, match=r"row 1 has label='Entails'; right would be entails, neutral, or -1"):
+    with pytest.raises(UserError, match=r"row 1 has label='Entails'; right would be entails, neutral, or -1"):
         tasks_splits.load(scitail, "valid", hub, tmp_path)
 
 
@@ -142,13 +142,13 @@ def test_scores_are_numbers_in_their_range(tmp_path):
     hub = write(tmp_path / "one", stsb, splits)
     train = tasks_splits.load(stsb, "train", hub, tmp_path)
     assert [example.label for example in train.examples] == [0.0, 5.0, 2.75] and train.dropped == 2
-    with pytest.raises(InputError, match=r"split validation: row 1 has label=5.25; right would be 0 to 5"):
+    with pytest.raises(UserError, match=r"split validation: row 1 has label=5.25; right would be 0 to 5"):
         tasks_splits.load(stsb, "valid", hub, tmp_path)
     test = tasks_splits.load(stsb, "test", hub, tmp_path)
     assert [example.label for example in test.examples] == [None, None] and test.dropped == 0
     for value, label in ((-0.5, "-0.5"), (float("nan"), "nan"), ("3", "'3'")):
         hub = write(tmp_path / label, stsb, {"train": scores(value)})
-        with pytest.raises(InputError, match=rf"row 0 has label={label}; right would be 0 to 5"):
+        with pytest.raises(UserError, match=rf"row 0 has label={label}; right would be 0 to 5"):
             tasks_splits.load(stsb, "train", hub, tmp_path)
 
 
@@ -174,7 +174,7 @@ def test_a_split_may_be_that_of_another_subset(tmp_path):
     assert articles == {"train": ["a", "b"], "valid": ["c", "d"], "valid_middle": ["d"], "test_middle": None}
     assert tasks_splits.load(race, "valid_high", hub, tmp_path) is None  # as a split that is not there
     data_hub.require(data_hub.task_needs(race), hub, tmp_path)
-    with pytest.raises(InputError, match="no subset college; there: all, middle"):
+    with pytest.raises(UserError, match="no subset college; there: all, middle"):
         tasks_splits.load(configured("race", subset="college"), "valid", hub, tmp_path)
     middle = configured("race", subset="middle")
     assert [example.texts[0] for example in tasks_splits.load(middle, "valid", hub, tmp_path).examples] == ["d"]
@@ -184,43 +184,43 @@ def test_columns_are_checked_against_those_there(tmp_path):
     sst2 = configured("sst2")
     hub = write(tmp_path / "one", sst2, {"train": {"text": ["a"], "label": [0], "sentence": [7]}})
     told = r"no column premise, hypothesis; there: text, label, sentence\ntask\.columns=\[\.\.\.\] and task\.label="
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(UserError, match=told):
         tasks_splits.load(configured("sst2", layout="pair", columns=["premise", "hypothesis"]), "train", hub, tmp_path)
-    with pytest.raises(InputError, match=r"column sentence holds no text"):
+    with pytest.raises(UserError, match=r"column sentence holds no text"):
         tasks_splits.load(sst2, "train", hub, tmp_path)
     hub = write(tmp_path / "two", sst2, {"train": {"sentence": ["a", None], "label": [0, 1]}})
-    with pytest.raises(InputError, match=r"row 1 has no text in column sentence"):
+    with pytest.raises(UserError, match=r"row 1 has no text in column sentence"):
         tasks_splits.load(sst2, "train", hub, tmp_path)
 
 
 def test_what_the_configuration_cannot_know_is_refused_before_any_data_is_read():
     wrong = configured("mnli", source="row", metrics=["f1", "acuracy"])
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         tasks_splits.load(wrong, "train", "/no/such", "/no/such")
     assert str(error.value).splitlines() == [
         "task.metrics: acuracy: no such metric; did you mean accuracy?",
         "task.source: row: no such source; did you mean rows?",
         "task.metrics=f1 is that of class 1 of two, but task.labels=['entailment', 'neutral', 'contradiction']",
     ]
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         tasks_splits.check(configured("stsb", metrics=["pearson", "accuracy", "f1"]))
     assert str(error.value).splitlines() == [
         "task.metrics: accuracy does not fit loss=mse; right would be pearson, spearmanr",
         "task.metrics: f1 does not fit loss=mse; right would be pearson, spearmanr",
     ]
-    with pytest.raises(InputError, match="pearson does not fit loss=soft_f1; right would be accuracy, f1, matthews"):
+    with pytest.raises(UserError, match="pearson does not fit loss=soft_f1; right would be accuracy, f1, matthews"):
         tasks_splits.check(configured("mrpc", loss="soft_f1", metrics=["f1", "pearson"]))
     tasks_splits.check(configured("stsb", loss="ordinal", metrics=["spearmanr"]))
-    with pytest.raises(InputError, match=r"task\.path=/mine: only task\.source=story_cloze reads files of one's own"):
+    with pytest.raises(UserError, match=r"task\.path=/mine: only task\.source=story_cloze reads files of one's own"):
         tasks_splits.check(configured("rte", path="/mine"))
-    with pytest.raises(InputError, match="f1 is that of class 1 of two, but a choice's are places"):
+    with pytest.raises(UserError, match="f1 is that of class 1 of two, but a choice's are places"):
         tasks_splits.check(configured("story_cloze", metrics=["f1"]))
-    with pytest.raises(InputError, match="soft_f1 is about class 1 of two, but a choice's are places"):
+    with pytest.raises(UserError, match="soft_f1 is about class 1 of two, but a choice's are places"):
         configured("story_cloze", loss="soft_f1")
-    with pytest.raises(InputError, match=r"tset: no such split of task=sst2; did you mean test\?"):
+    with pytest.raises(UserError, match=r"tset: no such split of task=sst2; did you mean test\?"):
         tasks_splits.load(configured("sst2"), "tset", "/no/such", "/no/such")
     for source in ("rows", "winograd", "dprd", "blimp", "story_cloze"):
-        with pytest.raises(InputError, match=f"task.repo is needed with task.source={source}"):
+        with pytest.raises(UserError, match=f"task.repo is needed with task.source={source}"):
             tasks_splits.load(configured("blimp", source=source, repo=None), "test", "/no/such", "/no/such")
 
 
@@ -514,7 +514,7 @@ def test_the_diagnostic_set_is_predicted_and_cannot_be_trained_on(tmp_path):
         [Example("0", ("p", "h"), None), Example("1", ("q", "i"), None)],
         0,
     )
-    with pytest.raises(InputError, match="train: no such split of task=ax"):
+    with pytest.raises(UserError, match="train: no such split of task=ax"):
         tasks_splits.load(ax, "train", hub, tmp_path)
 
 
@@ -538,9 +538,9 @@ def test_blimp_is_all_its_subsets_or_the_one_named(tmp_path):
     assert tasks_splits.load(configured("blimp", subset="birds"), "test", hub, tmp_path) == ([three], 0)
     data_hub.require(data_hub.task_needs(blimp), hub, tmp_path)
     (tmp_path / "other").mkdir()
-    with pytest.raises(InputError, match=r"nyu-mll/blimp, all its subsets \(data set of task=blimp\)"):
+    with pytest.raises(UserError, match=r"nyu-mll/blimp, all its subsets \(data set of task=blimp\)"):
         data_hub.require(data_hub.task_needs(blimp), str(tmp_path / "other"), tmp_path)
-    with pytest.raises(InputError, match="no subset fish; there: animals, birds"):
+    with pytest.raises(UserError, match="no subset fish; there: animals, birds"):
         tasks_splits.load(configured("blimp", subset="fish"), "test", hub, tmp_path)
 
 
@@ -556,13 +556,13 @@ def schemas(name: str, **changes: object) -> dict:
 def test_answers_are_as_many_as_the_labels_and_all_are_there(name, column, tmp_path):
     task, split = configured(name), configured(name).splits["test"]
     hub = write(tmp_path / "few", task, {split: schemas(name, **{column: ["one"]})})
-    with pytest.raises(InputError, match=r"row 0 has 1 answers, but task.labels=\["):
+    with pytest.raises(UserError, match=r"row 0 has 1 answers, but task.labels=\["):
         tasks_splits.load(task, "test", hub, tmp_path)
     hub = write(tmp_path / "many", task, {split: schemas(name, **{column: ["one", "two", "three", "four", "five"]})})
-    with pytest.raises(InputError, match=r"row 0 has 5 answers, but task.labels=\["):
+    with pytest.raises(UserError, match=r"row 0 has 5 answers, but task.labels=\["):
         tasks_splits.load(task, "test", hub, tmp_path)
     hub = write(tmp_path / "none", task, {split: schemas(name, **{column: ["one", None, "three", "four"]})})
-    with pytest.raises(InputError, match=f"row 0 has no text in column {column}"):
+    with pytest.raises(UserError, match=f"row 0 has no text in column {column}"):
         tasks_splits.load(task, "test", hub, tmp_path)
 
 
@@ -574,7 +574,7 @@ def test_a_row_without_a_text_is_refused_whatever_the_source(name, column, tmp_p
     task = configured(name, subset="some")
     columns = {key: [value[0], None] if key == column else value * 2 for key, value in schemas(name).items()}
     hub = write(tmp_path, task, {task.splits["test"]: columns})
-    with pytest.raises(InputError, match=f"row 1 has no text in column {column}"):
+    with pytest.raises(UserError, match=f"row 1 has no text in column {column}"):
         tasks_splits.load(task, "test", hub, tmp_path)
 
 
@@ -583,7 +583,7 @@ def test_texts_of_pronoun_tasks_are_read_from_the_columns_that_the_task_names(na
     task = configured(name)
     columns = {{task.columns[0]: "told"}.get(column, column): value for column, value in schemas(name).items()}
     hub = write(tmp_path, task, {task.splits["test"]: columns})
-    with pytest.raises(InputError, match=f"no column {task.columns[0]}; there: told, pronoun"):
+    with pytest.raises(UserError, match=f"no column {task.columns[0]}; there: told, pronoun"):
         tasks_splits.load(task, "test", hub, tmp_path)
     renamed = configured(name, columns=["told", "pronoun"])
     (example,) = tasks_splits.load(renamed, "test", hub, tmp_path).examples
@@ -594,7 +594,7 @@ def test_texts_of_pronoun_tasks_are_read_from_the_columns_that_the_task_names(na
 def test_a_schema_whose_pronoun_is_not_at_its_place_is_refused(place, tmp_path):
     winograd = configured("winograd")
     hub = write(tmp_path, winograd, {"test": schemas("winograd", pronoun_loc=place)})
-    with pytest.raises(InputError, match=f"split test: row 0 has no 'it' at character {place} of 'The jar hit"):
+    with pytest.raises(UserError, match=f"split test: row 0 has no 'it' at character {place} of 'The jar hit"):
         tasks_splits.load(winograd, "test", hub, tmp_path)
 
 
@@ -631,7 +631,7 @@ def test_a_pronoun_is_found_whatever_its_case_and_a_possessive_gives_its_place_t
 def test_a_sentence_without_its_pronoun_is_refused(tmp_path):
     dprd = configured("dprd")
     hub = write(tmp_path, dprd, {"test": schemas("dprd", pronoun="hey")})  # in `they`, but no word
-    with pytest.raises(InputError, match="split test: row 0 has no 'hey' in 'Wolves chase"):
+    with pytest.raises(UserError, match="split test: row 0 has no 'hey' in 'Wolves chase"):
         tasks_splits.load(dprd, "test", hub, tmp_path)
 
 
@@ -718,7 +718,7 @@ def test_the_authors_file_may_begin_with_a_byte_order_mark(tmp_path):
 
 
 def refusal(folder: Path, split: str) -> str:
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         tasks_splits.load(configured("story_cloze", path=str(folder)), split, None, folder / "cache")
     return str(error.value)
 
@@ -765,7 +765,7 @@ def test_a_validation_file_too_small_to_be_split_is_refused(tmp_path):
     message = "374 rows are for validation, but there are only 374"
     assert message in refusal(write_csv(tmp_path / "csv", "validation", stories(374)), "train")
     hub = story_hub(tmp_path / "hub", validation=stories(374))
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         tasks_splits.load(configured("story_cloze"), "valid", hub, tmp_path)
 
 
@@ -775,12 +775,10 @@ def test_stories_of_the_hub_without_an_answer_are_predicted_and_odd_answers_refu
     hub = story_hub(tmp_path / "hidden", validation=stories(375), test=hidden)
     assert [example.label for example in tasks_splits.load(task, "test", hub, tmp_path).examples] == [None] * 3
     hub = story_hub(tmp_path / "odd", validation=stories(375), test=[(*story[:-1], 3) for story in stories(3)])
-    with pytest.raises(InputError, match="row 0 has answer_right_ending='3'; right would be 1, 2"):
+    with pytest.raises(UserError, match="row 0 has answer_right_ending='3'; right would be 1, 2"):
         tasks_splits.load(task, "test", hub, tmp_path)
     hub = write(tmp_path / "names", task, {"test": {"story_id": ["a"], "input_sentence_1": ["b"]}})
-    with pytest.raises(
-        InputError, match=r"no column input_sentence_2, .*, answer_right_ending; there: story_id, input"
-    ):
+    with pytest.raises(UserError, match=r"no column input_sentence_2, .*, answer_right_ending; there: story_id, input"):
         tasks_splits.load(task, "test", hub, tmp_path)
 
 
@@ -822,16 +820,16 @@ def test_demo_tasks(name):
 
 
 def test_demo_tasks_refuse_what_the_world_does_not_have():
-    with pytest.raises(InputError, match=r"demo_sentimental: no such task .* did you mean demo_sentiment"):
+    with pytest.raises(UserError, match=r"demo_sentimental: no such task .* did you mean demo_sentiment"):
         tasks_splits.load(configured("demo_sentiment", name="demo_sentimental"), "train", None, "/no/such")
-    with pytest.raises(InputError, match="no column txt; there: id, text, label"):
+    with pytest.raises(UserError, match="no column txt; there: id, text, label"):
         tasks_splits.load(configured("demo_sentiment", columns=["txt"]), "train", None, "/no/such")
-    with pytest.raises(InputError, match="no column endings; there: id, context, choices, label"):
+    with pytest.raises(UserError, match="no column endings; there: id, context, choices, label"):
         tasks_splits.load(configured("demo_choice", choices=["endings"]), "train", None, "/no/such")
-    with pytest.raises(InputError, match=r"examples labelled [01], but task.labels=\['1', '2'\]"):
+    with pytest.raises(UserError, match=r"examples labelled [01], but task.labels=\['1', '2'\]"):
         tasks_splits.load(configured("demo_choice", labels=["1", "2"]), "train", None, "/no/such")
     assert tasks_splits.load(configured("demo_choice", splits={"test": "hidden"}), "test", None, "/no/such") is None
-    with pytest.raises(InputError, match=r"examples labelled \w+, but task.labels=\['bad', 'good'\]"):
+    with pytest.raises(UserError, match=r"examples labelled \w+, but task.labels=\['bad', 'good'\]"):
         tasks_splits.load(configured("demo_sentiment", labels=["bad", "good"]), "train", None, "/no/such")
 
 

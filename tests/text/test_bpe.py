@@ -19,7 +19,7 @@ import pytest
 import spacy
 from hypothesis import given, settings
 
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.text import chunk_cache, normalise
 from gpt1cli.text.bpe import Tokenizer, load, train
 
@@ -441,7 +441,7 @@ def test_line_breaks_and_marks_of_the_vocabulary_are_no_words() -> None:
 
 @pytest.mark.parametrize("counts", [{}, {normalise.NEWLINE: 7}])
 def test_an_empty_corpus_is_the_users_error(counts: dict[str, int]) -> None:
-    with pytest.raises(InputError, match="no word to train a vocabulary on"):
+    with pytest.raises(UserError, match="no word to train a vocabulary on"):
         train(counts, merges=10)
 
 
@@ -515,7 +515,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, file: str, content: str | bytes
         (tmp_path / file).unlink()
     else:
         (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(InputError, match=re.escape(message)) as raised:
+    with pytest.raises(UserError, match=re.escape(message)) as raised:
         load(tmp_path)
     assert str(tmp_path) in str(raised.value)
     assert "copy both again" in str(raised.value)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from transformers import GPT2Tokenizer
 
 from gpt1cli.config.data import CorpusConfig, TokenizerConfig
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.data import demo_world
 from gpt1cli.runs.console import Progress
 from gpt1cli.text import bpe, bytelevel, corpus, documents, workers
@@ -152,7 +152,7 @@ def test_training_is_the_same_each_time_and_stops_where_no_pair_comes_twice(trai
     first, second = (train_bytes(iter(texts), 300) for _ in range(2))
     assert (first.vocabulary, first.merges) == (second.vocabulary, second.merges)
     assert train_bytes(["ab ab"], 50).merges == [("a", "b")]
-    with pytest.raises(InputError, match="no two bytes"):
+    with pytest.raises(UserError, match="no two bytes"):
         train_bytes(["", "x"], 50)
 
 
@@ -170,7 +170,7 @@ def test_the_one_file_of_transformers_5_is_read_too(trained, theirs, tmp_path):
     again = load(tmp_path)
     assert (again.vocabulary, again.merges) == (trained.vocabulary, trained.merges)
     (tmp_path / "tokenizer.json").write_text('{"model": {"merges": 3}}')
-    with pytest.raises(InputError, match=r"tokenizer\.json holds no byte-pair vocabulary"):
+    with pytest.raises(UserError, match=r"tokenizer\.json holds no byte-pair vocabulary"):
         load(tmp_path)
 
 
@@ -182,14 +182,14 @@ def without(vocabulary: dict[str, int], entry: str) -> dict[str, int]:
 def test_damaged_tables_are_named(trained, tmp_path):
     trained.save(tmp_path)
     (tmp_path / "merges.txt").write_text("\n".join((tmp_path / "merges.txt").read_text().split("\n")[:300]) + "\n")
-    with pytest.raises(InputError, match=r"none of its 299 merges makes 101 of the entries"):
+    with pytest.raises(UserError, match=r"none of its 299 merges makes 101 of the entries"):
         load(tmp_path)
     trained.save(tmp_path)
     (tmp_path / "vocab.json").write_text(json.dumps(without(trained.vocabulary, "Ġthe")))
-    with pytest.raises(InputError, match="'Ġthe' should be an entry"):
+    with pytest.raises(UserError, match="'Ġthe' should be an entry"):
         load(tmp_path)
     (tmp_path / "vocab.json").write_text(json.dumps(without(trained.vocabulary, "!")))  # not for every byte an entry
-    with pytest.raises(InputError, match="entry 0 should be <unk>"):
+    with pytest.raises(UserError, match="entry 0 should be <unk>"):
         load(tmp_path)
 
 
@@ -246,7 +246,7 @@ def test_a_vocabulary_trained_on_a_corpus_is_cached_beside_one_of_words(tmp_path
 def test_a_published_vocabulary_of_the_other_kind_is_refused(trained, tmp_path):
     trained.save(tmp_path / "org" / "name")
     config = TokenizerConfig("mine", "hub", "org/name", None)
-    with pytest.raises(InputError, match=r"the vocabulary of org/name is one of bytes; name tokenizer\.level=bytes"):
+    with pytest.raises(UserError, match=r"the vocabulary of org/name is one of bytes; name tokenizer\.level=bytes"):
         corpus.tokenizer_of(config, None, str(tmp_path), str(tmp_path), quiet(tmp_path / "run"))
     found: Tokenizer = corpus.tokenizer_of(
         TokenizerConfig("mine", "hub", "org/name", None, "bytes"), None, str(tmp_path), "", quiet(tmp_path / "run")

@@ -20,7 +20,7 @@ import pyarrow.parquet
 import pytest
 
 from gpt1cli.config.data import CorpusConfig, TokenizerConfig
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.runs.console import Progress
 from gpt1cli.text import bpe, corpus, documents, workers
 from gpt1cli.text import windows as text_windows
@@ -122,7 +122,7 @@ def test_prepared_once_and_again_when_the_content_changes(tmp_path, vocabulary, 
 def test_a_failed_preparation_leaves_nothing(tmp_path, vocabulary):
     path = tmp_path / "blank.txt"
     path.write_text(" \n \n")
-    with pytest.raises(InputError, match="empty"):
+    with pytest.raises(UserError, match="empty"):
         shards_of(path, vocabulary, tmp_path / "cache")
     assert not list((tmp_path / "cache" / "corpora").iterdir())
 
@@ -376,14 +376,14 @@ def test_wikitext_lines_become_articles():
 )
 def test_bad_files_are_told_plainly(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         source = documents.find(text_corpus(tmp_path / name), None, str(tmp_path))
         for document in source.documents():
             list(document)
 
 
 def test_a_path_that_names_nothing(tmp_path):
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(UserError, match="no such file"):
         documents.find(text_corpus(tmp_path / "absent"), None, str(tmp_path))
 
 
@@ -395,7 +395,7 @@ def test_tokenizer_trained_on_the_corpus_is_cached(tmp_path, monkeypatch):
     trained = corpus.tokenizer_of(wanted, source, None, str(tmp_path / "cache"), QUIET)
     monkeypatch.setattr(bpe, "train", lambda *_: pytest.fail("trained twice"))
     assert corpus.tokenizer_of(wanted, source, None, str(tmp_path / "cache"), QUIET).identity == trained.identity
-    with pytest.raises(InputError, match="has none"):
+    with pytest.raises(UserError, match="has none"):
         corpus.tokenizer_of(wanted, None, None, str(tmp_path), QUIET)
 
 

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import changed, drawn, examples, files, texts
 
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.text import bpe, normalise
 from gpt1cli.text.bpe import UNKNOWN, Tokenizer
 
@@ -73,7 +73,7 @@ def test_a_tokenizers_files_are_read_or_refused(tmp_path, count):
         (broken / "merges.txt").write_bytes(second)
         try:
             found = bpe.load(broken)
-        except InputError as error:
+        except UserError as error:
             assert "no usable tokenizer" in str(error)
             return
         for text in ("the cat sat.\n", "<unk> é \ud800"):
@@ -91,7 +91,7 @@ def test_a_vocabulary_is_trained_on_any_words(count):
     def check(counts):
         try:
             found = bpe.train(counts, merges=5)
-        except InputError as error:
+        except UserError as error:
             assert "no word" in str(error)
             return
         for word in counts:
@@ -109,7 +109,7 @@ def test_what_is_no_table_of_entries_is_refused(value, count):
         st.lists(st.tuples(st.text(max_size=2), st.text(max_size=2)), max_size=3),
     )
     def check(vocabulary, merges):
-        with contextlib.suppress(InputError):
+        with contextlib.suppress(UserError):
             Tokenizer(vocabulary, merges)
 
     check()

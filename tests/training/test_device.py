@@ -8,7 +8,7 @@ import pytest
 import torch
 from worlds import exact
 
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.config.training import RuntimeConfig
 from gpt1cli.training import device as training_device
 
@@ -46,7 +46,7 @@ def test_fp32_on_a_cpu_multiplies_in_fp32():
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match=r"runtime\.device=cuda"):
+    with pytest.raises(UserError, match=r"runtime\.device=cuda"):
         start(device="cuda")
     assert start(device="auto").device == torch.device("cpu")
 

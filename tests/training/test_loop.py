@@ -16,7 +16,7 @@ import torch
 from worlds import NO_DROPOUT
 
 from gpt1cli.config.model import Finetuning, ModelConfig, Pretraining
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.config.training import OptimizerConfig
 from gpt1cli.models.batch import windows_batch
 from gpt1cli.models.transformer import Transformer
@@ -161,7 +161,7 @@ def test_a_signal_behind_the_last_update_is_not_lost(tmp_path):
 
 def test_a_resumed_run_does_not_go_back(tmp_path):
     train(tmp_path, steps=8)
-    with pytest.raises(InputError, match="has done 8 updates already, more than the 4 asked for"):
+    with pytest.raises(UserError, match="has done 8 updates already, more than the 4 asked for"):
         train(tmp_path, steps=4)
 
 
@@ -375,7 +375,7 @@ def test_a_resumed_run_remembers_how_much_memory_held(tmp_path):
 
 
 def test_what_does_not_fit_at_all_is_told(tmp_path):
-    with pytest.raises(InputError, match=r"memory ran out on 1 x 16 tokens: runtime\.precision=bf16, a smaller model"):
+    with pytest.raises(UserError, match=r"memory ran out on 1 x 16 tokens: runtime\.precision=bf16, a smaller model"):
         train(tmp_path, objective=Short(0, SHORT[0]), split=1)
     with pytest.raises(RuntimeError, match="something else"):
         train(tmp_path / "other", objective=Short(0, RuntimeError("something else")), split=1)

@@ -17,7 +17,7 @@ import torch
 from worlds import item
 
 from gpt1cli.cli.main import main
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.models.batch import items_batch, windows_batch
 from gpt1cli.pretrained.load import read_tensors
 from gpt1cli.runs import files, record
@@ -150,7 +150,7 @@ def test_a_loss_over_nothing_has_a_gradient_of_zero():
 def test_of_all_that_went_wrong_the_cause_is_told():
     """A mistake in the input before a kill, a kill before what it did to the others, a stop where nothing failed."""
     fault = ("fault", "rank 0: connection lost", "trace")
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(UserError, match="no such file"):
         processes._tell([2, -9], [fault, ("input", "no such file", "")], Path("run"))
     with pytest.raises(processes.RankFailed, match=r"rank 1 of 2 was ended by SIGKILL.*resume=run"):
         processes._tell([1, -9], [fault], Path("run"))

@@ -13,7 +13,7 @@ from worlds import SHAPE, model_config, optimizer_config
 from gpt1cli.cli.hydra_loader import Composer
 from gpt1cli.cli.resolve import compose
 from gpt1cli.config.commands import PretrainConfig
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.models.batch import Batch, windows_batch
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.training import dry_run
@@ -65,7 +65,7 @@ def test_too_little_memory_is_told_with_a_way_out(error):
     def objective(model: Transformer, batch: Batch) -> Loss:
         raise error
 
-    with pytest.raises(InputError, match=r"does not fit into the memory of cpu: name a smaller runtime.micro_batch="):
+    with pytest.raises(UserError, match=r"does not fit into the memory of cpu: name a smaller runtime.micro_batch="):
         rehearse(model, objective, [[windows(1, 20)]], Optimizer(model, optimizer_config()))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpt1cli.config.schema import InputError, unknown
+from gpt1cli.config.schema import UserError, unknown
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data import demo_world
 from gpt1cli.tasks.example import Example
@@ -14,14 +14,14 @@ from gpt1cli.tasks.sources.rows import answers
 def load(task: TaskConfig, split: str, hub: str | None, cache: str | Path) -> list[Example] | None:
     """The examples of a demo task; its labels are names there, or the number of the right answer."""
     if task.name not in demo_world.TASKS:
-        raise InputError(unknown(task.name, demo_world.TASKS, "task of the demo world"))
+        raise UserError(unknown(task.name, demo_world.TASKS, "task of the demo world"))
     if split not in ("train", "valid", "test"):
         return None
     rows = demo_world.examples(task.name, split)
     if missing := [column for column in [*task.columns, *task.choices] if column not in rows[0]]:
-        raise InputError(f"task={task.name}: no column {', '.join(missing)}; there: {', '.join(rows[0])}")
+        raise UserError(f"task={task.name}: no column {', '.join(missing)}; there: {', '.join(rows[0])}")
     if odd := sorted({str(row["label"]) for row in rows} - set(task.labels)):
-        raise InputError(f"task={task.name}: it has examples labelled {odd[0]}, but task.labels={task.labels}")
+        raise UserError(f"task={task.name}: it has examples labelled {odd[0]}, but task.labels={task.labels}")
     return [
         Example(
             row["id"],

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt1cli.config.schema import InputError, build, shown
+from gpt1cli.config.schema import UserError, build, display
 from gpt1cli.config.task import SCORES, TaskConfig
 from gpt1cli.data import tables
 from gpt1cli.tasks.example import Example
@@ -67,7 +67,7 @@ ONE_CHOICE = re.compile(r"(choice|option|answer|ending|sol)[ _]?([0-9]|[a-h])")
 
 
 def resolved(task: TaskConfig) -> TaskConfig:
-    """The task with its columns, labels and splits, as its files have them. InputError says what cannot be told."""
+    """The task with its columns, labels and splits, as its files have them. UserError says what cannot be told."""
     files: dict[str, str] = {name: path for name in ("train", "valid", "test") if (path := getattr(task, name))}
     splits = {name: name for name in task.there}
     if task.columns:  # looked into before; files that came later may call them otherwise
@@ -96,7 +96,7 @@ def found_columns(task: TaskConfig, there: Sequence[str], where: str) -> tuple[l
     kind, by_name = KINDS[task.kind or ""], _by_name(there)
     named = [name for name in (task.text, task.text_b, task.label, task.id, *task.choices) if name]
     if missing := [name for name in named if name not in there]:
-        raise InputError(f"{where}: no column {', '.join(missing)}; there: {', '.join(there)}")
+        raise UserError(f"{where}: no column {', '.join(missing)}; there: {', '.join(there)}")
     label = task.label or next((by_name[name] for name in LABEL if name in by_name), "")
     apart = {label, task.id}
     texts, choices = inputs_of(kind, task, [name for name in there if name not in apart or name in task.choices])
@@ -110,8 +110,8 @@ def found_columns(task: TaskConfig, there: Sequence[str], where: str) -> tuple[l
     if not label:
         lacking.append("which holds the label: name task.label=")
     if lacking:
-        head = f"{where}: its columns are {shown(', '.join(there))}; task.kind={task.kind} cannot tell"
-        raise InputError("\n  ".join([head, *lacking]))
+        head = f"{where}: its columns are {display(', '.join(there))}; task.kind={task.kind} cannot tell"
+        raise UserError("\n  ".join([head, *lacking]))
     return texts, choices, label
 
 
@@ -163,14 +163,14 @@ def _labels(task: TaskConfig, path: str, values: Sequence[tuple[int, Any, list[A
     """The names of the classes, or of the places of a choice, in an order that does not hang on that of the rows."""
     names = {name for _, value, _ in values if (name := name_of(value)) is not None}
     if not names:
-        raise InputError(f"{path}: no row has a label in column {task.label}")
+        raise UserError(f"{path}: no row has a label in column {task.label}")
     if task.choices:
         return _places(task, path, names, len(values[0][2]))
     if len(names) < 2:
-        raise InputError(f"{path}: every label in column {task.label} is {shown(next(iter(names)))}; two are needed")
+        raise UserError(f"{path}: every label in column {task.label} is {display(next(iter(names)))}; two are needed")
     if len(names) > 50 and len(names) > len(values) / 2:
         told = f"{len(names):,} different labels in {len(values):,} rows of column {task.label}"
-        raise InputError(f"{path}: {told}; scores are task.kind=regression, another column is task.label=NAME")
+        raise UserError(f"{path}: {told}; scores are task.kind=regression, another column is task.label=NAME")
     numbers = all(re.fullmatch(r"-?\d+", name) for name in names)
     return sorted(names, key=int) if numbers else sorted(names)
 
@@ -184,7 +184,7 @@ def _places(task: TaskConfig, path: str, names: set[str], n: int) -> list[str]:
     ]
     if len(fitting) == 2:  # 1 and 2 of three: the first and the second, or the second and the third?
         told = f"labels {', '.join(sorted(names))} of {n} answers may count from 0 or from 1"
-        raise InputError(f"{path}: {told}; name task.labels=[{','.join(from_zero)}] or [{','.join(from_one)}]")
+        raise UserError(f"{path}: {told}; name task.labels=[{','.join(from_zero)}] or [{','.join(from_one)}]")
     return fitting[0] if fitting else from_one
 
 
@@ -199,7 +199,7 @@ def _range(task: TaskConfig, files: Mapping[str, str]) -> list[int]:
                 if name_of(row.get(task.label)) is not None
             ]
     if not scores or min(scores) == max(scores):
-        raise InputError(f"{files['train']}: column {task.label} needs at least two different scores")
+        raise UserError(f"{files['train']}: column {task.label} needs at least two different scores")
     return [math.floor(min(scores)), math.ceil(max(scores))]
 
 
@@ -215,13 +215,13 @@ def name_of(value: Any) -> str | None:
 
 
 def score_of(value: Any, where: str) -> float:
-    """A label as a number. InputError where it is none."""
+    """A label as a number. UserError where it is none."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise InputError(f"{where}={shown(value)} is no number")
+        raise UserError(f"{where}={display(value)} is no number")
     return number
 
 
@@ -237,7 +237,7 @@ def load(task: TaskConfig, split: str, hub: str | None, cache: str | Path) -> li
         examples = list(examples_of(task, table, labelled=split != "test"))
     if split == "train" and examples and all(map(lacks_text, examples)):
         column = ", ".join(task.columns)
-        raise InputError(f"{path}: every row has an empty text in column {column}; another column is task.text=NAME")
+        raise UserError(f"{path}: every row has an empty text in column {column}; another column is task.text=NAME")
     if task.valid is not None or split == "test":
         return examples
     held = held_out(examples, task.holdout)
@@ -249,20 +249,20 @@ def examples_of(task: TaskConfig, table: tables.Table, labelled: bool) -> Iterat
     wanted = [*task.columns, *task.choices, *([task.id] if task.id else []), *([task.label] if labelled else [])]
     if missing := [name for name in wanted if name not in table.columns]:
         there = f"{table.where}: no column {', '.join(missing)}; there: {', '.join(table.columns)}"
-        raise InputError(f"{there}\nput the file back as it was, or name its columns: task.text=, task.label=, ...")
+        raise UserError(f"{there}\nput the file back as it was, or name its columns: task.text=, task.label=, ...")
     lines: dict[str, int] = {}
     for line, row in table.rows:
         where = f"{table.where}, line {line}"
         texts = tuple(_text(row, name, where) for name in task.columns)
         choices = tuple(_answers(task, row))
         if any(not isinstance(answer, str) for answer in choices):
-            raise InputError(f"{where}: an answer in {', '.join(task.choices)} is no text")
+            raise UserError(f"{where}: an answer in {', '.join(task.choices)} is no text")
         if task.choices and len(choices) != len(task.labels):
-            raise InputError(f"{where} has {len(choices)} answers, but the task has {len(task.labels)}")
+            raise UserError(f"{where} has {len(choices)} answers, but the task has {len(task.labels)}")
         name = str(row[task.id]) if task.id else str(line)
         if task.id and lines.setdefault(name, line) != line:
             own = "an id is that of one row, and without task.id= that is its line"
-            raise InputError(f"{where}: {task.id}={shown(name)} stands in line {lines[name]} too; {own}")
+            raise UserError(f"{where}: {task.id}={display(name)} stands in line {lines[name]} too; {own}")
         yield Example(name, texts, _label(task, row.get(task.label), choices, where), choices)
 
 
@@ -274,7 +274,7 @@ def lacks_text(example: Example) -> bool:
 def _text(row: Mapping[str, Any], column: str, where: str) -> str:
     value = row.get(column)
     if not isinstance(value, str):
-        raise InputError(f"{where}: {'no' if value is None else 'a number or a list, and no'} text in column {column}")
+        raise UserError(f"{where}: {'no' if value is None else 'a number or a list, and no'} text in column {column}")
     return value
 
 
@@ -286,21 +286,21 @@ def _label(task: TaskConfig, value: Any, choices: Sequence[str], where: str) -> 
         assert task.range
         score = score_of(value, f"{where}: {task.label}")
         if not task.range[0] <= score <= task.range[1]:
-            raise InputError(f"{where}: {task.label}={score:g} is outside of task.range={task.range}")
+            raise UserError(f"{where}: {task.label}={score:g} is outside of task.range={task.range}")
         return score
     if name in task.labels:
         return task.labels.index(name)
     if choices.count(name) == 1:
         return choices.index(name)
-    right = "places or texts of answers" if choices else shown(", ".join(task.labels))
-    told = f"{where}: {task.label}={shown(name)}; the task has {right}, by task.labels= or its training file"
-    raise InputError(f"{told}; mend the label, empty it to leave the row out, or name it and train with such rows")
+    right = "places or texts of answers" if choices else display(", ".join(task.labels))
+    told = f"{where}: {task.label}={display(name)}; the task has {right}, by task.labels= or its training file"
+    raise UserError(f"{told}; mend the label, empty it to leave the row out, or name it and train with such rows")
 
 
 def held_out(examples: Sequence[Example], share: float) -> set[int]:
     """Numbers of the examples that are kept for validation: that share of every class, drawn by SEED.
 
-    A class of one example stays in training. InputError where nothing would be left to validate with.
+    A class of one example stays in training. UserError where nothing would be left to validate with.
     """
     strata: dict[Any, list[int]] = {}
     for number, example in enumerate(examples):
@@ -311,7 +311,7 @@ def held_out(examples: Sequence[Example], share: float) -> set[int]:
         count = min(len(numbers) - 1, max(1, round(share * len(numbers))))
         held |= set(draw.sample(numbers, count))
     if not held:
-        raise InputError("too few labelled rows to hold some out for validation: name task.valid=FILE")
+        raise UserError("too few labelled rows to hold some out for validation: name task.valid=FILE")
     return held
 
 

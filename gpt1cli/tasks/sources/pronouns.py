@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.tasks.example import Example
 from gpt1cli.tasks.sources.rows import columns_of, target
@@ -32,7 +32,7 @@ def winograd(task: TaskConfig, split: str, hub: str | None, cache: str | Path) -
     examples = []
     for i, (text, pronoun, place, options, label) in enumerate(zip(*columns, strict=True)):
         if text[place : place + len(pronoun)] != pronoun:
-            raise InputError(f"{where}: row {i} has no {pronoun!r} at character {place} of {text!r}")
+            raise UserError(f"{where}: row {i} has no {pronoun!r} at character {place} of {text!r}")
         texts = (text[:place].strip(), text[place + len(pronoun) :].strip())
         answer = target(task, label, f"{where}: row {i}")
         examples.append(Example(str(i), texts, answer, substitutes(pronoun, options)))
@@ -53,7 +53,7 @@ def dprd(task: TaskConfig, split: str, hub: str | None, cache: str | Path) -> li
     for i, (sentence, pronoun, candidates, label) in enumerate(zip(*columns, strict=True)):
         places = [match.span() for match in re.finditer(rf"\b{re.escape(pronoun)}\b", sentence, re.IGNORECASE)]
         if not places:
-            raise InputError(f"{where}: row {i} has no {pronoun!r} in {sentence!r}")
+            raise UserError(f"{where}: row {i} has no {pronoun!r} in {sentence!r}")
         named = max(sentence.lower().find(candidate.lower()) for candidate in candidates)
         start, end = next((span for span in places if span[0] > named), places[-1])
         texts = (sentence[:start].strip(), sentence[end:].strip())

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data.hub import NoSubset, dataset, split_names
 from gpt1cli.tasks.example import Example
@@ -21,7 +21,7 @@ NO_LABEL = (-1, None, "-")  # how data sets mark a row whose label is not known
 
 
 def load(task: TaskConfig, split: str, hub: str | None, cache: str | Path) -> list[Example] | None:
-    """The rows of a split, each under its number. InputError where columns or labels are not those of the task."""
+    """The rows of a split, each under its number. UserError where columns or labels are not those of the task."""
     found = columns_of(task, split, [*task.columns, *task.choices, task.label], hub, cache)
     if found is None:
         return None
@@ -42,7 +42,7 @@ def columns_of(
     Among the names are all the columns of the task's texts and answers: these are checked.
     """
     if task.repo is None:
-        raise InputError(f"task={task.name}: task.repo is needed with task.source={task.source}")
+        raise UserError(f"task={task.name}: task.repo is needed with task.source={task.source}")
     *other, name = split.rsplit("/", 1)
     subset = other[0] if other else task.subset
     try:
@@ -56,7 +56,7 @@ def columns_of(
     where = f"task={task.name}: {task.repo}{'/' + subset if subset else ''}, split {name}"
     if missing := [name for name in names if name not in rows.features]:
         told = f"{where}: no column {', '.join(missing)}; there: {', '.join(rows.features)}"
-        raise InputError(f"{told}\ntask.columns=[...] and task.label= name those of another state of the data set")
+        raise UserError(f"{told}\ntask.columns=[...] and task.label= name those of another state of the data set")
     check_columns(rows.features, task, where)
     columns = rows.select_columns(list(dict.fromkeys(names)))[:]
     check_rows(columns, task, where)
@@ -64,26 +64,26 @@ def columns_of(
 
 
 def check_columns(features: Features, task: TaskConfig, where: str) -> None:
-    """InputError unless the columns hold texts, and the data set's own classes are the task's, in its order."""
+    """UserError unless the columns hold texts, and the data set's own classes are the task's, in its order."""
     for name in [*task.columns, *task.choices]:
         column = features[name]
         kind = getattr(getattr(column, "feature", column), "dtype", None)  # of a list: that of its items
         if kind not in ("string", "large_string"):
-            raise InputError(f"{where}: column {name} holds no text but {column}")
+            raise UserError(f"{where}: column {name} holds no text but {column}")
     names = getattr(features.get(task.label), "names", None)  # of a ClassLabel; plain numbers and texts have none
     if task.classes and names is not None and names != task.labels:
-        raise InputError(f"{where}: its classes are {names}, but task.labels={task.labels}; their order counts")
+        raise UserError(f"{where}: its classes are {names}, but task.labels={task.labels}; their order counts")
 
 
 def check_rows(columns: Mapping[str, list[Any]], task: TaskConfig, where: str) -> None:
-    """InputError for a row that lacks a text, or has not as many answers as the task has labels."""
+    """UserError for a row that lacks a text, or has not as many answers as the task has labels."""
     names, n = [*task.columns, *task.choices], len(task.columns)
     for i, values in enumerate(zip(*(columns[name] for name in names), strict=True)):
         if None in answers(values):
             bare = next(name for name, value in zip(names, values, strict=True) if None in answers([value]))
-            raise InputError(f"{where}: row {i} has no text in column {bare}")
+            raise UserError(f"{where}: row {i} has no text in column {bare}")
         if task.choices and (given := len(answers(values[n:]))) != len(task.labels):
-            raise InputError(f"{where}: row {i} has {given} answers, but task.labels={task.labels}")
+            raise UserError(f"{where}: row {i} has {given} answers, but task.labels={task.labels}")
 
 
 def answers(values: Iterable[Any]) -> list[Any]:
@@ -92,17 +92,17 @@ def answers(values: Iterable[Any]) -> list[Any]:
 
 
 def target(task: TaskConfig, label: Any, where: str) -> int | float | None:
-    """The class index or the score that a label stands for; None where it is unknown. InputError for any other."""
+    """The class index or the score that a label stands for; None where it is unknown. UserError for any other."""
     if label in NO_LABEL:
         return None
     if not task.classes:
         assert task.range
         if type(label) in (int, float) and task.range[0] <= label <= task.range[1]:
             return float(label)
-        raise InputError(f"{where} has {task.label}={label!r}; right would be {task.range[0]} to {task.range[1]}")
+        raise UserError(f"{where} has {task.label}={label!r}; right would be {task.range[0]} to {task.range[1]}")
     if isinstance(label, str) and label in task.labels:
         return task.labels.index(label)
     if type(label) is int and 0 <= label < len(task.labels):
         return label
     names = [name if isinstance(label, str) else f"{i} ({name})" for i, name in enumerate(task.labels)]
-    raise InputError(f"{where} has {task.label}={label!r}; right would be {', '.join(names)}, or -1 for none")
+    raise UserError(f"{where} has {task.label}={label!r}; right would be {', '.join(names)}, or -1 for none")

@@ -12,7 +12,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from gpt1cli.config.schema import InputError
+from gpt1cli.config.schema import UserError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.tasks.example import Example
 from gpt1cli.tasks.sources.rows import NO_LABEL, columns_of, target
@@ -43,7 +43,7 @@ def load(task: TaskConfig, split: str, hub: str | None, cache: str | Path) -> li
     if file == split:
         return examples
     if len(examples) <= VALID_ROWS:
-        raise InputError(f"{where}: {VALID_ROWS} rows are for validation, but there are only {len(examples)}")
+        raise UserError(f"{where}: {VALID_ROWS} rows are for validation, but there are only {len(examples)}")
     train, valid = train_test_split(examples, test_size=VALID_ROWS, random_state=SPLIT_SEED)
     return train if split == "train" else valid
 
@@ -68,13 +68,13 @@ def _csv(folder: Path, file: str) -> tuple[str, Rows] | None:
     paths = [path for path in paths if "spring2016" in path.name] or paths
     if len(paths) != 1:
         there = f"there are {len(paths)}" if paths else "there is none"
-        raise InputError(f"task.path={folder}: one {FILES[file]}, as its authors name it, is wanted; {there}")
+        raise UserError(f"task.path={folder}: one {FILES[file]}, as its authors name it, is wanted; {there}")
     try:
         with paths[0].open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines)
             rows, names = list(reader), reader.fieldnames or ()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{paths[0]}: cannot be read ({error})") from error
+        raise UserError(f"{paths[0]}: cannot be read ({error})") from error
     if missing := [name for name in CSV_COLUMNS if name not in names]:
-        raise InputError(f"{paths[0]}: no column {', '.join(missing)}; there: {', '.join(names)}")
+        raise UserError(f"{paths[0]}: no column {', '.join(missing)}; there: {', '.join(names)}")
     return str(paths[0]), [tuple(row[name] or "" for name in CSV_COLUMNS) for row in rows]
