@@ -1,4 +1,4 @@
-# Everything from a fresh clone to a checked change. `make` lists the targets; PYTHON= names another interpreter.
+# Targets for development, from a fresh clone on. `make` lists them; PYTHON= sets another interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
@@ -12,11 +12,11 @@ help: ## list these targets
 setup: $(INSTALLED) ## create .venv and install gpt1 there (once, and again when its dependencies change)
 	@echo "gpt1 is installed: $(BIN)/gpt1"
 
-# The last line marks the installation as whole. An interrupted one is taken up again, a finished one is left alone.
+# The last line marks the installation as complete: an interrupted one is repeated, a complete one is skipped.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "gpt1 needs Python 3.11 or newer, and $(PYTHON) is: $$($(PYTHON) --version 2>&1)." >&2; \
-	  echo "Name another one, as in: make setup PYTHON=python3.12" >&2; exit 1; }
+	  echo "gpt1 needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "To use another one: make setup PYTHON=python3.12" >&2; exit 1; }
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv .venv
 	@echo "installing gpt1 into .venv (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
@@ -29,13 +29,13 @@ demo: $(INSTALLED) ## pretrain a tiny model, fine-tune it with and without that 
 	  init=$$run/pretrain hydra.sweep.dir=$$run/finetune && \
 	$(BIN)/gpt1 report runs=[$$run] hydra.run.dir=$$run/report
 
-test: $(INSTALLED) ## run the tests (GPT1_TEST_HUB=DIR: those on real data too)
+test: $(INSTALLED) ## run the tests (with GPT1_TEST_HUB=DIR also those on real data)
 	$(BIN)/pytest -q -n auto --dist loadfile
 
 test-full: $(INSTALLED) ## run the slow tests too
 	$(BIN)/pytest -q -n auto --dist loadfile -m "not network"
 
-gpu-check: $(INSTALLED) ## on a machine with CUDA: the tests marked gpu, then the benchmarks there, as one table
+gpu-check: $(INSTALLED) ## on a machine with CUDA: run the tests marked gpu, then the benchmarks
 	$(BIN)/pytest -q -m gpu
 	$(BIN)/gpt1 bench what=[pretrain,finetune,choice,generate] rounds=3 runtime.device=cuda
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-# One thread for each test process, set before torch is imported: the models of the tests are too small to share out,
-# and threads that wait for each other on a busy machine take longer than the work itself.
+# One thread per test process, set before torch is imported: the models of the tests are too small for several threads,
+# and on a busy machine waiting threads take longer than the work itself.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator
@@ -26,14 +26,16 @@ def test_hub() -> str:
 
 @pytest.fixture(scope="module")
 def exact_arithmetic() -> Iterator[None]:
-    """fp32 products in fp32, for a module of tests."""
+    """Full-precision fp32 products, for a module of tests."""
     with exact():
         yield
 
 
 @pytest.fixture(scope="module")
-def undrawn() -> Iterator[None]:
-    """Nothing is drawn: what pictures show is tested elsewhere, and they take longer than a run of a few updates."""
+def no_pictures() -> Iterator[None]:
+    """Replace plots by an empty picture: they are tested elsewhere and take longer than a run of a few steps."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(plots, "draw", lambda name, caption, *_: plots.Picture(name, caption, "<svg></svg>", b""))
+        patched.setattr(
+            plots, "draw_picture", lambda name, caption, *_: plots.Picture(name, caption, "<svg></svg>", b"")
+        )
         yield

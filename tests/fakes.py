@@ -1,4 +1,4 @@
-"""Fakes: a small W&B server that keeps the history it receives; models and tokenizers that are known by heart."""
+"""Fakes: a small W&B server that stores what it receives; models and tokenizers with known outputs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from worlds import model_config, read
 from gpt1cli.config.schema import UserError, build
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data import demo_world
-from gpt1cli.models.transformer import Past
+from gpt1cli.models.transformer import KVCache
 from gpt1cli.text import bpe
 from gpt1cli.text.bpe import Tokenizer
-from gpt1cli.text.normalise import words as words_of
+from gpt1cli.text.normalise import split_words
 
-NEXT = [  # p(next letter | this one)
+NEXT_LETTER = [  # p(next letter | this letter), letters a to d
     [0.1, 0.2, 0.3, 0.4],
     [0.25, 0.25, 0.25, 0.25],
     [0.7, 0.1, 0.1, 0.1],
@@ -34,22 +34,22 @@ NEXT = [  # p(next letter | this one)
 ]
 
 
-class Server(ThreadingHTTPServer):
-    """The server, and the lines of each file that a run has sent."""
+class WandbServer(ThreadingHTTPServer):
+    """A W&B server that stores the lines of each file that a run sends."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(("127.0.0.1", 0), WandbHandler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.files: dict[str, list[str]] = {}
         self.run: str | None = None
 
-    def graphql(self, asked: str, given: dict[str, Any]) -> dict[str, Any]:
-        """What wandb-core asks for; what is not here it does without."""
+    def graphql(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """Answer the operations that wandb-core needs; for all others return {}."""
         project = {"id": "p", "name": "gpt1", "entity": {"id": "e", "name": "me"}}
-        if asked == "UpsertBucket":
-            inserted, self.run = self.run is None, given["name"]
+        if operation == "UpsertBucket":
+            inserted, self.run = self.run is None, variables["name"]
             return {"upsertBucket": {"bucket": {"name": self.run, "project": project}, "inserted": inserted}}
-        if asked == "RunResumeStatus":
+        if operation == "RunResumeStatus":
             history, summary = self.files.get("wandb-history.jsonl", []), self.files.get("wandb-summary.json", ["{}"])
             run = {
                 "name": self.run, "summaryMetrics": summary[-1], "historyLineCount": len(history),
@@ -57,28 +57,28 @@ class Server(ThreadingHTTPServer):
                 "config": "{}", "wandbConfig": '{"t": 1}',
             }  # fmt: skip
             return {"model": {**project, "bucket": run if self.run else None}}
-        if asked == "CreateRunFiles":
-            files = [{"name": name, "uploadUrl": f"{self.url}/{name}"} for name in given["files"]]
+        if operation == "CreateRunFiles":
+            files = [{"name": name, "uploadUrl": f"{self.url}/{name}"} for name in variables["files"]]
             return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
         return {}
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Requests: GraphQL, the stream of files, and files put as a whole."""
+class WandbHandler(BaseHTTPRequestHandler):
+    """Handles GraphQL requests, the file stream, and uploads of whole files."""
 
-    server: Server
+    server: WandbServer
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: Any) -> None: ...
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}"
-        found = json.loads(gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body)
+        request = json.loads(gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body)
         answer: dict[str, Any] = {}
         if self.path == "/graphql":
-            asked = found.get("operationName") or found["query"].split()[1]
-            answer = {"data": self.server.graphql(asked, found.get("variables") or {})}
-        for name, part in (found.get("files") or {}).items() if "file_stream" in self.path else ():
+            operation = request.get("operationName") or request["query"].split()[1]
+            answer = {"data": self.server.graphql(operation, request.get("variables") or {})}
+        for name, part in (request.get("files") or {}).items() if "file_stream" in self.path else ():
             self.server.files.setdefault(name, [])[part["offset"] :] = part["content"]
         text = json.dumps(answer).encode()
         self.send_response(200)
@@ -94,9 +94,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def served() -> Iterator[Server]:
-    """The server, running."""
-    server = Server()
+def wandb_server() -> Iterator[WandbServer]:
+    """Run the W&B server in a thread."""
+    server = WandbServer()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server
@@ -106,28 +106,28 @@ def served() -> Iterator[Server]:
 
 
 @functools.cache
-def vocabulary() -> Tokenizer:
-    """A vocabulary of letters, which has no merges but those of "xyz" and of the demo world's commonest words."""
+def demo_tokenizer() -> Tokenizer:
+    """A tokenizer of letters, with merges for "xyz" and the most frequent words of the demo world."""
     counts = {"xyz": 4}
     for document in demo_world.documents(count=40):
-        for word in words_of(document):
+        for word in split_words(document):
             counts[word] = counts.get(word, 0) + 1
     return bpe.train(counts, 300)
 
 
-def task_of(option: str, **prompt: Any) -> TaskConfig:
-    """A task of conf/ with another prompt; of the keys that are not named the yaml's own."""
+def shipped_task(option: str, **prompt: Any) -> TaskConfig:
+    """A task of conf/task/ with some keys of its prompt replaced."""
     content = read(f"task/{option}.yaml")
     content = content.get("task", content)
-    files = {"train": "rows.csv"} if content["source"] == "file" else {}  # which only the user can name
+    files = {"train": "rows.csv"} if content["source"] == "file" else {}  # the user must name it
     task = build(TaskConfig, {**content, **files, "prompt": {**content["prompt"], **prompt}})
-    if problems := list(task.misprompted()):
+    if problems := list(task.prompt_problems()):
         raise UserError("\n".join(problems))
     return task
 
 
-class Spelling:
-    """A byte-level vocabulary, as far as blanks are concerned: an id is a character's code."""
+class CharacterTokenizer:
+    """Treats spaces as a byte-level tokenizer does: an id is a character's code."""
 
     def encode(self, text: str) -> list[int]:
         return [ord(c) for c in text]
@@ -139,8 +139,8 @@ class Spelling:
         return 256
 
 
-class Letters(Spelling):
-    """The letters a, b, c, d; nothing else is seen."""
+class LetterTokenizer(CharacterTokenizer):
+    """The letters a, b, c, d; it ignores all other characters."""
 
     def encode(self, text: str) -> list[int]:
         return ["abcd".index(c) for c in text if c in "abcd"]
@@ -149,8 +149,8 @@ class Letters(Spelling):
         return 4
 
 
-class Bigrams(nn.Module):
-    """Knows nothing but the last letter; its table is the identity, so that its states are the logits."""
+class BigramModel(nn.Module):
+    """Predicts from the last letter only; its embeddings are the identity, so its states are the logits."""
 
     branches = True
 
@@ -159,10 +159,10 @@ class Bigrams(nn.Module):
         self.tokens = nn.Embedding.from_pretrained(torch.eye(4))
         self.config = dataclasses.replace(model_config(), n_positions=n_positions)
 
-    def forward(self, tokens: Tensor, *_: Tensor | None, past: Past | None = None, lengths: Any = None) -> Tensor:
-        return torch.tensor(NEXT).log()[tokens]
+    def forward(self, tokens: Tensor, *_: Tensor | None, cache: KVCache | None = None, lengths: Any = None) -> Tensor:
+        return torch.tensor(NEXT_LETTER).log()[tokens]
 
 
-def chain(letters: str) -> float:
-    """The probability of all but the first letter."""
-    return math.prod(NEXT["abcd".index(one)]["abcd".index(two)] for one, two in itertools.pairwise(letters))
+def chain_probability(letters: str) -> float:
+    """The probability of all letters after the first."""
+    return math.prod(NEXT_LETTER["abcd".index(a)]["abcd".index(b)] for a, b in itertools.pairwise(letters))

@@ -1,4 +1,4 @@
-"""Text that is hard to tokenise, put together at random from pieces that some rule treats apart."""
+"""Random text that is difficult to tokenise, made of strings that some rule treats differently."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ BLANKS = [chr(code) for code in range(0x3001) if chr(code).isspace()]
 LINES = ["\n", "\n\n", " \n ", "\r\n", "\r", "\u2028", "\u2029", "\x0b", "\x0c"]
 
 VISIBLE = " ".join((WORDS, NUMBERS, QUOTES, MARKS, FACES, WEB, OTHER)).split(" ")
-PIECES = [*VISIBLE, *CONTROL, *BLANKS, *LINES, *" " * 40]
+STRINGS = [*VISIBLE, *CONTROL, *BLANKS, *LINES, *" " * 40]
 
-pieces = st.sampled_from(PIECES)
+strings = st.sampled_from(STRINGS)
 exceptions = st.deferred(lambda: st.sampled_from(sorted(normalise._english().rules)))
-around = st.sampled_from(["", "'", "''", ".", "'.", ".'", ":", "'s", "’", '"', ",", "(", ")", "_", " .", " '"])
+affixes = st.sampled_from(["", "'", "''", ".", "'.", ".'", ":", "'s", "’", '"', ",", "(", ")", "_", " .", " '"])
 
 texts = st.one_of(
-    st.lists(pieces, max_size=30).map("".join),
-    st.lists(st.tuples(around, exceptions, around).map("".join), max_size=12).map(" ".join),
-    st.lists(st.one_of(exceptions, pieces), max_size=20).map(" ".join),
+    st.lists(strings, max_size=30).map("".join),
+    st.lists(st.tuples(affixes, exceptions, affixes).map("".join), max_size=12).map(" ".join),
+    st.lists(st.one_of(exceptions, strings), max_size=20).map(" ".join),
 )
-"""A strategy of texts: pieces pasted together, and exceptions of spaCy's in quotes and with marks, which are cut by the
-words around them if anything is."""
+"""A strategy for texts: concatenated strings, and exceptions of spaCy between quotes and marks, whose words may
+depend on their neighbours."""

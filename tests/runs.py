@@ -1,4 +1,4 @@
-"""Folders of finished fine-tuning runs, written by hand: what `gpt1 report` reads, without any training."""
+"""Folders of finished fine-tuning runs, written without training: the input of `gpt1 report`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from gpt1cli.cli.resolve import compose
 from gpt1cli.config.commands import SweepsConfig
 from gpt1cli.config.schema import build
 from gpt1cli.config.task import TaskConfig
-from gpt1cli.reporting.collect import Finished, find_runs
+from gpt1cli.reporting.collect import FinishedRun, find_runs
 
 
 def task_config(task: str) -> dict[str, Any]:
-    """A task of conf/ as a run's config.yaml holds it."""
+    """A task of conf/ as in a run's config.yaml."""
     content = read(f"task/{task}.yaml")
     return dataclasses.asdict(build(TaskConfig, content.get("task", content)))
 
@@ -33,7 +33,7 @@ def write_run(
     examples: Mapping[str, int] | None = None,
     **changes: Any,
 ) -> Path:
-    """A run of a task with these metrics by split, and predictions by split: id, label, prediction."""
+    """Write a run of a task with metrics by split, and predictions by split: id, label, prediction."""
     config = {
         "seed": 0, "name": task, "init": "openai", "model": read("model/base.yaml"), "task": task_config(task),
         "ablation": {"name": "full", "overrides": []}, "pretrained": True, "transfer_layers": "all", "aux_lm": True,
@@ -50,13 +50,14 @@ def write_run(
     return folder
 
 
-def found(root: Path) -> list[Finished]:
-    """The runs below a folder."""
+def runs_below(root: Path) -> list[FinishedRun]:
+    """The finished runs below a folder."""
     return find_runs([str(root)])
 
 
-def planned(*words: str) -> SweepsConfig:
+def compose_sweeps(*words: str) -> SweepsConfig:
+    """The configuration of `gpt1 sweeps WORDS`."""
     composer = Composer("ablation")
-    built = compose(composer, composer.check(list(words))).config
-    assert isinstance(built, SweepsConfig)
-    return built
+    config = compose(composer, composer.check_overrides(list(words))).config
+    assert isinstance(config, SweepsConfig)
+    return config

@@ -27,7 +27,7 @@ from typing import Any, ClassVar, NamedTuple
 import pandas
 import pytest
 import yaml
-from hard_text import PIECES
+from hard_text import STRINGS
 from hydra.types import RunMode
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -44,7 +44,7 @@ from gpt1cli.models.transformer import Transformer
 from gpt1cli.text import bpe
 from gpt1cli.training import checkpoint
 from gpt1cli.training.optimizer import Optimizer
-from gpt1cli.training.state import State
+from gpt1cli.training.state import TrainingState
 
 QUIET = ("runtime.threads=1", "runtime.progress=none")
 ROWS = [{"text": f"a {'good' * (n % 2)} cat {n}", "label": ['not, "happy"', "happy"][n % 2]} for n in range(8)]
@@ -195,7 +195,7 @@ characters = st.characters(codec=None, exclude_categories=())  # with surrogates
 long = st.tuples(st.sampled_from("a .'é我\ud800\0\n"), st.sampled_from([120, 1000, 20_000])).map(lambda x: x[0] * x[1])
 texts = st.one_of(
     st.text(characters, max_size=40),
-    st.lists(st.sampled_from(PIECES), max_size=30).map("".join),
+    st.lists(st.sampled_from(STRINGS), max_size=30).map("".join),
     st.tuples(st.text(characters, max_size=5), long, st.text(characters, max_size=5)).map("".join),
 )
 """Any text there can be in Python, also such as no file can hold."""
@@ -377,7 +377,7 @@ def world(tmp_path_factory) -> Path:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hydra composes the same words once, and does not run the command itself: test_fuzz_words has all that."""
     monkeypatch.setattr(Composer, "load", remembered)
-    monkeypatch.setattr(hydra_loader, "hydra_main", lambda source, command, words, job: job(None))
+    monkeypatch.setattr(hydra_loader, "run_hydra", lambda source, command, words, job: job(None))
 
 
 def stopped(**_: Any) -> None:
@@ -426,6 +426,6 @@ def pretrained(folder: Path) -> None:
     vocabulary = bpe.train({"the": 9, "cat": 5, "good": 4, "a": 3, "0": 2}, merges=9)
     model = Transformer(shape, len(vocabulary))
     optimizer = Optimizer(model, OptimizerConfig("adamw", 0.9, 0.999, 1e-8, 0.01, 1.0))
-    about = checkpoint.description(shape, TokenizerConfig("bpe", "corpus", None, 9), vocabulary, model)
+    about = checkpoint.model_description(shape, TokenizerConfig("bpe", "corpus", None, 9), vocabulary, model)
     folder.mkdir()
-    checkpoint.save(folder, State(1, best_step=1), optimizer, about, vocabulary, keep=())
+    checkpoint.save(folder, TrainingState(1, best_step=1), optimizer, about, vocabulary, keep=())

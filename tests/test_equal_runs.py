@@ -37,9 +37,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 EXPECTED = Path(__file__).resolve().parent / "data" / "equal_runs.json.xz"
 EXACT = os.environ.get("GPT1_EQUAL_EXACT") == "1"
 RELATIVE = 1e-5
-ABSOLUTE = 2e-6  # probabilities are written with six digits: the last one may be rounded up here and down there
+ABSOLUTE = 2e-6  # probabilities have six digits, and the last one may be rounded differently
 
-# The keys whose values may differ. That the key is there is compared all the same.
+# Keys whose values may differ; the presence of the key is still compared. The notes of tables are masked in mask_notes.
 EXCEPTED = {
     "seconds": "a time",
     "tokens_per_second": "a rate",
@@ -68,7 +68,7 @@ FP32 = (*ALONE, "runtime.precision=fp32")
 MODEL = (
     "model=tiny", "model.n_layer=2", "model.d_model=16", "model.n_head=2", "model.d_ff=64", "model.n_positions=64",
     "model.lstm_units=24", "model.pretraining.context=32", "batch_size=4",
-    "model.init_std=0.15",  # so that what is said of two texts differs by more than rounding after a few updates
+    "model.init_std=0.15",  # so that scores of two texts differ by more than rounding after a few steps
 )  # fmt: skip
 TEXT = ("corpus=text", "corpus.path=story.txt", "tokenizer=bytes", "tokenizer.merges=40")
 LIMIT = ("limit.train=24", "limit.valid=16", "limit.test=16")
@@ -167,14 +167,15 @@ def results(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         scores = [(text, len(text) / 10 + (label == "good")) for text, label in REVIEWS]
         csv.writer(file).writerows([("text", "score"), *scores])
     for name, words in RUNS.items():
+        folder = f"{'rough' if name in ROUGH else 'runs'}/{name}"  # the report is on runs/
         try:
-            printed = gpt1(root, *words, f"hydra.run.dir=runs/{name}")
+            printed = gpt1(root, *words, f"hydra.run.dir={folder}")
         except AssertionError as error:
             yield name, {FAILED: str(error)}
             continue
-        found = contents(root / "runs" / name, root)
+        found = contents(root / folder, root)
         if name in PRINTED:
-            found["stdout"] = printed.splitlines()
+            found["stdout"] = [json.loads(x) if x.startswith("{") else x for x in printed.splitlines()]
         if name in BESIDE:
             found |= {f"beside/{path}": content for path, content in contents(root / BESIDE[name], root).items()}
         yield name, found
@@ -231,7 +232,7 @@ def content(path: Path) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     if path.suffix == ".csv":
         with open(path, encoding="utf-8", newline="") as file:
-            return [[number(cell) for cell in row] for row in csv.reader(file)]
+            return mask_notes([[number(cell) for cell in row] for row in csv.reader(file)])
     if path.suffix == ".safetensors":
         return tensors(path)
     if path.suffix in (".bin", ".npy") or path.name in ("vocab.json", "merges.txt"):
@@ -239,8 +240,16 @@ def content(path: Path) -> Any:
     return None
 
 
+def mask_notes(table: list[list[Any]]) -> list[list[Any]]:
+    """Return a table without the sentences of its column `notes`, which people read; whether there is one is kept."""
+    if not table or "notes" not in table[0]:
+        return table
+    notes = table[0].index("notes")
+    return [table[0], *([*row[:notes], "(a note)" if row[notes] else "", *row[notes + 1 :]] for row in table[1:])]
+
+
 def number(cell: str) -> str | float:
-    """A cell of a table as the number that it is, if it is one."""
+    """A cell of a table as a number, if it is one."""
     try:
         return float(cell)
     except ValueError:
@@ -253,10 +262,10 @@ def digest(path: Path) -> str:
 
 
 def tensors(path: Path) -> dict[str, Any]:
-    """Names, types and shapes of the tensors in a file, what is said of them, and a checksum of all their bits."""
+    """Return names, types, shapes and metadata of the tensors in a file, and a checksum of all their bits."""
     with safe_open(path, "pt") as file:
         about = {name: ONLY_EXACT + value for name, value in (file.metadata() or {}).items()}
-    found, bits = load_file(path), hashlib.sha256()  # not of the file, in which the order of what is said changes
+    found, bits = load_file(path), hashlib.sha256()  # not of the file: the order of its metadata changes
     for _, tensor in sorted(found.items()):
         bits.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     shapes = {name: f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}" for name, x in found.items()}
@@ -264,7 +273,7 @@ def tensors(path: Path) -> dict[str, Any]:
 
 
 def neutral(value: Any, root: Path) -> Any:
-    """The same without what EXCEPTED names, and with paths that begin at the test's folder."""
+    """Mask the keys of EXCEPTED, and replace the test's folder in paths by ROOT."""
     if isinstance(value, dict):
         masked = {key: "(excepted)" if key in EXCEPTED else neutral(part, root) for key, part in value.items()}
         return {key.replace(str(root), "ROOT"): part for key, part in masked.items()}
@@ -277,7 +286,7 @@ def neutral(value: Any, root: Path) -> Any:
 
 
 def differences(expected: Any, found: Any, where: str, exact: bool) -> Iterator[str]:
-    """Where two contents differ, in words."""
+    """Yield a line for every difference between two contents."""
     if isinstance(expected, dict) and isinstance(found, dict):
         for key in expected.keys() | found.keys():
             if key not in found or key not in expected:

@@ -1,4 +1,4 @@
-"""The project's own files agree with one another: dependencies, pins, Makefile, wheel."""
+"""The project files are consistent: dependencies, pins, Makefile, wheel."""
 
 import ast
 import re
@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-DISTRIBUTION = {  # where the import has another name
+DISTRIBUTION = {  # import name -> distribution name, if they differ
     "hydra": "hydra-core", "mlflow": "mlflow-skinny", "sklearn": "scikit-learn", "yaml": "pyyaml",
 }  # fmt: skip
 
@@ -26,11 +26,11 @@ def requirements() -> list[Requirement]:
 
 
 def pins() -> dict[str, str]:
-    """Distribution -> exact version; every line that is no comment must be such a pin."""
+    """Distribution -> exact version; every line except comments must be such a pin."""
     lines = [line for line in CONSTRAINTS.splitlines() if line and not line.startswith("#")]
-    found = [re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)", line) for line in lines]
-    assert all(found), [line for line, match in zip(lines, found, strict=True) if not match]
-    return {canonicalize_name(match[1]): match[2] for match in found if match}
+    matches = [re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)", line) for line in lines]
+    assert all(matches), [line for line, match in zip(lines, matches, strict=True) if not match]
+    return {canonicalize_name(match[1]): match[2] for match in matches if match}
 
 
 @pytest.mark.parametrize("requirement", requirements(), ids=str)
@@ -44,12 +44,12 @@ def test_torch_is_pinned_without_a_build_and_without_its_cuda_packages():
 
 
 @pytest.mark.parametrize("file", ["pyproject.toml", "constraints.txt", "Makefile", ".ci/run"])
-def test_no_place_to_install_from_is_written_down(file: str):
+def test_no_package_index_or_url_is_written_down(file: str):
     text = (ROOT / file).read_text(encoding="utf-8")
     assert not re.search(r"https?:|file:|git\+|index-url|find-links| @ |pypi|pythonhosted", text, re.IGNORECASE)
 
 
-def test_whatever_the_package_imports_is_declared():
+def test_every_import_of_the_package_is_declared():
     imported = set()
     for path in (ROOT / "gpt1cli").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -57,10 +57,10 @@ def test_whatever_the_package_imports_is_declared():
                 imported |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
                 imported.add(node.module.partition(".")[0])
-    foreign = imported - sys.stdlib_module_names - {"gpt1cli"}
+    third_party = imported - sys.stdlib_module_names - {"gpt1cli"}
     extras = [line for name, lines in PROJECT["optional-dependencies"].items() if name != "dev" for line in lines]
     declared = {canonicalize_name(Requirement(line).name) for line in [*PROJECT["dependencies"], *extras]}
-    assert {canonicalize_name(DISTRIBUTION.get(name, name)) for name in foreign} <= declared
+    assert {canonicalize_name(DISTRIBUTION.get(name, name)) for name in third_party} <= declared
 
 
 def test_every_make_target_has_help():
@@ -72,7 +72,7 @@ def test_every_make_target_has_help():
         assert re.search(rf"^  make {target} +\S", listed, re.MULTILINE), f"{target} has no ## help"
 
 
-def test_the_wheel_carries_conf_and_the_command(tmp_path: Path):
+def test_wheel_contains_conf_and_the_command(tmp_path: Path):
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True)
     (wheel,) = tmp_path.glob("gpt1-*.whl")

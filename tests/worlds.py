@@ -58,12 +58,12 @@ def stir(model: torch.nn.Module, std: float = 0.1) -> None:
 
 def item(tokens: list[int], label: int | float | None = None) -> Item:
     """An item of one sequence."""
-    return Item.of([tokens], label)
+    return Item.from_sequences([tokens], label)
 
 
 def tokens_of(item: Item) -> list[int]:
     """The tokens of an item of one sequence."""
-    (tail,) = item.tails
+    (tail,) = item.continuations
     return tail.tolist()
 
 

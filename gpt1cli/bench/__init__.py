@@ -1,4 +1,4 @@
-"""Jobs to be measured, ours beside a peer's. A benchmark is a function (setting) -> contests, and a line here."""
+"""Benchmarks of gpt1 against other implementations. Each is a function (settings) -> contests, and a line here."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Contenders for the same job, each in a process of its own, measured in turn: A B C A B C ...
+"""Contests: several candidates do the same job, each in its own process, and are timed in turn: A B C A B C ...
 
-A machine that is shared slows down and speeds up; what is measured a moment apart still compares. Only ratios between
-contenders of one contest mean something, and their spread is told.
+A shared machine becomes slower and faster, but measurements shortly after each other can be compared. So only ratios
+between candidates of one contest are meaningful, and their range is reported.
 """
 
 from __future__ import annotations
@@ -19,55 +19,55 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-Job = Callable[[], float]  # does the job once; how many units (tokens, examples) that were
+Job = Callable[[], float]  # does the job once, returns the number of units done (tokens, examples)
 
 
 @dataclass(frozen=True)
-class Contender:
-    """One way to do a job. `make` names the function that prepares it, in the contender's own process.
+class Candidate:
+    """One implementation of a job. `make` names the function that prepares it, in the candidate's own process.
 
-    `tuned` gives it the general settings that gpt1 gives itself: glibc's allocator keeps its memory.
+    `tune_allocator` applies the setting that gpt1 uses for itself: glibc's allocator keeps freed memory.
     """
 
     name: str
-    make: str  # module:function, called with the options, gives a Job
+    make: str  # module:function, called with the options, returns a Job
     options: Mapping[str, Any] = field(default_factory=dict)
-    tuned: bool = False
+    tune_allocator: bool = False
 
 
 @dataclass(frozen=True)
 class Contest:
-    """The same job done by several contenders, of which the first is ours."""
+    """The same job done by several candidates; the first is gpt1."""
 
     name: str
     unit: str
-    contenders: Sequence[Contender]
-    floors: Mapping[str, float] = field(default_factory=dict)  # contender -> how many times as fast ours should be
-    flops: float | None = None  # floating point operations of a unit; the last contender then counts those it does
-    share_floor: float | None = None  # the least part of the last contender's rate that ours should reach
-    axis: tuple[str, Sequence[float]] | None = None  # for a plot: what the contenders differ in, and how much
-    memory_limits: Mapping[str, float] = field(default_factory=dict)  # contender -> at most so much of its memory
-    in_subprocesses: bool = False  # each job starts some: what memory they take is not measured
+    candidates: Sequence[Candidate]
+    min_speedup: Mapping[str, float] = field(default_factory=dict)  # candidate -> how many times as fast gpt1 should be
+    flops: float | None = None  # of one unit; then the last candidate is the ceiling, and its unit is the FLOP
+    min_ceiling_share: float | None = None  # the least share of the ceiling's FLOP/s that gpt1 should reach
+    axis: tuple[str, Sequence[float]] | None = None  # for a plot: label of x, its value by candidate
+    max_memory_ratio: Mapping[str, float] = field(default_factory=dict)  # candidate -> gpt1's memory / its memory
+    in_subprocesses: bool = False  # the job starts processes, whose memory is not measured
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a benchmark is told."""
+class BenchSettings:
+    """The settings of a benchmark."""
 
     device: str
-    peer: bool  # whether transformers takes part
+    peer: bool  # whether transformers is a candidate
     text: str | None = None  # a file to tokenise
-    vocabulary: str | None = None  # the folder of the published vocabulary, where it is at hand
+    vocabulary: str | None = None  # the folder of the published vocabulary, if there is one
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A contender's rounds."""
+class CandidateTiming:
+    """The measurements of a candidate."""
 
     name: str
-    rates: Sequence[float]  # units a second, of each round
+    rates: Sequence[float]  # units per second in each round
     peak_memory_bytes: int
-    start_seconds: float = 0.0  # from the start of its process until the job was ready
+    start_seconds: float = 0.0  # until the job was ready
 
     @property
     def rate(self) -> float:
@@ -75,39 +75,39 @@ class Measured:
         return statistics.median(self.rates)
 
 
-def ratio(ours: Measured, other: Measured) -> float:
-    """How many times as fast ours is: the median over rounds of the ratio within a round."""
+def speedup(ours: CandidateTiming, other: CandidateTiming) -> float:
+    """How many times as fast ours is: the median over the rounds of the ratio within a round."""
     return statistics.median(a / b for a, b in zip(ours.rates, other.rates, strict=True))
 
 
-def hold(contest: Contest, rounds: int, threads: int | None, warm_up: int = 1) -> list[Measured]:
-    """Measure all contenders, round by round. RuntimeError with a contender's own words where it fails."""
-    processes: list[_Process] = []
+def run_contest(contest: Contest, rounds: int, threads: int | None, warm_up: int = 1) -> list[CandidateTiming]:
+    """Time all candidates, round by round. Raises RuntimeError with the error message of a candidate that fails."""
+    processes: list[CandidateProcess] = []
     try:
-        for contender in contest.contenders:
-            processes.append(_Process(contender))
+        for candidate in contest.candidates:
+            processes.append(CandidateProcess(candidate))
             processes[-1].start(threads)
         rates: list[list[float]] = [[] for _ in processes]
         for number in range(warm_up + rounds):
-            for process, found in zip(processes, rates, strict=True):
+            for process, own_rates in zip(processes, rates, strict=True):
                 done = process.ask("go")
                 if number >= warm_up:
-                    found.append(done["units"] / done["seconds"])
+                    own_rates.append(done["units"] / done["seconds"])
         peaks = [process.ask("stop")["peak_memory_bytes"] for process in processes]
     finally:
         for process in processes:
             process.end()
     return [
-        Measured(process.contender.name, found, peak, process.start_seconds)
-        for process, found, peak in zip(processes, rates, peaks, strict=True)
+        CandidateTiming(process.candidate.name, own_rates, peak, process.start_seconds)
+        for process, own_rates, peak in zip(processes, rates, peaks, strict=True)
     ]
 
 
-class _Process:
-    """The parent's end of a contender's process: a line of JSON there, a line of JSON back."""
+class CandidateProcess:
+    """The process of a candidate, seen from its parent: one line of JSON per request, one per reply."""
 
-    def __init__(self, contender: Contender) -> None:
-        self.contender = contender
+    def __init__(self, candidate: Candidate) -> None:
+        self.candidate = candidate
         self.start_seconds = 0.0
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process runs)
         self.process = subprocess.Popen(
@@ -119,69 +119,71 @@ class _Process:
         )
 
     def start(self, threads: int | None) -> None:
-        """Have the job made."""
-        about = {"make": self.contender.make, "options": dict(self.contender.options)}
+        """Start the job in the process, and time it."""
+        request = {"make": self.candidate.make, "options": dict(self.candidate.options)}
         began = time.perf_counter()
-        self.ask(json.dumps({**about, "tuned": self.contender.tuned, "threads": threads}))
+        self.ask(json.dumps({**request, "tune_allocator": self.candidate.tune_allocator, "threads": threads}))
         self.start_seconds = time.perf_counter() - began
 
     def ask(self, line: str) -> dict[str, Any]:
+        """Send a line and return the reply. Raises RuntimeError if the process has ended."""
         assert self.process.stdin and self.process.stdout
         try:
             self.process.stdin.write(line + "\n")
             self.process.stdin.flush()
-            answer = self.process.stdout.readline()
+            reply = self.process.stdout.readline()
         except BrokenPipeError:
-            answer = ""
-        if not answer:
+            reply = ""
+        if not reply:
             self.process.wait()
             self.errors.seek(0)
-            words = self.errors.read().decode(errors="replace").strip().splitlines()
-            end = words[-1] if words else f"exit status {self.process.returncode}"
+            lines = self.errors.read().decode(errors="replace").strip().splitlines()
+            cause = lines[-1] if lines else f"exit status {self.process.returncode}"
             if self.process.returncode < 0:
-                end = f"ended by {signal.Signals(-self.process.returncode).name}, as where a machine is out of memory"
-            raise RuntimeError(f"{self.contender.name} failed: {end}")
-        return json.loads(answer)
+                cause = f"killed by {signal.Signals(-self.process.returncode).name}, perhaps out of memory"
+            raise RuntimeError(f"{self.candidate.name} failed: {cause}")
+        return json.loads(reply)
 
     def end(self) -> None:
+        """Kill the process and close its error file."""
         self.process.kill()
         self.process.communicate()
         self.errors.close()
 
 
-def _contend() -> None:
-    """The contender's own process: make the job, then do it once for every line `go`."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints is no answer
+def _serve_jobs() -> None:
+    """The program of a candidate's process: prepare the job, then do it once for each line `go`."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # output of libraries is not a reply
 
-    def answer(**facts: Any) -> None:
-        print(json.dumps(facts), file=answers, flush=True)
+    def reply(**facts: Any) -> None:
+        print(json.dumps(facts), file=replies, flush=True)
 
-    about = json.loads(sys.stdin.readline())
+    request = json.loads(sys.stdin.readline())
     import torch
 
-    from gpt1cli.models.kernels import keep_memory
+    from gpt1cli.models.kernels import tune_allocator
     from gpt1cli.training.device import peak_memory_bytes
 
-    if about["tuned"]:
-        keep_memory()
-    if about["threads"]:
-        torch.set_num_threads(about["threads"])
+    if request["tune_allocator"]:
+        tune_allocator()
+    if request["threads"]:
+        torch.set_num_threads(request["threads"])
     torch.manual_seed(0)
-    device = torch.device(about["options"].get("device", "cpu"))
-    module, _, function = about["make"].partition(":")
-    job: Job = getattr(importlib.import_module(module), function)(**about["options"])
-    answer(ready=True)
+    device = torch.device(request["options"].get("device", "cpu"))
+    module, _, function = request["make"].partition(":")
+    job: Job = getattr(importlib.import_module(module), function)(**request["options"])
+    reply(ready=True)
     for line in sys.stdin:
         if line.strip() == "stop":
-            answer(peak_memory_bytes=peak_memory_bytes(device))
+            reply(peak_memory_bytes=peak_memory_bytes(device))
             return
         began = time.perf_counter()
         units = job()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        answer(seconds=time.perf_counter() - began, units=units)
+        reply(seconds=time.perf_counter() - began, units=units)
 
 
 if __name__ == "__main__":
-    _contend()
+    _serve_jobs()

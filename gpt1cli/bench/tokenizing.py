@@ -1,7 +1,7 @@
-"""Text to ids: ours, cold and warm, beside the published rules one after the other and transformers' batches.
+"""Tokenization: ours, cold and warm, compared with the plain rules and with batches of transformers' tokenizer.
 
-The text is the demo world's: short words that come again. Its tokenizer is the published one where `vocabulary` names a
-folder with it, else one trained on the text.
+Without `text` the documents are the demo world's, whose short words repeat often. The tokenizer is the published one if
+`vocabulary` is its folder, else one trained on the text.
 """
 
 from __future__ import annotations
@@ -13,77 +13,77 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from gpt1cli.bench.contest import Contender, Contest, Job, Setting
+from gpt1cli.bench.contest import BenchSettings, Candidate, Contest, Job
 from gpt1cli.data import demo_world
 from gpt1cli.text import bpe
 from gpt1cli.text.bpe import Tokenizer
-from gpt1cli.text.normalise import words
+from gpt1cli.text.normalise import split_words
 
 HERE = __name__
 
 
-def tokenize(setting: Setting) -> Iterable[Contest]:
-    """Warm, cold, and by two processes; the plain rules on a part of the text; transformers' own tokenizer."""
-    source = {"text": setting.text, "vocabulary": setting.vocabulary}
-    warm = Contender("gpt1", f"{HERE}:ours", {**source, "processes": 1, "warm": True})
-    cold = Contender("gpt1, cold", f"{HERE}:ours", {**source, "processes": 1, "warm": False})
-    two = Contender("gpt1, two processes", f"{HERE}:ours", {**source, "processes": 2, "warm": True})
-    rules = Contender("the rules one by one", f"{HERE}:plain", source)
-    peer = [Contender("transformers", f"{HERE}:theirs", source)] if setting.peer else []
+def tokenize(settings: BenchSettings) -> Iterable[Contest]:
+    """Warm, cold, and with two processes; the plain rules on a part of the text; transformers' own tokenizer."""
+    source = {"text": settings.text, "vocabulary": settings.vocabulary}
+    warm = Candidate("gpt1", f"{HERE}:tokenize_job", {**source, "processes": 1, "warm": True})
+    cold = Candidate("gpt1, cold", f"{HERE}:tokenize_job", {**source, "processes": 1, "warm": False})
+    two = Candidate("gpt1, two processes", f"{HERE}:tokenize_job", {**source, "processes": 2, "warm": True})
+    rules = Candidate("the rules one by one", f"{HERE}:plain_rules_job", source)
+    peer = [Candidate("transformers", f"{HERE}:peer_tokenize_job", source)] if settings.peer else []
     yield Contest("tokenize", "bytes", [warm, rules, *peer], {rules.name: 30, "transformers": 4.5})
     yield Contest("tokenize, cold", "bytes", [cold, rules], {rules.name: 10})
     yield Contest("tokenize, two processes", "bytes", [two, warm], {warm.name: 1.8})
 
 
-def ours(text: str | None, vocabulary: str | None, processes: int, warm: bool) -> Job:
-    """Our ids of every document; cold: by a tokenizer that has seen nothing yet."""
-    texts = documents(text)
-    spoken = tokenizer_of(texts, vocabulary)
+def tokenize_job(text: str | None, vocabulary: str | None, processes: int, warm: bool) -> Job:
+    """Encode all documents with our tokenizer; cold: with an empty cache."""
+    texts = read_documents(text)
+    tokenizer = build_tokenizer(texts, vocabulary)
     if processes == 1:
 
         def job() -> float:
-            reader = spoken if warm else Tokenizer(spoken.vocabulary, spoken.merges)
-            reader.encode_arrays(texts)
-            return size(texts)
+            encoder = tokenizer if warm else Tokenizer(tokenizer.vocabulary, tokenizer.merges)
+            encoder.encode_arrays(texts)
+            return utf8_bytes(texts)
     else:
         shares = [texts[number::processes] for number in range(processes)]
-        pools = [ProcessPoolExecutor(1, get_context("spawn"), _start, (spoken, share)) for share in shares]
+        pools = [ProcessPoolExecutor(1, get_context("spawn"), _assign, (tokenizer, share)) for share in shares]
 
         def job() -> float:
-            for done in [pool.submit(_encode_all) for pool in pools]:
-                done.result()
-            return size(texts)
+            for future in [pool.submit(_encode_all) for pool in pools]:
+                future.result()
+            return utf8_bytes(texts)
 
     job()
     return job
 
 
-def plain(text: str | None, vocabulary: str | None) -> Job:
-    """The same ids by the rules one after the other, of a 16th of the documents."""
-    texts = documents(text)
-    spoken, part = tokenizer_of(texts, vocabulary), texts[::16]
+def plain_rules_job(text: str | None, vocabulary: str | None) -> Job:
+    """Encode a 16th of the documents with the plain rules, which give the same ids."""
+    texts = read_documents(text)
+    tokenizer, part = build_tokenizer(texts, vocabulary), texts[::16]
 
     def job() -> float:
         for document in part:
-            spoken.encode_plain(document)
-        return size(part)
+            tokenizer.encode_plain(document)
+        return utf8_bytes(part)
 
     return job
 
 
-def theirs(text: str | None, vocabulary: str | None) -> Job:
-    """transformers' OpenAIGPTTokenizer on batches of documents; its ids are not those of the published rules."""
+def peer_tokenize_job(text: str | None, vocabulary: str | None) -> Job:
+    """Encode batches of documents with transformers' OpenAIGPTTokenizer; its ids differ from the published rules."""
     from transformers import OpenAIGPTTokenizer
 
-    texts = documents(text)
+    texts = read_documents(text)
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer_of(texts, vocabulary).save(Path(folder))
-        spoken = OpenAIGPTTokenizer.from_pretrained(folder)
+        build_tokenizer(texts, vocabulary).save(Path(folder))
+        tokenizer = OpenAIGPTTokenizer.from_pretrained(folder)
 
     def job() -> float:
         for start in range(0, len(texts), 64):
-            spoken(texts[start : start + 64])
-        return size(texts)
+            tokenizer(texts[start : start + 64])
+        return utf8_bytes(texts)
 
     return job
 
@@ -91,18 +91,18 @@ def theirs(text: str | None, vocabulary: str | None) -> Job:
 _assigned: tuple[Tokenizer, list[str]]
 
 
-def _start(spoken: Tokenizer, texts: list[str]) -> None:
+def _assign(tokenizer: Tokenizer, texts: list[str]) -> None:
     global _assigned
-    _assigned = spoken, texts
+    _assigned = tokenizer, texts
 
 
 def _encode_all() -> None:
-    spoken, texts = _assigned
-    spoken.encode_arrays(texts)
+    tokenizer, texts = _assigned
+    tokenizer.encode_arrays(texts)
 
 
-def documents(text: str | None) -> list[str]:
-    """The paragraphs of a text file, joined to some thousand characters; without one, documents of the demo world."""
+def read_documents(text: str | None) -> list[str]:
+    """The paragraphs of a text file, joined to documents of a few thousand characters; or those of the demo world."""
     if text is None:
         return list(demo_world.documents(count=2000))
     joined: list[list[str]] = [[]]
@@ -116,13 +116,13 @@ def documents(text: str | None) -> list[str]:
     return ["\n\n".join(paragraphs) for paragraphs in joined]
 
 
-def size(texts: Iterable[str]) -> int:
-    """Bytes of UTF-8."""
+def utf8_bytes(texts: Iterable[str]) -> int:
+    """The number of bytes in UTF-8."""
     return sum(len(text.encode()) for text in texts)
 
 
-def tokenizer_of(texts: list[str], vocabulary: str | None) -> Tokenizer:
+def build_tokenizer(texts: list[str], vocabulary: str | None) -> Tokenizer:
     """The tokenizer of a folder, or one with 2,000 merges trained on the texts."""
     if vocabulary:
         return bpe.load(Path(vocabulary))
-    return bpe.train(Counter(word for document in texts[:200] for word in words(document)), 2000)
+    return bpe.train(Counter(word for document in texts[:200] for word in split_words(document)), 2000)

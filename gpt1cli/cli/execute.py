@@ -1,4 +1,4 @@
-"""One run of a command: what it needs is looked for, the run is recorded and done, and what goes wrong is told.
+"""Executes one run of a command: checks what it needs, records it, runs it and reports its errors.
 
 Commands are imported by name, when they run.
 """
@@ -22,128 +22,132 @@ from gpt1cli.config.schema import UserError, display
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.runs import files
 from gpt1cli.runs.files import write_text
-from gpt1cli.runs.folder import abandon, is_bare, is_run
-from gpt1cli.runs.record import record
+from gpt1cli.runs.folder import is_empty_run, is_run, remove_if_empty
+from gpt1cli.runs.record import write_record
 
 R = TypeVar("R", bound=RunConfig)
 
 
-class Failed(Exception):
-    """A run that failed and has told why: what is left is its exit status, and what was told."""
+class RunFailed(Exception):
+    """A run that failed and has already printed why: its exit status, and the printed message."""
 
-    def __init__(self, status: int, told: str = "") -> None:
-        super().__init__(status, told)
-        self.status, self.told = status, told
+    def __init__(self, status: int, message: str = "") -> None:
+        super().__init__(status, message)
+        self.status, self.message = status, message
 
 
-def checked(command: str, run: R) -> tuple[ModuleType, R]:
-    """The command's module and the whole configuration, once all that the run needs is at hand."""
-    run = resolved(run)
+def check_run(command: str, run: R) -> tuple[ModuleType, R]:
+    """Return the command's module and complete configuration. Raises UserError if a file or package is missing."""
+    run = complete_config(run)
     hub, module = map(importlib.import_module, ("gpt1cli.data.hub", COMMANDS[command].module))
-    hub.require(module.needs(run), run.hub, run.cache)
+    hub.check_requirements(module.needs(run), run.hub, run.cache)
     return module, run
 
 
-def resolved(run: R) -> R:
-    """The configuration as the run is recorded with it: with what only its data can tell (task=file), and with the loss
-    that scores have between the two words of a prompt.
+def complete_config(run: R) -> R:
+    """Return the configuration as it is recorded: with the task keys that come from the data (task=file), and with the
+    loss for scores between the two words of a prompt.
     """
     task: TaskConfig | None = getattr(run, "task", None)
     if task is not None and task.source == "file":
-        task = importlib.import_module("gpt1cli.tasks.splits").resolved(task)
+        task = importlib.import_module("gpt1cli.tasks.splits").complete_task(task)
         run = dataclasses.replace(run, task=task)  # type: ignore[call-arg]
-    tuned = isinstance(run, FinetuneConfig) and run.method == "prompt"
-    if (tuned or isinstance(run, FewshotConfig | SearchConfig)) and task is not None and not task.classes:
+    is_prompt_tuning = isinstance(run, FinetuneConfig) and run.method == "prompt"
+    if (
+        (is_prompt_tuning or isinstance(run, FewshotConfig | SearchConfig))
+        and task is not None
+        and not task.is_classification
+    ):
         run = dataclasses.replace(run, task=dataclasses.replace(task, loss="interpolation"))  # type: ignore[call-arg]
     return run
 
 
-def start(module: ModuleType, run: RunConfig, folder: Path) -> None:
-    """Run the command, in this process or as one of several."""
-    if run.runtime.devices == 1 or not isinstance(run, TrainConfig):  # a study hands them on to its cells
+def run_command(module: ModuleType, run: RunConfig, folder: Path) -> None:
+    """Run the command, in this process or in several."""
+    if run.runtime.devices == 1 or not isinstance(run, TrainConfig):  # a study passes devices on to its cells
         module.run(run, folder)
         return
-    distributed = importlib.import_module("gpt1cli.training.processes")
-    (distributed.join if by_torchrun() else distributed.launch)(module.run, run, folder)
+    processes = importlib.import_module("gpt1cli.training.processes")
+    (processes.run_as_rank if torchrun_world_size() else processes.launch_ranks)(module.run, run, folder)
 
 
-def by_torchrun() -> int:
-    """As one of how many processes torchrun has started this one; 0 where it has not, or not several."""
+def torchrun_world_size() -> int:
+    """Return the number of processes that torchrun started; 0 if there is no torchrun or only one process."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     return count if count > 1 else 0
 
 
-def execute(
+def execute_run(
     module: ModuleType, command: str, run: RunConfig, folder: Path, resumed: bool, words: Sequence[str]
 ) -> None:
-    """Record what is run, and run it. UserError passes; any other exception is told here and becomes Failed."""
+    """Record the run and run it. Raises UserError as it is; any other exception is reported and becomes RunFailed."""
     try:
-        with on_disk(run, folder):
+        with explain_write_errors(run, folder):
             stored = dataclasses.asdict(run) | ({"resume": None} if resumed else {})
-            record(folder, stored, words, {"command": command})
-            start(module, run, folder)
-    except Failed:  # it has said why
+            write_record(folder, stored, words, {"command": command})
+            run_command(module, run, folder)
+    except RunFailed:  # already reported
         raise
     except UserError:
         if not resumed:
-            with contextlib.suppress(OSError):  # of a disk that has failed
-                abandon(folder)
+            with contextlib.suppress(OSError):  # the disk may have failed
+                remove_if_empty(folder)
         raise
     except Exception as error:
-        told = "" if isinstance(error, BrokenPipeError) and stdout_is_gone() else fault(error, folder)
-        if told:
-            say(told)
-        raise Failed(1, told) from error
+        message = "" if isinstance(error, BrokenPipeError) and is_stdout_closed() else save_traceback(error, folder)
+        if message:
+            print_error(message)
+        raise RunFailed(1, message) from error
 
 
 @contextlib.contextmanager
-def on_disk(run: RunConfig, folder: Path) -> Iterator[None]:
-    """What could not be written becomes an UserError, which tells the way on."""
+def explain_write_errors(run: RunConfig, folder: Path) -> Iterator[None]:
+    """Convert a failed write into a UserError that names the file and the next step."""
     try:
         yield
-    except (UserError, Failed):
+    except (UserError, RunFailed):
         raise
     except Exception as error:
         cache = Path(run.cache).absolute()
-        if not (unwritten := files.found(error, [cache, folder])):
+        if not (write_error := files.find_write_error(error, [cache, folder])):
             raise
-        place = Path(os.fsdecode(unwritten.filename)).absolute() if unwritten.filename else folder
+        path = Path(os.fsdecode(write_error.filename)).absolute() if write_error.filename else folder
         keys = {"cache=": cache, "output=": Path(getattr(run, "output", None) or cache).absolute()}
-        elsewhere = next((key for key, named in keys.items() if place.is_relative_to(named)), "")
-        again = "the same command"
+        folder_key = next((key for key, root in keys.items() if path.is_relative_to(root)), "")
+        next_step = "repeat the same command"
         with contextlib.suppress(OSError):
-            if hasattr(run, "resume") and is_run(folder) and not is_bare(folder):
-                again = f"resume={folder}"
-            elif not elsewhere:
-                elsewhere = "out="
-        raise UserError(files.told(unwritten, elsewhere, again)) from error
+            if hasattr(run, "resume") and is_run(folder) and not is_empty_run(folder):
+                next_step = f"continue with resume={folder}"
+            elif not folder_key:
+                folder_key = "out="
+        raise UserError(files.describe_write_error(write_error, folder_key, next_step)) from error
 
 
-def say(message: str) -> None:
-    """One message on stderr, if anybody reads it."""
+def print_error(message: str) -> None:
+    """Print a message to stderr; ignore a closed stderr."""
     with contextlib.suppress(OSError):
         print(message, file=sys.stderr, flush=True)
 
 
-def fault(error: Exception, folder: Path | None) -> str:
-    """One line for a fault of ours; the traceback goes into error.txt of the run folder, or into a temporary file."""
+def save_traceback(error: Exception, folder: Path | None) -> str:
+    """Write the traceback of an internal error to error.txt in the run folder or a temporary one; return one line."""
     import tempfile
 
     message = f"gpt1: {type(error).__name__}: {display(' '.join(str(error).split()))}"
     text = "".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace").decode()
-    for place in (folder, None):
+    for parent in (folder, None):
         with contextlib.suppress(OSError):
-            path = (place or Path(tempfile.mkdtemp(prefix="gpt1-"))) / "error.txt"
+            path = (parent or Path(tempfile.mkdtemp(prefix="gpt1-"))) / "error.txt"
             write_text(path, text)
             return f"{message}; traceback in {path}"
-    return f"{message}; its traceback could not be written"
+    return f"{message}; the traceback could not be written"
 
 
-def stdout_is_gone() -> bool:
-    """Whether nobody reads stdout any more; if so it goes nowhere from here on, so that Python's exit is quiet."""
+def is_stdout_closed() -> bool:
+    """Whether the reader of stdout has closed it; then redirect stdout to /dev/null, so that Python exits quietly."""
     try:
         stdout = sys.stdout.fileno()
-    except (OSError, ValueError):  # no file behind it: a test's
+    except (OSError, ValueError):  # not a real file, as in tests
         return False
     poll = select.poll()
     poll.register(stdout, 0)  # errors are always reported

@@ -1,6 +1,6 @@
-"""What `gpt1 COMMAND --help` says, read from conf/*.yaml and the dataclasses; imports nothing heavy.
+"""The help pages, `gpt1 --help` and `gpt1 COMMAND --help`, and shell completion; imports nothing heavy.
 
-The yaml files of conf/ say which groups and defaults a command has, the dataclasses say what a key means.
+The yaml files of conf/ hold each command's groups and defaults, the dataclasses hold each key's meaning and type.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from typing import Any
 
 from gpt1cli.config import commands, options, schema
 
-WIDTH = 100
+PAGE_WIDTH = 100
 EXAMPLES = {
     "prepare": (
-        ("corpus=demo", "the built-in demo world, no network"),
-        ("corpus=text corpus.path=books/ tokenizer=bpe tokenizer.merges=8000", "your files, merges trained on them"),
+        ("corpus=demo", "the built-in demo world, without network"),
+        (
+            "corpus=text corpus.path=books/ tokenizer=bpe tokenizer.merges=8000",
+            "your own files, with merges trained on them",
+        ),
         ("corpus=wikitext hub=DIR", "from a folder laid out like the Hugging Face hub"),
     ),
     "pretrain": (
@@ -29,23 +32,23 @@ EXAMPLES = {
         ("model=mini corpus=text corpus.path=books/ tokenizer=bpe tokenizer.merges=8000", "your own text"),
         (
             "dry_run=true plan.tokens=1.1e9 plan.tflops=400 plan.memory_gb=141 plan.devices=8",
-            "the hours of the paper's run",
+            "estimate the time of the paper's run",
         ),
     ),
     "finetune": (
-        ("task=rte", "the paper's recipe on the published weights"),
-        ("task=sst2 init=outputs/pretrain/text/RUN limit.train=2000 steps=300", "on weights pretrained here"),
+        ("task=rte", "the paper's recipe, from the published weights"),
+        ("task=sst2 init=outputs/pretrain/text/RUN limit.train=2000 steps=300", "from weights pretrained here"),
         ("-m task=cola,rte ablation=full,no_pretrain seed=0,1,2", "a sweep of twelve runs"),
     ),
     "ablation": (
-        ("study=demo", "Table 5 and both figures on the demo world, no network: a quarter of an hour"),
+        ("study=demo", "Table 5 and both figures on the demo world, without network: 15 minutes"),
         ("study=table5 init=openai tasks=[cola,rte] seeds=[0]", "a part of Table 5"),
-        ("-m ablation=no_pretrain,lstm init=outputs/pretrain/text/RUN limit.train=2000", "a job for each variant"),
+        ("-m ablation=no_pretrain,lstm init=outputs/pretrain/text/RUN limit.train=2000", "one job per variant"),
     ),
     "evaluate": (
-        ("run=outputs/finetune/mnli/RUN", "every split of the run's own task"),
+        ("run=outputs/finetune/mnli/RUN", "every split of the run's task"),
         ("run=outputs/finetune/mnli/RUN task=snli split=test", "a task with the same labels"),
-        ("run=outputs/finetune/mnli/RUN task=ax", "predictions where there are no labels"),
+        ("run=outputs/finetune/mnli/RUN task=ax", "predictions for a task without labels"),
     ),
     "predict": (
         ("run=outputs/finetune/sst2/RUN input=reviews.csv output=answers.csv", "every row of a file"),
@@ -59,12 +62,12 @@ EXAMPLES = {
     ),
     "score": (
         ("init=outputs/pretrain/text/RUN input=lines.txt", "every line of a file"),
-        ("init=openai input=-", "lines from stdin, the published weights"),
+        ("init=openai input=-", "lines from stdin, with the published weights"),
         ("init=outputs/pretrain/text/RUN/checkpoints/1000 input=lines.txt", "an early checkpoint"),
     ),
     "generate": (
-        ('init=outputs/pretrain/text/RUN prompt="once upon a time"', "a hundred tokens, printed as they come"),
-        ('init=openai prompt="the sea" temperature=0.8 top_p=0.9', "less of what is unlikely"),
+        ('init=outputs/pretrain/text/RUN prompt="once upon a time"', "100 tokens, printed as they are generated"),
+        ('init=openai prompt="the sea" temperature=0.8 top_p=0.9', "fewer improbable tokens"),
         ('init=openai prompt="the sea" samples=4 tokens=30 top_k=40', "four continuations"),
     ),
     "zeroshot": (
@@ -73,108 +76,115 @@ EXAMPLES = {
         ("task=race runs=[outputs/pretrain/text/A,outputs/pretrain/text/B] checkpoint=all", "two runs in one figure"),
     ),
     "fewshot": (
-        ("task=sst2 shots=[0,1,2,4,8,16]", "a curve over demonstrations in the context, five seeds"),
-        ("task=rte init=gpt2 shots=4 order=permutations", "GPT-2's published weights, the mean over orders"),
-        ("task=snli shots=0 prompt=mine.yaml", "a prompt of your own: template, words"),
+        ("task=sst2 shots=[0,1,2,4,8,16]", "a curve over the number of demonstrations, five seeds"),
+        ("task=rte init=gpt2 shots=4 order=permutations", "GPT-2's published weights, averaged over orders"),
+        ("task=snli shots=0 prompt=mine.yaml", "your own template and words"),
     ),
     "search": (
-        ("task=sst2 init=outputs/pretrain/text/RUN what=words", "words for its labels, the best hundred fine-tuned"),
-        ("task=snli init=outputs/pretrain/text/RUN what=templates tune=10", "cues that the model itself has written"),
-        ("task=rte what=templates generator=t5 t5=google-t5/t5-base", "gaps around the label that a T5 has filled"),
+        ("task=sst2 init=outputs/pretrain/text/RUN what=words", "label words; the best 100 are fine-tuned"),
+        ("task=snli init=outputs/pretrain/text/RUN what=templates tune=10", "templates generated by the model itself"),
+        ("task=rte what=templates generator=t5 t5=google-t5/t5-base", "templates generated by a T5"),
     ),
     "bench": (
-        ("peer=transformers", "everything, beside transformers: some twenty minutes on two cores"),
-        ("what=[tokenize,generate] input=book.txt hub=DIR", "two jobs, on a text of your own"),
-        ("what=[pretrain] peer=none rounds=3", "our own speed"),
+        ("peer=transformers", "everything, compared with transformers: about 20 minutes on two cores"),
+        ("what=[tokenize,generate] input=book.txt hub=DIR", "two jobs, on your own text"),
+        ("what=[pretrain] peer=none rounds=3", "only the speed of gpt1"),
     ),
     "doctor": (
-        ("what=[machine,disk,hub,tasks]", "everything, as gpt1 doctor alone"),
-        ("what=[tasks] hub=DIR", "which of them lie in a folder laid out like the Hugging Face hub"),
-        ("what=[machine,disk] cache=DIR", "without the data, and with another cache"),
+        ("what=[machine,disk,hub,tasks]", "everything, the same as gpt1 doctor"),
+        ("what=[tasks] hub=DIR", "data sets in a folder laid out like the Hugging Face hub"),
+        ("what=[machine,disk] cache=DIR", "without the data checks, with another cache"),
     ),
     "report": (
-        ("runs=[outputs/finetune]", "every finished run below a folder"),
+        ("runs=[outputs/finetune]", "every finished run in a folder"),
         ("runs=[outputs/pretrain/demo/RUN,outputs/finetune/rte/RUN]", "two runs"),
-        ("runs=[outputs/multirun/finetune/*] submission=glue.zip", "all sweeps; what the GLUE server takes"),
+        ("runs=[outputs/multirun/finetune/*] submission=glue.zip", "all sweeps; files for the GLUE server"),
     ),
 }
-FLAGS = {
-    "-m, --multirun": "a run for every combination of values, as in seed=0,1,2",
-    "--cfg job": "print what Hydra composes, run nothing (hydra, all: its own too)",
-    "--info": "print where it comes from",
-    "--config-dir DIR": "a folder of your own with further options, as in DIR/task/mine.yaml",
-    "--config-name, --config-path": "another main file, another folder instead of conf/",
+FLAG_HELP = {
+    "-m, --multirun": "one run for every combination of values, as in seed=0,1,2",
+    "--cfg job": "print the configuration, run nothing (hydra, all: Hydra's settings too)",
+    "--info": "print the sources of the configuration",
+    "--config-dir DIR": "your own folder of further options, as in DIR/task/mine.yaml",
+    "--config-name, --config-path": "another main file; another folder instead of conf/",
     "--shell-completion": 'for bash: eval "$(gpt1 --shell-completion install=bash)"',
-    "--hydra-help, --version": "more of Hydra's flags; the version of gpt1",
+    "--hydra-help, --version": "help of Hydra's flags; the version of gpt1",
 }
 
 # --- pages ------------------------------------------------------------------------------------------------------------
 
 
-def page(command: str) -> str:
-    """The page of `gpt1 COMMAND --help`: groups and their options, keys with meaning and default, examples."""
+def command_page(command: str) -> str:
+    """Return the page of `gpt1 COMMAND --help`: groups and options, keys with meaning and default, examples."""
     cls = commands.COMMANDS[command].config
     groups, values = options.defaults(command)
     lines = [f"gpt1 {command}: {commands.COMMANDS[command].help}", ""]
-    lines += [f"usage: gpt1 {command} [GROUP=OPTION ...] [KEY=VALUE ...] [-m]", "", "examples", *_examples(command)]
+    lines += [
+        f"usage: gpt1 {command} [GROUP=OPTION ...] [KEY=VALUE ...] [-m]",
+        "",
+        "examples",
+        *_example_lines(command),
+    ]
     for group, option in groups.items():
-        optional = not schema.check(schema.annotation_of(cls, group), None, group)
-        unnamed = "default: that of the run" if "run" in values else "default: none" if optional else "needed"
-        lines += ["", f"{group}=OPTION ({f'default {option}' if option else unnamed})"]
+        optional = not schema.value_problems(schema.annotation_of(cls, group), None, group)
+        no_default = "default: the run's" if "run" in values else "default: none" if optional else "needed"
+        lines += ["", f"{group}=OPTION ({f'default: {option}' if option else no_default})"]
         lines += _table(options.names(group).items())
-    lines += ["", "keys", *_table(_keys(cls, "", values, groups))]
+    lines += ["", "keys", *_table(_key_rows(cls, "", values, groups))]
     for group, option in groups.items():
         if group in commands.GROUPS:
-            lines += ["", f"keys of {group} (defaults: those of {group}={option})" if option else f"keys of {group}"]
-            own = options.values(group, option) if option else None
-            lines += _table(_keys(commands.GROUPS[group], f"{group}.", own, {}))
-    return "\n".join([*lines, "", "flags", *_table(FLAGS.items()), ""])
+            lines += ["", f"keys of {group} (defaults of {group}={option})" if option else f"keys of {group}"]
+            group_values = options.values(group, option) if option else None
+            lines += _table(_key_rows(commands.GROUPS[group], f"{group}.", group_values, {}))
+    return "\n".join([*lines, "", "flags", *_table(FLAG_HELP.items()), ""])
 
 
-def _examples(command: str) -> Iterator[str]:
+def _example_lines(command: str) -> Iterator[str]:
     for words, meaning in EXAMPLES[command]:
         yield f"  gpt1 {command} {words}"
         yield f"      {meaning}"
 
 
-def _keys(cls: type, prefix: str, values: Any, groups: dict[str, str | None]) -> Iterator[tuple[str, str]]:
-    """(key=default, meaning and type) of every key of a dataclass, but for the keys of its groups."""
-    for name, annotation in schema.fields_of(cls).items():
+def _key_rows(cls: type, prefix: str, values: Any, groups: dict[str, str | None]) -> Iterator[tuple[str, str]]:
+    """Yield (key=default, meaning and type) of every key of a dataclass, except the keys of its groups."""
+    for name, annotation in schema.config_fields(cls).items():
         if name in groups:
             continue
         value = values.get(name) if values is not None else None
-        if dataclasses.is_dataclass(bare := schema.unwrap(annotation)):
-            yield from _keys(typing.cast(type, bare), f"{prefix}{name}.", value, {})
+        if dataclasses.is_dataclass(inner := schema.unwrap(annotation)):
+            yield from _key_rows(typing.cast(type, inner), f"{prefix}{name}.", value, {})
             continue
-        key = schema.key_of(annotation)
-        default = f"={_default(value)}" if values is not None else ""
-        yield f"{prefix}{name}{default}", f"{key.meaning} [{_kind(annotation)}]"
+        default = f"={_display_default(value)}" if values is not None else ""
+        yield f"{prefix}{name}{default}", f"{schema.field_of(annotation).meaning} ({_type_and_range(annotation)})"
 
 
-def _kind(annotation: Any) -> str:
-    """The type and the range of a key, in few words."""
-    key = schema.key_of(annotation)
-    bounds = (("above", key.above), ("at least", key.at_least), ("at most", key.at_most), ("below", key.below))
-    ranges = [f"{word} {bound:g}" for word, bound in bounds if abs(bound) < 2**53]
-    return ", ".join([schema.describe(annotation), *ranges])
+def _type_and_range(annotation: Any) -> str:
+    """Return the type and the range of a key: `int >= 0`, `string, optional`, `one of head, prompt`."""
+    field = schema.field_of(annotation)
+    bounds = ((">", field.above), (">=", field.at_least), ("<=", field.at_most), ("<", field.below))
+    ranges = [f"{sign} {bound:g}" for sign, bound in bounds if abs(bound) < 2**53]
+    kind = schema.describe_type(annotation)
+    is_optional = kind.endswith(" or null") and "one of" not in kind  # a list of values names null as one of them
+    kind = kind.removesuffix(" or null") if is_optional else kind
+    return f"{kind} {', '.join(ranges)}".rstrip() + (", optional" if is_optional else "")
 
 
-def _default(value: Any) -> str:
-    """A default as a user would write it; where it follows another key or the environment, that one."""
+def _display_default(value: Any) -> str:
+    """Return a default as a user would write it; for a reference, the key or environment variable."""
     if isinstance(value, list):
-        return f"[{','.join(map(_default, value))}]"
+        return f"[{','.join(map(_display_default, value))}]"
     if isinstance(value, str) and (environment := re.fullmatch(r"\$\{oc\.env:(\w+),\"?(.*?)\"?\}", value)):
         return f"${environment[1]} or {environment[2]}"
     return schema.display(value)
 
 
 def _table(rows: Any) -> Iterator[str]:
-    """Two aligned columns, the second one wrapped."""
+    """Yield the lines of two aligned columns, the second one wrapped."""
     rows = list(rows)
     left = min(34, max(len(name) for name, _ in rows)) + 2
     for name, meaning in rows:
-        lines = textwrap.wrap(meaning, WIDTH - 2 - left) or [""]
-        if len(name) > left - 2:  # a long name has a line of its own
+        lines = textwrap.wrap(meaning, PAGE_WIDTH - 2 - left) or [""]
+        if len(name) > left - 2:  # a long name gets its own line
             yield f"  {name}"
             name = ""
         yield f"  {name:{left}}{lines[0]}".rstrip()
@@ -184,13 +194,13 @@ def _table(rows: Any) -> Iterator[str]:
 # --- shell completion -------------------------------------------------------------------------------------------------
 
 
-def candidates(command: str, word: str, folders: typing.Iterable[Path]) -> list[str]:
-    """What a word that is being typed may become: keys and groups, and behind `=` options, values or files."""
+def completions(command: str, word: str, folders: typing.Iterable[Path]) -> list[str]:
+    """Return the completions of a word: keys and groups; after `=` options, values or files."""
     cls = commands.COMMANDS[command].config
     key, is_value, start = word.partition("=")
     if not is_value:
         groups = [f"{group}=" for group in options.defaults(command)[0]]
-        keys = [name.partition("=")[0] + "=" for name, _ in _keys(cls, "", None, {})]
+        keys = [name.partition("=")[0] + "=" for name, _ in _key_rows(cls, "", None, {})]
         names = [name for name in [*groups, *keys] if name.startswith(word)]
         ends = [name.find(".", len(word)) + 1 or len(name) for name in names]  # one level of keys at a time
         return sorted({name[:end] for name, end in zip(names, ends, strict=True)})
@@ -199,8 +209,8 @@ def candidates(command: str, word: str, folders: typing.Iterable[Path]) -> list[
         values = [path.stem for folder in folders for path in (folder / key).glob("*.yaml")]
     elif typing.get_origin(schema.unwrap(annotation)) is typing.Literal:
         values = list(typing.get_args(schema.unwrap(annotation)))
-    elif annotation is None or schema.check(annotation, "text", key):
-        values = [] if annotation is None or schema.check(annotation, True, key) else ["true", "false"]
+    elif annotation is None or schema.value_problems(annotation, "text", key):
+        values = [] if annotation is None or schema.value_problems(annotation, True, key) else ["true", "false"]
     else:
         paths = glob.glob(glob.escape(start) + "*")
         values = [path + "/" if os.path.isdir(path) else path for path in paths]
@@ -208,28 +218,22 @@ def candidates(command: str, word: str, folders: typing.Iterable[Path]) -> list[
 
 
 def front_page() -> str:
-    """The page of `gpt1 --help`."""
+    """Return the page of `gpt1 --help`."""
     return "\n".join(
         [
-            "gpt1: generative pre-training and its transfer, one command per experiment",
+            "gpt1: generative pre-training and transfer, one command per experiment",
             "",
             "usage: gpt1 COMMAND [GROUP=OPTION ...] [KEY=VALUE ...] [-m]",
             "       gpt1 COMMAND --help",
             "",
             "commands",
-            *_columns({name: command.help for name, command in commands.COMMANDS.items()}),
+            *_table((name, command.help) for name, command in commands.COMMANDS.items()),
             "",
             "examples",
             *(f"  gpt1 {name} {words}" for name, examples in EXAMPLES.items() for words, _ in examples[:1]),
             "",
             "flags",
-            *_columns(FLAGS),
+            *_table(FLAG_HELP.items()),
             "",
         ]
     )
-
-
-def _columns(rows: dict[str, str]) -> list[str]:
-    """Two aligned columns."""
-    left = max(map(len, rows))
-    return [f"  {name:{left}}  {meaning}" for name, meaning in rows.items()]

@@ -19,117 +19,130 @@ from gpt1cli.config.commands import (
     ZeroshotConfig,
 )
 from gpt1cli.config.schema import UserError
-from gpt1cli.data.hub import Need, task_needs
+from gpt1cli.data.hub import Requirement, task_requirements
 from gpt1cli.reporting import page
-from gpt1cli.reporting.page import Table
-from gpt1cli.reporting.report import summarise
+from gpt1cli.reporting.page import ReportTable
+from gpt1cli.reporting.report import summarise_study
 from gpt1cli.runs.files import read_json
-from gpt1cli.runs.folder import claim, finish, reopen
+from gpt1cli.runs.folder import create_folder, finish_run, reopen_run
 from gpt1cli.studies import few_shot, transfer
-from gpt1cli.studies.cells import Cell, keep_best, keep_chosen, module_of, run_all, say, warn
+from gpt1cli.studies.cells import (
+    Cell,
+    command_module,
+    log_message,
+    log_warning,
+    prune_checkpoints,
+    prune_other_runs,
+    run_cells,
+)
 
-FAMILIES = {"transfer": transfer, "few": few_shot}  # study.kind -> which cells there are
+STUDY_KINDS = {"transfer": transfer, "few": few_shot}  # study.kind -> module that lists its cells
 
 
-def needs(config: SweepsConfig) -> list[Need]:
-    """What must be at hand for every cell, before the first one runs."""
-    cells = [cell for stage in FAMILIES[config.study.kind].stages(config) for cell in stage(None)]
+def needs(config: SweepsConfig) -> list[Requirement]:
+    """Return what all cells require, before the first one runs."""
+    cells = [cell for stage in STUDY_KINDS[config.study.kind].stages(config) for cell in stage(None)]
     if not cells:
-        chosen = ", ".join(transfer.variants(config))
-        raise UserError(f"study={config.study.name} has no cell of {chosen}: nothing to run")
-    own, found = transfer.prerequisites(config), list[Need]()
+        names = ", ".join(transfer.variants(config))
+        raise UserError(f"study={config.study.name} has no cell of {names}; choose other variants=")
+    trained_first, requirements = transfer.prerequisites(config), list[Requirement]()
     for cell in cells:
-        probes = isinstance(cell.config, ZeroshotConfig)
-        if probes or (isinstance(cell.config, FewshotConfig | SearchConfig) and own):  # init may still be to come
-            found += task_needs(cell.config.task)  # type: ignore[attr-defined]
+        is_zero_shot = isinstance(cell.config, ZeroshotConfig)
+        # the study may still have to write the init of these cells
+        if is_zero_shot or (isinstance(cell.config, FewshotConfig | SearchConfig) and trained_first):
+            requirements += task_requirements(cell.config.task)  # type: ignore[attr-defined]
         else:
-            found += module_of(cell).needs(cell.config)
-    return list(dict.fromkeys(found))
+            requirements += command_module(cell).needs(cell.config)
+    return list(dict.fromkeys(requirements))
 
 
 def run(config: SweepsConfig, folder: Path) -> None:
-    """Cell after cell, each in its own folder -> the table that they make -> result.json; Failed where a cell did."""
+    """Cells one by one, each in its own folder -> their table -> result.json. Raises RunFailed if a cell failed."""
     if config.dry_run:
-        rehearse(config, folder)
+        profile_study(config, folder)
         return
     try:
-        _study(config, folder)
+        run_study(config, folder)
     except (KeyboardInterrupt, SystemExit):
-        execute.say(f"gpt1: the study goes on with gpt1 sweeps resume={folder}")
+        execute.print_error(f"gpt1: to continue: gpt1 ablation resume={folder}")
         raise
 
 
-def _study(config: SweepsConfig, folder: Path) -> None:
-    began, failed = time.perf_counter(), dict[str, str]()
-    stages = FAMILIES[config.study.kind].stages(config)
-    expected, done, first = sum(len(stage(None)) for stage in stages), 0, transfer.prerequisites(config)
-    reopen(folder)
+def run_study(config: SweepsConfig, folder: Path) -> None:
+    """Run stage after stage, write the tables, and record or raise what failed."""
+    start_time, failed = time.perf_counter(), dict[str, str]()
+    stages = STUDY_KINDS[config.study.kind].stages(config)
+    total, done, prerequisites = sum(len(stage(None)) for stage in stages), 0, transfer.prerequisites(config)
+    reopen_run(folder)
     for stage in stages:
-        lost = any(name in failed for name in first)  # then nothing else can begin
-        cells = stage(None if lost else folder)
-        run_all(cells, transfer.home(folder), config, failed, done, expected, tidier(config, folder, cells))
+        is_blocked = any(name in failed for name in prerequisites)  # no later cell can start without it
+        cells = stage(None if is_blocked else folder)
+        run_cells(
+            cells, transfer.cells_folder(folder), config, failed, done, total, checkpoint_pruner(config, folder, cells)
+        )
         done += len(cells)
         if failed and config.on_error == "stop":
             break
-    summarise(folder, failed)
+    summarise_study(folder, failed)
     if failed and config.on_error == "stop":
-        told = f"gpt1: stopped; resume={folder} goes on"
-        warn(folder, told)
-        raise execute.Failed(1, told)
-    about = {"status": "finished", "command": "ablation", "name": config.name, "cells": expected}
-    finish(folder, {**about, "failed": failed, "seconds": round(time.perf_counter() - began, 3)})
-    well = expected - len(failed)
-    say(folder, f"gpt1: {well} of {expected} cells: {folder / 'report.md'}, report.html, table.csv")
+        message = f"gpt1: stopped at the first failed cell; to continue: gpt1 ablation resume={folder}"
+        log_warning(folder, message)
+        raise execute.RunFailed(1, message)
+    summary = {"status": "finished", "command": "ablation", "name": config.name, "cells": total}
+    finish_run(folder, {**summary, "failed": failed, "seconds": round(time.perf_counter() - start_time, 3)})
+    succeeded = total - len(failed)
+    log_message(folder, f"gpt1: {succeeded} of {total} cells: {folder / 'report.md'}, report.html, table.csv")
     if failed:
-        told = f"gpt1: {len(failed)} of {expected} cells failed; resume={folder} tries them again"
-        warn(folder, told)
-        raise execute.Failed(1, told)
+        message = f"gpt1: {len(failed)} of {total} cells failed; to retry them: gpt1 ablation resume={folder}"
+        log_warning(folder, message)
+        raise execute.RunFailed(1, message)
 
 
-def tidier(config: SweepsConfig, folder: Path, cells: Sequence[Cell]) -> Callable[[Cell], None]:
-    """What becomes of the weights of a finished cell, of which the best may be all that stays."""
-    home = transfer.home(folder)
+def checkpoint_pruner(config: SweepsConfig, folder: Path, cells: Sequence[Cell]) -> Callable[[Cell], None]:
+    """Return the function that removes checkpoints of a finished cell, as keep= says."""
+    cells_folder = transfer.cells_folder(folder)
 
-    def tidy(cell: Cell) -> None:
+    def prune(cell: Cell) -> None:
         if cell.command != "finetune" or config.keep == "all":
             return
         assert isinstance(cell.config, FinetuneConfig)
-        keep_best(home / cell.name)
+        prune_checkpoints(cells_folder / cell.name)
         if cell.group:
-            rivals = [home / one.name for one in cells if one.group == cell.group]
-            keep_chosen(rivals, cell.config.task.metrics[0])
+            group_runs = [cells_folder / other.name for other in cells if other.group == cell.group]
+            prune_other_runs(group_runs, cell.config.task.metrics[0])
 
-    return tidy
+    return prune
 
 
-def rehearse(config: SweepsConfig, folder: Path) -> None:
-    """dry_run=true: a dry run of a cell of each kind -> the hours and the disk of them all."""
-    kinds = FAMILIES[config.study.kind].kinds(config)
-    rows, runs, hours, held = [], 0, 0.0, 0
-    for number, (cell, count, kept) in enumerate(kinds, start=1):
-        print(f"gpt1: dry run {number}/{len(kinds)} {cell.name}", flush=True)
+def profile_study(config: SweepsConfig, folder: Path) -> None:
+    """dry_run=true: a dry run of one cell of each kind -> hours and disk space of all cells."""
+    groups = STUDY_KINDS[config.study.kind].cost_groups(config)
+    rows, runs, hours, total_bytes = [], 0, 0.0, 0
+    for number, (cell, count, keeping) in enumerate(groups, start=1):
+        print(f"gpt1: dry run {number}/{len(groups)} {cell.name}", flush=True)
         assert isinstance(cell.config, TrainConfig)
-        place = transfer.home(folder) / cell.name
-        dry, words = dataclasses.replace(cell.config, dry_run=True), [cell.command, *cell.words, "dry_run=true"]
-        with claim(place), contextlib.redirect_stdout(io.StringIO()):  # its tables
-            execute.execute(module_of(cell), cell.command, dry, place, False, words)
-        plan = read_json(place / "plan.json")
-        each, size = plan["here"]["hours"], kept_bytes(cell, config, plan["parameters"]["all"]) * kept
-        rows.append([cell.name, f"{count}", f"{each:.3g}", f"{each * count:.3g}", f"{size / 1e9:.3f}"])
-        runs, hours, held = runs + count, hours + each * count, held + size
-    rows.append(["all", f"{runs}", "", f"{hours:.3g}", f"{held / 1e9:.3f}"])
-    table = Table("What the study takes", ["cell", "runs", "hours each", "hours", "GB kept"], rows)
+        cell_folder = transfer.cells_folder(folder) / cell.name
+        dry_config = dataclasses.replace(cell.config, dry_run=True)
+        overrides = [cell.command, *cell.overrides, "dry_run=true"]
+        with create_folder(cell_folder), contextlib.redirect_stdout(io.StringIO()):  # hides its tables
+            execute.execute_run(command_module(cell), cell.command, dry_config, cell_folder, False, overrides)
+        plan = read_json(cell_folder / "plan.json")
+        each, kept_bytes = plan["here"]["hours"], checkpoint_bytes(cell, config, plan["parameters"]["all"]) * keeping
+        rows.append([cell.name, f"{count}", f"{each:.3g}", f"{each * count:.3g}", f"{kept_bytes / 1e9:.3f}"])
+        runs, hours, total_bytes = runs + count, hours + each * count, total_bytes + kept_bytes
+    rows.append(["all", f"{runs}", "", f"{hours:.3g}", f"{total_bytes / 1e9:.3f}"])
+    table = ReportTable("Cost of the study", ["cell", "runs", "hours each", "hours", "GB kept"], rows)
     table.show()
-    page.write(folder, "A dry run", [table])
-    about = {"status": "finished", "command": "ablation", "dry_run": True, "name": config.name}
-    finish(folder, {**about, "cells": runs, "hours": hours, "bytes": held})
-    print(f"a dry run: nothing was trained; {hours:.3g} hours of training alone, {held / 1e9:.2f} GB: {folder}")
+    page.write_page(folder, "Dry run", [table])
+    summary = {"status": "finished", "command": "ablation", "dry_run": True, "name": config.name}
+    finish_run(folder, {**summary, "cells": runs, "hours": hours, "bytes": total_bytes})
+    print(f"dry run, nothing trained: {hours:.3g} hours without evaluation, {total_bytes / 1e9:.2f} GB; {folder}")
 
 
-def kept_bytes(cell: Cell, config: SweepsConfig, parameters: int) -> int:
-    """Bytes of the checkpoints that a finished cell keeps: fp32 weights, and with them two moments where all stay."""
+def checkpoint_bytes(cell: Cell, config: SweepsConfig, parameters: int) -> int:
+    """Bytes of the checkpoints that a finished cell keeps: fp32 weights, with optimizer state unless keep=best."""
     if cell.command == "finetune" and config.keep == "best":
         return 4 * parameters
     assert isinstance(cell.config, TrainConfig)
-    further = len(getattr(cell.config, "keep_checkpoints", ()))
-    return 12 * parameters * (2 + further)  # best and last
+    extra = len(getattr(cell.config, "keep_checkpoints", ()))
+    return 12 * parameters * (2 + extra)  # best and last

@@ -1,4 +1,7 @@
-"""gpt1 doctor: what is at hand here, and the remedy for what is not."""
+"""gpt1 doctor: check the installation: what works, what is missing, how to fix it.
+
+The parts are checked in the order of the report: machine, disk and cache, hub, tasks and corpora.
+"""
 
 from __future__ import annotations
 
@@ -27,272 +30,296 @@ from gpt1cli.config.schema import build
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.config.version import __version__
 from gpt1cli.data import hub
-from gpt1cli.data.hub import Need
+from gpt1cli.data.hub import Requirement
 from gpt1cli.models import create
 from gpt1cli.pretrained import locate
 from gpt1cli.pretrained.hf_config import REPOS
 from gpt1cli.reporting import page
-from gpt1cli.reporting.page import Table
-from gpt1cli.runs.console import short
-from gpt1cli.runs.folder import finish
+from gpt1cli.reporting.page import ReportTable
+from gpt1cli.runs.console import abbreviate_number
+from gpt1cli.runs.folder import finish_run
 from gpt1cli.training.device import has_fast_bf16
 
-OWN = {"file": "task.train", "text": "corpus.path"}  # source -> the key that names the user's files
-LITTLE_MEMORY = 4e9  # bytes: pretraining base in fp32 holds 16 x 117M of weights, gradients, moments, and activations
-LITTLE_DISK = 5e9  # bytes: a run of base keeps two checkpoints of 1.4 GB, and writes a third before one of them goes
-ROUNDS = 7  # of measuring arithmetic
-SHAPE = 1024, 768, 3072  # rows of tokens, width, inner width: the product that base spends most of its time on
+USER_FILES = {"file": "task.train", "text": "corpus.path"}  # source -> the key that names the user's files
+MIN_FREE_MEMORY = 4e9  # bytes: base in fp32 takes 16 x 117M for weights, gradients, optimizer state; activations
+MIN_FREE_DISK = 5e9  # bytes: a run of base keeps two checkpoints of 1.4 GB and writes a third before it deletes one
+TIMED_ROUNDS = 7  # of the matrix product
+PRODUCT_SHAPE = 1024, 768, 3072  # tokens, width, inner width: the product that takes most of the time of base
 DAY = 86400.0  # seconds
-
-
-def needs(config: DoctorConfig) -> list[Need]:
-    """Nothing: to find out what is missing is the command's work."""
-    return []
-
-
-def run(config: DoctorConfig, folder: Path) -> None:
-    """Look at what was asked for -> a table of each -> how many problems there are -> result.json."""
-    silence = hub.unreachable() if config.hub is None and {"hub", "tasks"} & {*config.what} else None
-    looks = {
-        "machine": lambda: machine(),
-        "disk": lambda: disk(config.out, config.cache),
-        "hub": lambda: [reach(config.hub, silence)],
-        "tasks": lambda: data(config, silence),
-    }
-    titles = {"machine": "This machine", "disk": "Disk and cache", "hub": "The hub", "tasks": "Tasks and corpora"}
-    found: list[Finding] = []
-    tables: list[Table] = []
-    for part in looks:
-        if part in config.what:
-            seen = list(looks[part]())
-            joint = "=" if part == "tasks" else " "  # these are options to name
-            rows = [[f"{one.kind}{joint}{one.name}", one.state, one.remedy] for one in seen]
-            tables.append(Table(titles[part], ["what", "state", "remedy"], rows))
-            tables[-1].show()
-            found += seen
-    page.write(folder, "What is at hand here", tables)
-    problems = sum(bool(one.remedy) for one in found)
-    print(f"{problems} of {len(found)} findings have a remedy: {folder / 'report.md'}" if problems else "all is well")
-    about = {"status": "finished", "command": "doctor", "name": config.name}
-    finish(folder, {**about, "found": [dataclasses.asdict(one) for one in found]})
-
-
-def data(config: DoctorConfig, silence: str | None) -> Iterator[Finding]:
-    """Every task and corpus of conf/ and the published model."""
-    for kind, needs in (("task", _task_needs), ("corpus", _corpus_needs)):
-        for name in options.names(kind):
-            if key := OWN.get(options.values(kind, name)["source"]):
-                yield Finding(kind, name, f"of files of your own: {key}=FILE")
-            else:
-                yield diagnosis(kind, name, needs(name), config, silence)
-    for name in REPOS:
-        yield diagnosis("tokenizer", name, _tokenizer_needs(name), config, silence)
-        yield diagnosis("init", name, locate.weights_needs(name), config, silence)
-
-
-def diagnosis(kind: str, name: str, needs: list[Need], config: DoctorConfig, silence: str | None) -> Finding:
-    """What is wrong with the data of one option, if anything, and the ways out of it."""
-    missing = {need: reason for need in needs if (reason := hub.amiss(need, config.hub, config.cache))}
-    if not missing:
-        return Finding(kind, name, "at hand")
-    names = {f"{need.repo}{', ' + need.subset if need.subset else ''}": reason for need, reason in missing.items()}
-    ways = dict.fromkeys(way for need in missing for way in need.ways_out)
-    if config.hub is None and not silence and not ways:  # what has ways of its own is not simply fetched
-        return Finding(kind, name, "on the hub: fetched at its first use", missing=names)
-    general = f"put it there: {'; '.join(names)}" if config.hub else f"hub=DIR with {'; '.join(names)}"
-    others = [] if ways or config.hub else ["the network"]
-    return Finding(kind, name, "missing", " or ".join([general, *others, *ways]), names)
-
-
-def _task_needs(option: str) -> list[Need]:
-    return hub.task_needs(build(TaskConfig, options.values("task", option)))
-
-
-def _tokenizer_needs(option: str) -> list[Need]:
-    return hub.tokenizer_needs(build(TokenizerConfig, options.values("tokenizer", option)))
-
-
-def _corpus_needs(option: str) -> list[Need]:
-    return hub.corpus_needs(build(CorpusConfig, options.values("corpus", option)))
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: how it is, and where that is a problem the remedy."""
+    """One checked thing: its state and, if that is a problem, how to fix it."""
 
     kind: str
     name: str
     state: str
     remedy: str = ""
-    missing: Mapping[str, str] = field(default_factory=dict)  # what is not at hand -> why
+    missing: Mapping[str, str] = field(default_factory=dict)  # missing file or data set -> reason
 
 
-def machine() -> Iterator[Finding]:
-    """Versions, devices, memory, and whether bf16 is faster than fp32 here."""
-    yield from versions()
-    yield processor()
-    yield from accelerators()
-    yield memory()
+def needs(config: DoctorConfig) -> list[Requirement]:
+    """Require nothing: the command itself finds out what is missing."""
+    return []
+
+
+def run(config: DoctorConfig, folder: Path) -> None:
+    """Check the parts of what= -> one table each -> number of problems -> result.json."""
+    hub_error = hub.connection_error() if config.hub is None and {"hub", "tasks"} & {*config.what} else None
+    checks = {
+        "machine": lambda: check_machine(),
+        "disk": lambda: check_disk(config.out, config.cache),
+        "hub": lambda: [check_hub(config.hub, hub_error)],
+        "tasks": lambda: check_data(config, hub_error),
+    }
+    titles = {"machine": "This machine", "disk": "Disk and cache", "hub": "The hub", "tasks": "Tasks and corpora"}
+    findings: list[Finding] = []
+    tables: list[ReportTable] = []
+    for part in checks:
+        if part in config.what:
+            part_findings = list(checks[part]())
+            joint = "=" if part == "tasks" else " "  # these are options of the command line
+            rows = [[f"{one.kind}{joint}{one.name}", one.state, one.remedy] for one in part_findings]
+            tables.append(ReportTable(titles[part], ["what", "state", "how to fix it"], rows))
+            tables[-1].show()
+            findings += part_findings
+    page.write_page(folder, "Check of the installation", tables)
+    problems = sum(bool(one.remedy) for one in findings)
+    print(
+        f"{problems} of {len(findings)} checks need a fix: {folder / 'report.md'}" if problems else "no problems found"
+    )
+    summary = {"status": "finished", "command": "doctor", "name": config.name}
+    finish_run(folder, {**summary, "found": [dataclasses.asdict(one) for one in findings]})
+
+
+# --- machine ----------------------------------------------------------------------------------------------------------
+
+
+def check_machine() -> Iterator[Finding]:
+    """Check versions, devices, memory, and whether bf16 is faster than fp32."""
+    yield from check_versions()
+    yield check_cpu()
+    yield from check_gpus()
+    yield check_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    yield precision(has_fast_bf16(device), bf16_gain(device))
+    yield check_precision(has_fast_bf16(device), bf16_speedup(device))
 
 
-def versions() -> Iterator[Finding]:
-    """gpt1, Python and what gpt1 requires, by the metadata of what is installed; which extras are there."""
+def check_versions() -> Iterator[Finding]:
+    """Check gpt1, Python, the packages that the metadata of gpt1 require, and the extras."""
     import importlib.metadata
 
-    from packaging.requirements import Requirement
+    from packaging.requirements import Requirement as PackageRequirement
 
     yield Finding("version", "gpt1", __version__)
     yield Finding("version", "python", platform.python_version())
     try:
-        required = [Requirement(line) for line in importlib.metadata.requires("gpt1") or ()]
+        requirements = [PackageRequirement(line) for line in importlib.metadata.requires("gpt1") or ()]
     except importlib.metadata.PackageNotFoundError:
         yield Finding("version", "packages", "gpt1 is not installed, it runs from a folder", "pip install that folder")
         return
     extras: dict[str, bool] = {}
-    for one in required:
+    for requirement in requirements:
         try:
-            found = importlib.metadata.version(one.name)
+            version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            found = ""
-        fits = bool(found) and one.specifier.contains(found, prereleases=True)
-        if one.marker is None:
-            yield Finding("version", one.name, found or "missing", "" if fits else f"pip install '{one}'")
-        elif extra := re.search(r"extra == .(\w+)", str(one.marker)):
+            version = ""
+        fits = bool(version) and requirement.specifier.contains(version, prereleases=True)
+        if requirement.marker is None:
+            remedy = "" if fits else f"pip install '{requirement}'"
+            yield Finding("version", requirement.name, version or "missing", remedy)
+        elif extra := re.search(r"extra == .(\w+)", str(requirement.marker)):
             extras[extra[1]] = extras.get(extra[1], True) and fits
     for name in sorted(extras.keys() - {"dev"}):
         yield Finding("extra", name, "installed" if extras[name] else f"not installed: pip install 'gpt1[{name}]'")
 
 
-def processor() -> Finding:
-    """The CPU, the cores that this process may use, and the threads that torch starts."""
-    usable, threads = cores(), torch.get_num_threads()
+def check_cpu() -> Finding:
+    """Check that torch starts no more threads than this process has cores."""
+    usable, threads = usable_cores(), torch.get_num_threads()
     with contextlib.suppress(OSError):
-        named = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    name = named[1] if named else platform.machine()
+        model_name = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    name = model_name[1] if model_name else platform.machine()
     state = f"{name}, {usable:g} of {os.cpu_count()} cores for this process, {threads} threads"
     return Finding("device", "cpu", state, f"runtime.threads={max(1, int(usable))}" if threads > usable else "")
 
 
-def cores() -> float:
-    """Cores that this process may use: those it is bound to, or the share that a container gives it."""
-    bound = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
+def usable_cores() -> float:
+    """Cores that this process may use: its CPU affinity, or the share of its container if that is smaller."""
+    affinity = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
     with contextlib.suppress(OSError, ValueError):
         quota, period = (create.CGROUP / "cpu.max").read_text().split()
-        return min(bound, int(quota) / int(period))  # "max" is no number: no limit
-    return bound
+        return min(affinity, int(quota) / int(period))  # "max" is no number: no limit
+    return affinity
 
 
-def accelerators() -> Iterator[Finding]:
-    """Every CUDA device; a GPU that torch does not see is a problem."""
+def check_gpus() -> Iterator[Finding]:
+    """List the CUDA devices; a GPU that torch cannot use is a problem."""
     for number in range(torch.cuda.device_count()):
-        found = torch.cuda.get_device_properties(number)
-        state = f"{found.name}, {short(found.total_memory)}B, compute capability {found.major}.{found.minor}"
+        gpu = torch.cuda.get_device_properties(number)
+        state = f"{gpu.name}, {abbreviate_number(gpu.total_memory)}B, compute capability {gpu.major}.{gpu.minor}"
         yield Finding("device", f"cuda:{number}", state)
     if not torch.cuda.is_available():
-        there = Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
-        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-        state = f"there, but torch {torch.__version__} ({built}) does not see it" if there else "none"
-        yield Finding("device", "cuda", state, "a build of torch for its driver: pytorch.org" if there else "")
+        has_gpu = Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
+        build_kind = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        state = f"present, but torch {torch.__version__} ({build_kind}) cannot use it" if has_gpu else "none"
+        yield Finding("device", "cuda", state, "install torch for its driver: pytorch.org" if has_gpu else "")
 
 
-def memory() -> Finding:
-    """Main memory, and what of it is free for this process."""
-    total, free = create.sizes_of_memory()
-    state = f"{short(total)}B, {short(free)}B of it free"
-    remedy = "a smaller model=, runtime.micro_batch=1, or end what else runs" if free < LITTLE_MEMORY else ""
+def check_memory() -> Finding:
+    """Check the main memory that is free for this process."""
+    total, free = create.memory_sizes()
+    state = f"{abbreviate_number(total)}B, {abbreviate_number(free)}B free"
+    remedy = "a smaller model=, runtime.micro_batch=1, or end other programs" if free < MIN_FREE_MEMORY else ""
     return Finding("memory", "main", state, remedy)
 
 
-def bf16_gain(device: torch.device) -> float:
-    """How many times as fast a product of base's feed-forward layer is in bf16 as in fp32, measured in turn."""
-    rows, width, inner = SHAPE
+def bf16_speedup(device: torch.device) -> float:
+    """Measure how many times as fast a feed-forward product of base is in bf16 as in fp32; rounds alternate."""
+    rows, width, inner = PRODUCT_SHAPE
     left, right = torch.randn(rows, width, device=device), torch.randn(width, inner, device=device)
-    operands = {kind: (left.to(kind), right.to(kind)) for kind in (torch.float32, torch.bfloat16)}
+    operands = {dtype: (left.to(dtype), right.to(dtype)) for dtype in (torch.float32, torch.bfloat16)}
 
-    def seconds(kind: torch.dtype) -> float:
-        began = time.perf_counter()
-        operands[kind][0] @ operands[kind][1]
+    def measure_seconds(dtype: torch.dtype) -> float:
+        start_time = time.perf_counter()
+        operands[dtype][0] @ operands[dtype][1]
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return time.perf_counter() - began
+        return time.perf_counter() - start_time
 
-    rounds = [seconds(torch.float32) / seconds(torch.bfloat16) for _ in range(ROUNDS + 1)]
-    return statistics.median(rounds[1:])  # the first one sets up
-
-
-def precision(chosen: bool, gain: float) -> Finding:
-    """Whether what runtime.precision=auto chooses (bf16 or not) is the faster one."""
-    state = f"auto is {'bf16' if chosen else 'fp32'}; bf16 products are {gain:.2f} times as fast as fp32 ones, measured"
-    wrong = gain < 0.9 if chosen else gain > 1.1
-    return Finding("precision", "bf16", state, f"runtime.precision={'fp32' if chosen else 'bf16'}" if wrong else "")
+    ratios = [measure_seconds(torch.float32) / measure_seconds(torch.bfloat16) for _ in range(TIMED_ROUNDS + 1)]
+    return statistics.median(ratios[1:])  # the first round warms up
 
 
-def disk(out: str, cache: str) -> Iterator[Finding]:
-    """Room and rights where runs and the cache go; what the cache holds, and what of it nobody needs any more."""
-    yield place("out", out)
-    yield place("cache", cache)
-    home = Path(cache).expanduser()
-    kinds = {"corpora": "corpora", "tokenizers": "tokenizers", "datasets": "data sets", "hub": "files of the hub"}
-    for folder, name in kinds.items():
-        entries = [path for path in (home / folder).glob("[!.]*") if path.is_dir()]
+def check_precision(auto_is_bf16: bool, speedup: float) -> Finding:
+    """Check that runtime.precision=auto chooses the faster of bf16 and fp32 here. speedup: of bf16 over fp32."""
+    state = f"auto is {'bf16' if auto_is_bf16 else 'fp32'}; bf16 products measured {speedup:.2f} times as fast as fp32"
+    wrong = speedup < 0.9 if auto_is_bf16 else speedup > 1.1
+    remedy = f"runtime.precision={'fp32' if auto_is_bf16 else 'bf16'}" if wrong else ""
+    return Finding("precision", "bf16", state, remedy)
+
+
+# --- disk and cache ---------------------------------------------------------------------------------------------------
+
+
+def check_disk(out: str, cache: str) -> Iterator[Finding]:
+    """Check space and permissions of the output and cache folders, and list what the cache holds and may lose."""
+    yield check_folder("out", out)
+    yield check_folder("cache", cache)
+    cache_folder = Path(cache).expanduser()
+    parts = {"corpora": "corpora", "tokenizers": "tokenizers", "datasets": "data sets", "hub": "files of the hub"}
+    for folder, name in parts.items():
+        entries = [path for path in (cache_folder / folder).glob("[!.]*") if path.is_dir()]
         if entries:
-            yield Finding("cache", name, f"{len(entries)}, {short(bytes_of(home / folder))}B")
-    waste = {"left by killed processes": torn(home), "earlier states of hub=DIR": outdated(home)}
-    for what, found in waste.items():
-        if found:
-            remedy = "may go: rm -r " + " ".join(shlex.quote(str(path)) for path in found)
-            yield Finding("cache", what, f"{len(found)}, {short(sum(map(bytes_of, found)))}B", remedy)
+            yield Finding("cache", name, f"{len(entries)}, {abbreviate_number(total_bytes(cache_folder / folder))}B")
+    leftovers = {
+        "files of killed processes": abandoned_files(cache_folder),
+        "old states of hub=DIR": outdated_datasets(cache_folder),
+    }
+    for name, paths in leftovers.items():
+        if paths:
+            remedy = "to free the space: rm -r " + " ".join(shlex.quote(str(path)) for path in paths)
+            size = abbreviate_number(sum(map(total_bytes, paths)))
+            yield Finding("cache", name, f"{len(paths)}, {size}B", remedy)
 
 
-def place(name: str, folder: str) -> Finding:
-    """Whether the folder (or the nearest above it that exists) takes files and locks, and has room."""
+def check_folder(name: str, folder: str) -> Finding:
+    """Check that the folder, or its nearest existing parent, takes files and locks and has enough space."""
     wanted = Path(folder).expanduser().absolute()
-    there = next(path for path in (wanted, *wanted.parents) if path.exists())
+    existing = next(path for path in (wanted, *wanted.parents) if path.exists())
     try:
-        free = shutil.disk_usage(there).free
-        with tempfile.TemporaryFile(dir=there) as file:
+        free = shutil.disk_usage(existing).free
+        with tempfile.TemporaryFile(dir=existing) as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                state = f"{wanted}: no locks on this file system ({error.strerror})"
-                return Finding("disk", name, state, f"keep two processes out of one run, or {name}=DIR elsewhere")
+                state = f"{wanted}: no file locks on this file system ({error.strerror})"
+                return Finding(
+                    "disk", name, state, f"never run two processes on one run folder, or {name}=DIR elsewhere"
+                )
     except OSError as error:
-        return Finding("disk", name, f"{wanted}: {error.strerror}", f"{name}=DIR, a folder you may write to")
-    state = f"{wanted}: {short(free)}B free"
-    return Finding("disk", name, state, f"{name}=DIR on another disk" if free < LITTLE_DISK else "")
+        return Finding("disk", name, f"{wanted}: {error.strerror}", f"{name}=DIR, a folder that you may write to")
+    state = f"{wanted}: {abbreviate_number(free)}B free"
+    return Finding("disk", name, state, f"{name}=DIR on another disk" if free < MIN_FREE_DISK else "")
 
 
-def torn(cache: Path) -> list[Path]:
-    """What killed processes left; a day ago or more: an interrupted preparation goes on where it was."""
-    asides = [path for kind in ("corpora", "tokenizers") for path in (cache / kind).glob(".*") if path.is_dir()]
-    halves = [path for kind in ("datasets", "hub") for path in (cache / kind).rglob("*.incomplete*")]
-    return sorted(path for path in [*asides, *halves] if path.stat().st_mtime < time.time() - DAY)
+def abandoned_files(cache: Path) -> list[Path]:
+    """List unfinished files of killed processes, a day old or more; younger ones may be in use or resumed."""
+    folders = [path for kind in ("corpora", "tokenizers") for path in (cache / kind).glob(".*") if path.is_dir()]
+    partial_files = [path for kind in ("datasets", "hub") for path in (cache / kind).rglob("*.incomplete*")]
+    return sorted(path for path in [*folders, *partial_files] if path.stat().st_mtime < time.time() - DAY)
 
 
-def outdated(cache: Path) -> list[Path]:
-    """Of data sets that were read from a folder, all but the newest state: made again where wanted."""
+def outdated_datasets(cache: Path) -> list[Path]:
+    """List all but the newest state of each data set read from hub=DIR; gpt1 prepares them again when needed."""
 
-    def of(path: Path) -> str:
+    def base_name(path: Path) -> str:
         return re.sub(r"-[0-9a-f]{16}$", "", path.name)
 
-    read = sorted((path for path in (cache / "datasets").glob("*") if of(path) != path.name), key=of)
-    states = [sorted(same, key=lambda path: path.stat().st_mtime) for _, same in itertools.groupby(read, key=of)]
-    return [path for same in states for path in same[:-1]]
+    prepared = sorted((path for path in (cache / "datasets").glob("*") if base_name(path) != path.name), key=base_name)
+    groups = [sorted(same, key=lambda path: path.stat().st_mtime) for _, same in itertools.groupby(prepared, base_name)]
+    return [path for group in groups for path in group[:-1]]
 
 
-def bytes_of(path: Path) -> int:
-    """The size of a file, or of all files below a folder."""
+def total_bytes(path: Path) -> int:
+    """Size of a file, or of all files in a folder."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if not file.is_symlink() and file.is_file()]
     return sum(file.stat().st_size for file in files)
 
 
-def reach(folder: str | None, silence: str | None) -> Finding:
-    """Whether the Hugging Face hub answers (`silence` says why not), or what the folder in its place holds."""
+# --- hub --------------------------------------------------------------------------------------------------------------
+
+
+def check_hub(folder: str | None, hub_error: str | None) -> Finding:
+    """Check that the Hugging Face hub answers (hub_error: why not), or list the repositories in hub=DIR."""
     if folder is None:
-        remedy = "the network, HF_ENDPOINT=URL of a mirror, or hub=DIR" if silence else ""
-        return Finding("hub", "network", silence or "answers", remedy)
-    found = sorted(f"{path.parent.name}/{path.name}" for path in Path(folder).glob("[!.]*/[!.]*") if path.is_dir())
-    state = f"{len(found)} repositories: {', '.join(found)}" if found else "no DIR/org/name in it"
-    return Finding("hub", f"hub={folder}", state, "" if found else hub.HUB_FOLDER)
+        remedy = "the network, HF_ENDPOINT=URL of a mirror, or hub=DIR" if hub_error else ""
+        return Finding("hub", "network", hub_error or "answers", remedy)
+    repos = sorted(f"{path.parent.name}/{path.name}" for path in Path(folder).glob("[!.]*/[!.]*") if path.is_dir())
+    state = f"{len(repos)} repositories: {', '.join(repos)}" if repos else "no DIR/org/name in it"
+    return Finding("hub", f"hub={folder}", state, "" if repos else hub.HUB_FOLDER_HINT)
+
+
+# --- tasks and corpora ------------------------------------------------------------------------------------------------
+
+
+def check_data(config: DoctorConfig, hub_error: str | None) -> Iterator[Finding]:
+    """Check the data of every task and corpus in conf/, and the published models and tokenizers."""
+    for kind, requirements in (("task", _task_requirements), ("corpus", _corpus_requirements)):
+        for name in options.names(kind):
+            if key := USER_FILES.get(options.values(kind, name)["source"]):
+                yield Finding(kind, name, f"your own files: {key}=FILE")
+            else:
+                yield check_option(kind, name, requirements(name), config, hub_error)
+    for name in REPOS:
+        yield check_option("tokenizer", name, _tokenizer_requirements(name), config, hub_error)
+        yield check_option("init", name, locate.weight_requirements(name), config, hub_error)
+
+
+def check_option(
+    kind: str, name: str, requirements: list[Requirement], config: DoctorConfig, hub_error: str | None
+) -> Finding:
+    """Check whether the data of an option is available, and if not how to get it."""
+    missing = {one: reason for one in requirements if (reason := hub.missing_reason(one, config.hub, config.cache))}
+    if not missing:
+        return Finding(kind, name, "available")
+    reasons = {f"{one.repo}{', ' + one.subset if one.subset else ''}": reason for one, reason in missing.items()}
+    remedies = dict.fromkeys(remedy for one in missing for remedy in one.remedies)
+    if config.hub is None and not hub_error and not remedies:  # data with a remedy of its own is not downloaded
+        return Finding(kind, name, "on the hub: downloaded at first use", missing=reasons)
+    general = f"put it there: {'; '.join(reasons)}" if config.hub else f"hub=DIR with {'; '.join(reasons)}"
+    network = [] if remedies or config.hub else ["the network"]
+    return Finding(kind, name, "missing", " or ".join([general, *network, *remedies]), reasons)
+
+
+def _task_requirements(option: str) -> list[Requirement]:
+    return hub.task_requirements(build(TaskConfig, options.values("task", option)))
+
+
+def _tokenizer_requirements(option: str) -> list[Requirement]:
+    return hub.tokenizer_requirements(build(TokenizerConfig, options.values("tokenizer", option)))
+
+
+def _corpus_requirements(option: str) -> list[Requirement]:
+    return hub.corpus_requirements(build(CorpusConfig, options.values("corpus", option)))

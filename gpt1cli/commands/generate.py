@@ -1,4 +1,4 @@
-"""gpt1 generate: text that a language model goes on with."""
+"""gpt1 generate: continue a prompt with a language model."""
 
 from __future__ import annotations
 
@@ -11,68 +11,69 @@ import torch
 
 from gpt1cli.config.commands import GenerateConfig
 from gpt1cli.config.schema import UserError
-from gpt1cli.data.hub import Need
-from gpt1cli.models.sampling import continued, greedy, sampling
+from gpt1cli.data.hub import Requirement
+from gpt1cli.models.sampling import generate_tokens, greedy, sampler
 from gpt1cli.pretrained import load
-from gpt1cli.pretrained.locate import init_needs
+from gpt1cli.pretrained.locate import init_requirements
 from gpt1cli.runs.files import append_jsonl
-from gpt1cli.runs.folder import finish
-from gpt1cli.runs.record import note
+from gpt1cli.runs.folder import finish_run
+from gpt1cli.runs.record import update_environment
 from gpt1cli.text.bpe import Tokenizer
 from gpt1cli.training import device
 
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what bytes are decoded to that are no character, or none yet
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # decoded from bytes that are not a (complete) character
 
 
-def needs(config: GenerateConfig) -> list[Need]:
-    """What must be at hand before the run starts."""
-    return init_needs(config.init)
+def needs(config: GenerateConfig) -> list[Requirement]:
+    """Return what the run requires before it starts."""
+    return init_requirements(config.init)
 
 
 def run(config: GenerateConfig, folder: Path) -> None:
-    """Prompt -> tokens, printed as they come (several samples one after the other) -> generated.jsonl."""
-    machine = device.start(config.runtime, config.seed)
-    note(folder, **machine.describe())
-    model, vocabulary = load.load(config.init, config.hub, config.cache)
+    """Prompt -> tokens, printed as they are generated (several samples: at the end) -> generated.jsonl."""
+    machine = device.setup_device(config.runtime, config.seed)
+    update_environment(folder, **machine.describe())
+    model, tokenizer = load.load_language_model(config.init, config.hub, config.cache)
     model.to(machine.device, machine.precision)
-    prompt = vocabulary.encode(config.prompt)
+    prompt = tokenizer.encode(config.prompt)
     if not prompt:
-        raise UserError(f"prompt={config.prompt}: no token in it; the model has no start token to begin with")
+        raise UserError(f"prompt={config.prompt} has no tokens; the model has no start token, so the prompt needs text")
 
     generator = torch.Generator(machine.device).manual_seed(config.seed)
-    choose = sampling(config.temperature, config.top_k, config.top_p, generator) if config.temperature else greedy
-    began = time.perf_counter()
+    choose_token = sampler(config.temperature, config.top_k, config.top_p, generator) if config.temperature else greedy
+    start_time = time.perf_counter()
     if config.samples == 1:
-        steps = continued(model, prompt, 1, config.tokens, choose, len(vocabulary))
-        samples = [list(printed(vocabulary, prompt, (step[0] for step in steps)))]
+        steps = generate_tokens(model, prompt, 1, config.tokens, choose_token, len(tokenizer))
+        samples = [list(print_stream(tokenizer, prompt, (step[0] for step in steps)))]
     else:
-        samples, at_once = [], machine.micro_batch or config.samples
-        while left := min(at_once, config.samples - len(samples)):
-            steps = continued(model, prompt, left, config.tokens, choose, len(vocabulary))
+        samples, batch_size = [], machine.micro_batch or config.samples
+        while count := min(batch_size, config.samples - len(samples)):
+            steps = generate_tokens(model, prompt, count, config.tokens, choose_token, len(tokenizer))
             samples += [list(sample) for sample in zip(*steps, strict=True)]
         for number, sample in enumerate(samples, start=1):
-            print(f"--- {number}\n{vocabulary.decode([*prompt, *sample])}")
-    seconds = time.perf_counter() - began
+            print(f"--- {number}\n{tokenizer.decode([*prompt, *sample])}")
+    seconds = time.perf_counter() - start_time
 
-    lines = [{"prompt": config.prompt, "text": vocabulary.decode([*prompt, *s]), "tokens": s} for s in samples]
+    lines = [
+        {"prompt": config.prompt, "text": tokenizer.decode([*prompt, *sample]), "tokens": sample} for sample in samples
+    ]
     for line in lines:
         append_jsonl(folder / "generated.jsonl", line)
-    about = {"status": "finished", "command": "generate", "name": config.name, "seed": config.seed}
+    summary = {"status": "finished", "command": "generate", "name": config.name, "seed": config.seed}
     speed = config.samples * config.tokens / seconds
-    finish(folder, {**about, "seconds": round(seconds, 3), "tokens_per_second": round(speed, 1)})
+    finish_run(folder, {**summary, "seconds": round(seconds, 3), "tokens_per_second": round(speed, 1)})
     print(f"{speed:.1f} tokens/s; {folder / 'generated.jsonl'}", file=sys.stderr)
 
 
-def printed(vocabulary: Tokenizer, prompt: list[int], tokens: Iterator[int]) -> Iterator[int]:
-    """The tokens as they come; the text, its prompt first, is printed along the way."""
-    ids, text = list(prompt), vocabulary.decode(prompt)
+def print_stream(tokenizer: Tokenizer, prompt: list[int], tokens: Iterator[int]) -> Iterator[int]:
+    """Yield the tokens and print prompt and text as they are generated."""
+    ids, text = list(prompt), tokenizer.decode(prompt)
     print(text, end="", flush=True)
     for token in tokens:
         ids.append(token)
-        # The blank between two words comes with the second, and a character when its last byte is there: what is
-        # printed stands.
-        longer = vocabulary.decode(ids).rstrip(UNFINISHED)
-        print(longer[len(text) :], end="", flush=True)
-        text = longer
+        # A blank is decoded with the word after it, a character with its last byte: printed text never changes.
+        new_text = tokenizer.decode(ids).rstrip(REPLACEMENT)
+        print(new_text[len(text) :], end="", flush=True)
+        text = new_text
         yield token
-    print(vocabulary.decode(ids)[len(text) :])
+    print(tokenizer.decode(ids)[len(text) :])

@@ -7,41 +7,41 @@ import time
 from pathlib import Path
 
 from gpt1cli.config.commands import PrepareConfig
-from gpt1cli.data.hub import Need, corpus_needs, tokenizer_needs
+from gpt1cli.data.hub import Requirement, corpus_requirements, tokenizer_requirements
 from gpt1cli.runs.console import Progress
-from gpt1cli.runs.folder import finish
+from gpt1cli.runs.folder import finish_run
 from gpt1cli.text import corpus, documents
 
 
-def needs(config: PrepareConfig) -> list[Need]:
-    """What must be at hand before the run starts."""
-    return corpus_needs(config.corpus) + tokenizer_needs(config.tokenizer)
+def needs(config: PrepareConfig) -> list[Requirement]:
+    """Return what the run requires before it starts."""
+    return corpus_requirements(config.corpus) + tokenizer_requirements(config.tokenizer)
 
 
 def run(config: PrepareConfig, folder: Path) -> None:
-    """Tokenise the corpus unless that was done before, look whether it is whole, and say where it lies."""
-    began = time.perf_counter()
-    reporting = functools.partial(Progress, folder, mode=config.runtime.progress)
-    source = documents.find(config.corpus, config.hub, config.cache)
-    vocabulary = corpus.tokenizer_of(config.tokenizer, source, config.hub, config.cache, reporting)
-    shards = corpus.prepare(source, config.corpus.name, vocabulary, config.cache, reporting)
-    corpus.check(shards.folder, corpus.described(shards.folder))  # whole, also where it was prepared long ago
-    with reporting(total=1) as progress:
-        sizes = f"{len(shards.train):,} tokens to train on, {len(shards.valid):,} to validate"
+    """Corpus -> tokenizer -> token shards, from the cache if possible -> check -> result.json."""
+    start_time = time.perf_counter()
+    open_progress = functools.partial(Progress, folder, mode=config.runtime.progress)
+    source = documents.find_corpus(config.corpus, config.hub, config.cache)
+    tokenizer = corpus.prepare_tokenizer(config.tokenizer, source, config.hub, config.cache, open_progress)
+    shards = corpus.prepare_shards(source, config.corpus.name, tokenizer, config.cache, open_progress)
+    corpus.check_shards(shards.folder, corpus.read_meta(shards.folder))  # also checks cached shards
+    with open_progress(total=1) as progress:
+        sizes = f"{len(shards.train):,} training tokens, {len(shards.valid):,} validation tokens"
         progress.say(f"{shards.documents:,} documents, {sizes}")
         progress.say(f"shards: {shards.folder}")
-    finish(
+    finish_run(
         folder,
         {
             "status": "finished",
             "command": "prepare",
             "name": config.name,
             "seed": config.seed,
-            "seconds": round(time.perf_counter() - began, 3),
+            "seconds": round(time.perf_counter() - start_time, 3),
             "shards": str(shards.folder),
             "documents": shards.documents,
             "train_tokens": len(shards.train),
             "valid_tokens": len(shards.valid),
-            "vocabulary": len(vocabulary),
+            "vocabulary": len(tokenizer),
         },
     )

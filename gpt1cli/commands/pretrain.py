@@ -11,213 +11,219 @@ import numpy as np
 
 from gpt1cli.config.commands import PretrainConfig
 from gpt1cli.config.schema import UserError
-from gpt1cli.data.hub import Need, corpus_needs, tokenizer_needs
+from gpt1cli.data.hub import Requirement, corpus_requirements, tokenizer_requirements
 from gpt1cli.models.batch import Batch, windows_batch
-from gpt1cli.models.create import fresh
+from gpt1cli.models.create import create_model
 from gpt1cli.models.inference import mean_token_loss
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.pretrained import load
-from gpt1cli.pretrained.locate import weights_needs
+from gpt1cli.pretrained.locate import weight_requirements
 from gpt1cli.reporting.run_report import write_run_report
 from gpt1cli.runs import trackers
 from gpt1cli.runs.console import Progress
 from gpt1cli.runs.files import read_jsonl
-from gpt1cli.runs.folder import cut_metrics, finish, is_finished
-from gpt1cli.runs.record import note, note_checksums
+from gpt1cli.runs.folder import finish_run, is_finished, truncate_metrics
+from gpt1cli.runs.record import record_checksums, update_environment
 from gpt1cli.text import corpus, documents
 from gpt1cli.text.bpe import Tokenizer
 from gpt1cli.text.windows import random_windows, spread_windows, unigram_loss
 from gpt1cli.training import checkpoint, collective, device, dry_run
-from gpt1cli.training import dry_run as training_dry_run
-from gpt1cli.training.collective import Team
+from gpt1cli.training.collective import ParallelModel
 from gpt1cli.training.device import Machine
-from gpt1cli.training.dry_run import UPDATES
-from gpt1cli.training.epochs import portion
-from gpt1cli.training.loop import Plan, fit, result_of
-from gpt1cli.training.objectives.causal import language_modelling
+from gpt1cli.training.dry_run import PROFILED_STEPS
+from gpt1cli.training.epochs import rank_shard
+from gpt1cli.training.loop import LoopConfig, fit, training_result
+from gpt1cli.training.objectives.causal import causal_objective
 from gpt1cli.training.optimizer import Optimizer
 from gpt1cli.training.schedules import SCHEDULES
-from gpt1cli.training.state import State
+from gpt1cli.training.state import TrainingState
 
-PLATEAU = 0.05  # nats below the unigram loss: post-norm blocks stay there when the rate is high for the warm-up
+PLATEAU = 0.05  # nats below the unigram loss: a post-norm model stays there if lr is too high for the warm-up
 
 
-def needs(config: PretrainConfig) -> list[Need]:
-    """What must be at hand before the run starts."""
-    trackers.check(config.logger)
+def needs(config: PretrainConfig) -> list[Requirement]:
+    """Return what the run requires before it starts."""
+    trackers.check_tracker(config.logger)
     if config.resume and is_finished(Path(config.resume), config.steps):
         return []
     if config.plan.tokens is not None:
         return []
-    return corpus_needs(config.corpus) + tokenizer_needs(config.tokenizer) + weights_needs(config.init)
+    return (
+        corpus_requirements(config.corpus) + tokenizer_requirements(config.tokenizer) + weight_requirements(config.init)
+    )
 
 
 def run(config: PretrainConfig, folder: Path) -> None:
     """Text -> shards -> model -> fit -> result.json."""
     if config.resume and is_finished(Path(config.resume), config.steps):
-        print(f"{folder} is finished: {folder / 'result.json'}; larger steps= would go on")
-        with trackers.recording(config, folder, print, send=collective.rank() == 0):  # what the tracker lacks
+        print(
+            f"{folder} is finished: {folder / 'result.json'}; to train further: gpt1 pretrain resume={folder} steps=N"
+        )
+        with trackers.metrics_log(config, folder, print, send=collective.rank() == 0):  # sends missing lines
             return
     if config.dry_run:
-        rehearse(config, folder)
+        profile_pretraining(config, folder)
         return
-    machine = device.start(config.runtime, config.seed)
-    warnings = [*machine.warnings, *note(folder, **machine.describe())]
-    reporting = functools.partial(Progress, folder, mode=config.runtime.progress)
+    machine = device.setup_device(config.runtime, config.seed)
+    warnings = [*machine.warnings, *update_environment(folder, **machine.describe())]
+    open_progress = functools.partial(Progress, folder, mode=config.runtime.progress)
 
-    with collective.first_alone():
-        source = documents.find(config.corpus, config.hub, config.cache)
-        model, vocabulary = starting_point(config, source, reporting)
-        shards = corpus.prepare(source, config.corpus.name, vocabulary, config.cache, reporting)
-    note_checksums(folder, tokenizer=vocabulary.identity, corpus=source.digest)
-    plan = plan_of(config, shards)
-    warnings += note(folder, steps=plan.steps)
+    with collective.rank_zero_first():
+        source = documents.find_corpus(config.corpus, config.hub, config.cache)
+        model, tokenizer = build_model(config, source, open_progress)
+        shards = corpus.prepare_shards(source, config.corpus.name, tokenizer, config.cache, open_progress)
+    record_checksums(folder, tokenizer=tokenizer.identity, corpus=source.digest)
+    loop_config = build_loop_config(config, shards)
+    warnings += update_environment(folder, steps=loop_config.steps)
 
     model.to(machine.device)
     if machine.compile:
         model.compile()
-    team = Team(model, machine.precision, machine.device, config.runtime.shard)
-    optimizer = Optimizer(model, config.optimizer, team.precision)
-    state = checkpoint.resume(collective.home(folder), optimizer) or State()
-    collective.seed_apart(config.seed, state.step)
-    cut_metrics(folder / "metrics.jsonl", state.step if state.step else -1)
+    parallel = ParallelModel(model, machine.precision, machine.device, config.runtime.shard)
+    optimizer = Optimizer(model, config.optimizer, parallel.precision)
+    state = checkpoint.resume(collective.broadcast_path(folder), optimizer) or TrainingState()
+    collective.seed_per_rank(config.seed, state.step)
+    truncate_metrics(folder / "metrics.jsonl", state.step if state.step else -1)
 
-    factor, warmup = SCHEDULES[config.schedule.name], warmup_of(config, plan.steps)
+    rate_factor, warmup = SCHEDULES[config.schedule.name], count_warmup_steps(config, loop_config.steps)
     valid = spread_windows(shards.valid, config.context, config.eval_tokens)
 
     def evaluate() -> tuple[dict[str, float], float]:
-        loss = team.read(lambda model: mean_token_loss(model, valid, machine.token_budget))
+        loss = parallel.run_inference(lambda model: mean_token_loss(model, valid, machine.token_budget))
         return {"loss": loss, "perplexity": math.exp(min(loss, 700))}, -loss
 
-    about = checkpoint.description(config.model, config.tokenizer, vocabulary, model)
+    description = checkpoint.model_description(config.model, config.tokenizer, tokenizer, model)
     parameters = sum(p.numel() for p in model.parameters())
     with (
-        reporting(total=plan.steps, start=state.step) as progress,
-        trackers.recording(config, folder, progress.say, send=collective.rank() == 0) as log,
+        open_progress(total=loop_config.steps, start=state.step) as progress,
+        trackers.metrics_log(config, folder, progress.say, send=collective.rank() == 0) as log,
     ):
         progress.say(f"{parameters:,} parameters, {len(shards.train):,} tokens, {machine}")
         for warning in warnings:
             progress.say(warning)
         state = fit(
             model=model,
-            objective=team.spread(language_modelling),
-            batches=functools.partial(batches, config, machine, shards.train),
+            objective=parallel.wrap_objective(causal_objective),
+            batches=functools.partial(micro_batches, config, machine, shards.train),
             optimizer=optimizer,
-            learning_rate=lambda step: config.lr * factor(step, plan.steps, warmup),
+            learning_rate=lambda step: config.lr * rate_factor(step, loop_config.steps, warmup),
             evaluate=evaluate,
-            save=lambda state: checkpoint.save(folder, state, optimizer, about, vocabulary, plan.keep),
-            plan=plan,
+            save=lambda state: checkpoint.save(
+                folder, state, optimizer, description, tokenizer, loop_config.keep_checkpoints
+            ),
+            config=loop_config,
             state=state,
             run=folder,
             log=log,
             progress=progress,
         )
         metrics = read_jsonl(folder / "metrics.jsonl")
-        last = next(line for line in reversed(metrics) if line["split"] == "valid")
-        unigram = unigram_loss(shards, model.tokens.num_embeddings)
+        validation = next(line for line in reversed(metrics) if line["split"] == "valid")
+        frequency_loss = unigram_loss(shards, model.tokens.num_embeddings)
         result = {
-            **result_of("pretrain", config, state, machine),
+            **training_result("pretrain", config, state, machine),
             "parameters": parameters,
-            "valid": {"loss": last["loss"], "perplexity": last["perplexity"]},
+            "valid": {"loss": validation["loss"], "perplexity": validation["perplexity"]},
             "best": {"step": state.best_step, **state.best_metrics},
-            "unigram_loss": round(unigram, 6),
+            "unigram_loss": round(frequency_loss, 6),
         }
-        if last["loss"] > unigram - PLATEAU:
+        if validation["loss"] > frequency_loss - PLATEAU:
             progress.say(
-                f"warning: the validation loss {last['loss']:.3f} is no better than that of token frequencies,"
-                f" {unigram:.3f}: the model has not begun to learn from context; try a smaller lr, a longer warm-up,"
-                " or more updates"
+                f"warning: the model does not use the context yet: its validation loss is {validation['loss']:.3f},"
+                f" that of token frequencies {frequency_loss:.3f}. Try a smaller lr, more warmup_steps or more steps"
             )
         write_run_report(folder, result)
-        finish(folder, result)
-        progress.say(f"finished: validation perplexity {last['perplexity']:.2f}; {folder}")
+        finish_run(folder, result)
+        progress.say(f"finished: validation perplexity {validation['perplexity']:.2f}; {folder}")
 
 
-def starting_point(
-    config: PretrainConfig, source: documents.Source, reporting: corpus.Reporting
+def build_model(
+    config: PretrainConfig, source: documents.CorpusSource, open_progress: corpus.Reporting
 ) -> tuple[LanguageModel, Tokenizer]:
-    """The model and its tokenizer: fresh weights, or init's."""
+    """Return the model and its tokenizer, with random weights (init=none) or those of init."""
     if config.init == "none":
-        vocabulary = corpus.tokenizer_of(config.tokenizer, source, config.hub, config.cache, reporting)
-        return fresh(config.model, len(vocabulary)), vocabulary
-    model, vocabulary = load.load(config.init, config.hub, config.cache)
+        tokenizer = corpus.prepare_tokenizer(config.tokenizer, source, config.hub, config.cache, open_progress)
+        return create_model(config.model, len(tokenizer)), tokenizer
+    model, tokenizer = load.load_language_model(config.init, config.hub, config.cache)
     model.configure(config.model)
-    return model, vocabulary
+    return model, tokenizer
 
 
-def batches(
+def micro_batches(
     config: PretrainConfig, machine: Machine, tokens: np.ndarray, step: int, halvings: int = 0
 ) -> Iterator[Batch]:
-    """The micro-batches of an update: windows at random places, a function of (seed, step), shared by all processes."""
+    """Yield the micro-batches of a step: random windows, a function of (seed, step), split among all processes."""
     windows = random_windows(tokens, config.context, config.batch_size, config.seed, step)
-    size = max(1, machine.rows(config.context) >> halvings) * collective.size()
-    return (portion(windows[start : start + size], windows_batch) for start in range(0, len(windows), size))
+    size = max(1, machine.micro_batch_rows(config.context) >> halvings) * collective.world_size()
+    return (rank_shard(windows[start : start + size], windows_batch) for start in range(0, len(windows), size))
 
 
-def rehearse(config: PretrainConfig, folder: Path) -> None:
-    """dry_run=true: text -> shards -> model -> plan and two updates; with plan.tokens random tokens are the text."""
-    machine = device.start(config.runtime, config.seed)
-    note(folder, **machine.describe())
+def profile_pretraining(config: PretrainConfig, folder: Path) -> None:
+    """dry_run=true: text -> shards -> model -> costs and a few timed steps; plan.tokens: random tokens, no text."""
+    machine = device.setup_device(config.runtime, config.seed)
+    update_environment(folder, **machine.describe())
     if config.plan.tokens is None:
-        reporting = functools.partial(Progress, folder, mode=config.runtime.progress)
-        source = documents.find(config.corpus, config.hub, config.cache)
-        model, vocabulary = starting_point(config, source, reporting)
-        shards = corpus.prepare(source, config.corpus.name, vocabulary, config.cache, reporting)
-        tokens, updates = shards.train, plan_of(config, shards).steps
+        open_progress = functools.partial(Progress, folder, mode=config.runtime.progress)
+        source = documents.find_corpus(config.corpus, config.hub, config.cache)
+        model, tokenizer = build_model(config, source, open_progress)
+        shards = corpus.prepare_shards(source, config.corpus.name, tokenizer, config.cache, open_progress)
+        tokens, steps = shards.train, build_loop_config(config, shards).steps
     else:
-        model = fresh(config.model, dry_run.vocabulary_of(config.tokenizer))
-        entries = model.tokens.num_embeddings
-        tokens = np.random.default_rng(config.seed).integers(0, entries, config.batch_size * (config.context + 1))
-        updates = updates_of(config, config.plan.tokens)
+        model = create_model(config.model, dry_run.vocabulary_size(config.tokenizer))
+        vocabulary_size = model.tokens.num_embeddings
+        tokens = np.random.default_rng(config.seed).integers(
+            0, vocabulary_size, config.batch_size * (config.context + 1)
+        )
+        steps = count_steps(config, config.plan.tokens)
     model.to(machine.device)
     optimizer = Optimizer(model, config.optimizer, machine.precision)
     if machine.compile:
         model.compile()
-    work = dry_run.Work(
+    cost = dry_run.TrainingCost(
         model=config.model,
         vocabulary=model.tokens.num_embeddings,
         outputs=0,
         logits=True,
-        updates=updates,
-        tokens=updates * config.batch_size * config.context,
+        steps=steps,
+        tokens=steps * config.batch_size * config.context,
         context=config.context,
         batch_size=config.batch_size,
-        longest=config.context,
+        longest_row=config.context,
     )
-    rehearsed = (batches(config, machine, tokens, step) for step in range(UPDATES))
-    training_dry_run.dry_run("pretrain", config, folder, work, machine, model, language_modelling, rehearsed, optimizer)
+    profiling_steps = (micro_batches(config, machine, tokens, step) for step in range(PROFILED_STEPS))
+    dry_run.dry_run("pretrain", config, folder, cost, machine, model, causal_objective, profiling_steps, optimizer)
 
 
-def updates_of(config: PretrainConfig, tokens: float) -> int:
-    """Updates = epochs x floor(tokens / (batch x context)). UserError where something is to happen after the last."""
+def count_steps(config: PretrainConfig, tokens: float) -> int:
+    """Steps = epochs x floor(tokens / (batch x context)). Raises UserError if a setting names a later step."""
     per_epoch = max(1, int(tokens // (config.batch_size * config.context)))
     steps = config.steps or max(1, int((config.epochs or 0) * per_epoch))
-    if late := list(config.too_late(steps)):
-        raise UserError("\n".join(late))
+    if problems := list(config.late_step_problems(steps)):
+        raise UserError("\n".join(problems))
     return steps
 
 
-def plan_of(config: PretrainConfig, shards: corpus.Shards) -> Plan:
-    """The number of updates, and what happens how often. UserError where the corpus does not fill one window."""
+def build_loop_config(config: PretrainConfig, shards: corpus.Shards) -> LoopConfig:
+    """Return the number of steps and the intervals. Raises UserError if a split does not fill one window."""
     for split, tokens in (("train", shards.train), ("valid", shards.valid)):
         if len(tokens) <= config.context:
             raise UserError(
-                f"corpus {config.corpus.name} is too small: {len(tokens):,} {split} tokens do not fill one window of"
-                f" context={config.context} tokens and the one to predict; use more text or a smaller context="
+                f"corpus {config.corpus.name} is too small: {len(tokens):,} {split} tokens. One window needs"
+                f" context={config.context} tokens and one more to predict. Use more text or a smaller context="
             )
-    steps = updates_of(config, len(shards.train))
+    steps = count_steps(config, len(shards.train))
     eval_every = config.eval_every or max(1, steps // 10)
-    return Plan(
+    return LoopConfig(
         steps=steps,
         log_every=config.log_every,
         eval_every=eval_every,
         checkpoint_every=config.checkpoint_every or eval_every,
-        keep=tuple(config.keep_checkpoints),
+        keep_checkpoints=tuple(config.keep_checkpoints),
         evaluate_first=True,
     )
 
 
-def warmup_of(config: PretrainConfig, steps: int) -> int:
-    """Updates of warm-up: as told, else the model's own, which a short run cuts to a tenth of its length."""
-    own = min(config.model.pretraining.warmup_steps, steps // 10)
-    return own if config.warmup_steps is None else config.warmup_steps
+def count_warmup_steps(config: PretrainConfig, steps: int) -> int:
+    """Return warmup_steps, or if unset the model's default, at most a tenth of the run."""
+    default_steps = min(config.model.pretraining.warmup_steps, steps // 10)
+    return default_steps if config.warmup_steps is None else config.warmup_steps

@@ -1,4 +1,4 @@
-"""gpt1 score: how likely a language model finds each line of a file, token by token."""
+"""gpt1 score: log-probability and perplexity of each line of a file, token by token."""
 
 from __future__ import annotations
 
@@ -17,77 +17,81 @@ import numpy as np
 
 from gpt1cli.config.commands import ScoreConfig
 from gpt1cli.config.schema import UserError
-from gpt1cli.data.hub import Need
+from gpt1cli.data.hub import Requirement
 from gpt1cli.models.inference import token_log_probabilities
 from gpt1cli.pretrained import load
-from gpt1cli.pretrained.locate import init_needs
+from gpt1cli.pretrained.locate import init_requirements
 from gpt1cli.runs.console import Progress
-from gpt1cli.runs.files import whole
-from gpt1cli.runs.folder import finish
-from gpt1cli.runs.record import note
+from gpt1cli.runs.files import atomic_write
+from gpt1cli.runs.folder import finish_run
+from gpt1cli.runs.record import update_environment
 from gpt1cli.text.bpe import Tokenizer
 from gpt1cli.training import device
 
-LINES = 1024  # read at a time: memory does not grow with the file
+BATCH_LINES = 1024  # lines read at a time, so that memory does not grow with the file
 
 
-def needs(config: ScoreConfig) -> list[Need]:
-    """What must be at hand before the run starts; UserError where there is no such file."""
+def needs(config: ScoreConfig) -> list[Requirement]:
+    """Return what the run requires. Raises UserError if input= is not found."""
     if config.input != "-" and not Path(config.input).is_file():
-        raise UserError(f"input={config.input}: no such file; a file with a text a line is wanted, or - for stdin")
-    return init_needs(config.init)
+        raise UserError(f"input={config.input}: no such file; give a file with one text per line, or - for stdin")
+    return init_requirements(config.init)
 
 
 def run(config: ScoreConfig, folder: Path) -> None:
-    """Lines -> token ids -> log-probabilities -> scores.jsonl, a line for a line, and their total."""
-    machine = device.start(config.runtime, config.seed)
-    note(folder, **machine.describe())
-    model, vocabulary = load.load(config.init, config.hub, config.cache)
+    """Lines -> token ids -> log-probabilities -> scores.jsonl, one record per line, and the total."""
+    machine = device.setup_device(config.runtime, config.seed)
+    update_environment(folder, **machine.describe())
+    model, tokenizer = load.load_language_model(config.init, config.hub, config.cache)
     model.to(machine.device, machine.precision)
     target = folder / "scores.jsonl"
-    began, total, count, number = time.perf_counter(), 0.0, 0, 0
-    reporting = functools.partial(Progress, folder, mode=config.runtime.progress, unit="lines", description="scored")
-    with lines_of(config.input) as lines, whole(target) as scores, reporting(total=0) as progress:
-        while texts := list(itertools.islice(lines, LINES)):
-            ids = [np.asarray(sequence, np.int32) for sequence in vocabulary.encode_batch(texts)]
-            found = token_log_probabilities(model, ids, machine.micro_batch, machine.token_budget)
-            for text, sequence, values in zip(texts, ids, found, strict=True):
+    start_time, total, count, number = time.perf_counter(), 0.0, 0, 0
+    open_progress = functools.partial(
+        Progress, folder, mode=config.runtime.progress, unit="lines", description="scored"
+    )
+    with read_lines(config.input) as lines, atomic_write(target) as scores, open_progress(total=0) as progress:
+        while texts := list(itertools.islice(lines, BATCH_LINES)):
+            ids = [np.asarray(sequence, np.int32) for sequence in tokenizer.encode_batch(texts)]
+            log_probabilities = token_log_probabilities(model, ids, machine.micro_batch, machine.token_budget)
+            for text, sequence, values in zip(texts, ids, log_probabilities, strict=True):
                 number += 1
-                scores.write(json.dumps(line_of(number, text, sequence, values, vocabulary), ensure_ascii=False) + "\n")
+                scores.write(
+                    json.dumps(score_record(number, text, sequence, values, tokenizer), ensure_ascii=False) + "\n"
+                )
                 total, count = total + float(values.sum(dtype=np.float64)), count + len(values)
             progress.total = number
-            progress.update(number, tokens_per_second=count / (time.perf_counter() - began))
+            progress.update(number, tokens_per_second=count / (time.perf_counter() - start_time))
         if not count:
-            raise UserError(f"input={config.input}: nothing to score, no line has two tokens")
+            raise UserError(f"input={config.input}: nothing to score, no line has two tokens or more")
         mean = total / count
         progress.say(f"{number:,} lines, {count:,} tokens: mean {mean:.4f}, perplexity {math.exp(-mean):.2f}; {target}")
-    about = {"status": "finished", "command": "score", "name": config.name, "seed": config.seed, "lines": number}
-    seconds = time.perf_counter() - began
-    measured = {"tokens": count, "mean_log_probability": mean, "perplexity": math.exp(-mean)}
-    finish(folder, {**about, **measured, "seconds": round(seconds, 3), "tokens_per_second": count / seconds})
+    summary = {"status": "finished", "command": "score", "name": config.name, "seed": config.seed, "lines": number}
+    seconds = time.perf_counter() - start_time
+    totals = {"tokens": count, "mean_log_probability": mean, "perplexity": math.exp(-mean)}
+    finish_run(folder, {**summary, **totals, "seconds": round(seconds, 3), "tokens_per_second": count / seconds})
 
 
 @contextlib.contextmanager
-def lines_of(source: str) -> Iterator[Iterator[str]]:
-    """The lines of a file, or of stdin for `-`, without their ends. UserError where they are no UTF-8."""
-    # NOTE: not sys.stdin itself, which lets bytes that are no UTF-8 pass where the locale is C
-    place: int | str = sys.stdin.fileno() if source == "-" else source
+def read_lines(source: str) -> Iterator[Iterator[str]]:
+    """Open the lines of a file, or of stdin for `-`, without line ends. Raises UserError if they are not UTF-8."""
+    # NOTE: not sys.stdin itself, which accepts bytes that are not UTF-8 in the locale C
+    file_or_descriptor: int | str = sys.stdin.fileno() if source == "-" else source
     try:
-        with open(place, encoding="utf-8-sig", closefd=source != "-") as file:
+        with open(file_or_descriptor, encoding="utf-8-sig", closefd=source != "-") as file:
             yield (line.rstrip("\n") for line in file)
     except UnicodeDecodeError as error:
-        raise UserError(f"input={source}: no UTF-8 text ({error.reason} at byte {error.start} of a block)") from error
+        raise UserError(f"input={source}: not UTF-8 text ({error.reason} at byte {error.start} of a block)") from error
 
 
-def line_of(
-    number: int, text: str, ids: Sequence[int] | np.ndarray, values: np.ndarray, vocabulary: Tokenizer
+def score_record(
+    number: int, text: str, ids: Sequence[int] | np.ndarray, values: np.ndarray, tokenizer: Tokenizer
 ) -> dict[str, Any]:
-    """What is said of one line; the first token has nothing before it, and no log-probability."""
+    """Return the record of one line; its first token has no context and no log-probability."""
     mean = float(values.mean(dtype=np.float64)) if len(values) else None
     return {
         "line": number,
         "text": text,
-        "tokens": vocabulary.pieces(ids),
+        "tokens": tokenizer.subwords(ids),
         "log_probabilities": [None, *(round(float(value), 5) for value in values)][: len(ids)],
         "mean": mean,
         "perplexity": None if mean is None else math.exp(-mean),

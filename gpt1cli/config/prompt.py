@@ -11,21 +11,25 @@ from gpt1cli.config.schema import Field
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroshotRule:
-    """How a language model answers a task as it is, without training (paper, section 5): see probing.RULES."""
+    """How a pretrained language model answers a task without training (paper, section 5): see prompts/zero_shot.py."""
 
     rule: Annotated[
         Literal["sentence", "answer", "rest"] | None,
-        Field("what is scored: the text itself, an answer behind it, what follows a referent (null: no rule)"),
+        Field(
+            "scored text: the sentence itself, an answer after the example, or the rest after a referent (null: none)"
+        ),
     ] = None
-    cue: Annotated[str, Field("text between the example and its answers (rule answer)")] = ""
-    words: Annotated[list[str], Field("a word for each label, the answers of a task without choices (rule answer)")] = (
-        field(default_factory=list)
+    cue: Annotated[str, Field("text between the example and its answers (rule=answer)")] = ""
+    words: Annotated[list[str], Field("a word for each label, for tasks without choices (rule=answer)")] = field(
+        default_factory=list
     )
     opening: Annotated[
-        str, Field("text before what nothing precedes (empty: nothing, and its first token is not scored)")
+        str, Field("text before a scored text without context (empty: none; its first token is not scored)")
     ] = ""
-    normalise: Annotated[Literal["mean", "sum"], Field("of the log-probabilities of the scored tokens")] = "mean"
-    chance: Annotated[float, Field("headline metric of guessing: 0 in a figure")] = 0.0
+    normalise: Annotated[
+        Literal["mean", "sum"], Field("how the log-probabilities of the scored tokens are combined")
+    ] = "mean"
+    chance: Annotated[float, Field("headline metric of random guessing: 0 in a figure")] = 0.0
     reference: Annotated[float | None, Field("headline metric of a trained model: 1 in a figure (null: unknown)")] = (
         None
     )
@@ -37,25 +41,29 @@ class ZeroshotRule:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig:
-    """How a labelled example becomes text that a language model goes on from: see prompting.py."""
+    """How a labelled example becomes a prompt for a language model: see prompts/prompt.py."""
 
     template: Annotated[
-        str | None, Field("text with {fields} of the example and one {label}, anywhere (null: no prompt)", filled=True)
+        str | None,
+        Field("text with the example's {fields} and one {label} at any position (null: no prompt)", nonempty=True),
     ] = None
     words: Annotated[
         dict[str, list[str] | str],
-        Field("label: the word or phrase in its slot, or a list of alternatives (none: the example's own choices)"),
+        Field("verbalizer: label -> word or phrase, or a list of alternatives (empty: the example's choices)"),
     ] = field(default_factory=dict)
     separator: Annotated[
-        str, Field("text between demonstrations and before the query, and before a slot that nothing precedes")
+        str, Field("text after each demonstration, and before a template that begins with {label}")
     ] = "\n"
-    description: Annotated[str, Field("text before everything: what is asked")] = ""
-    normalise: Annotated[Literal["sum", "mean"], Field("of the log-probabilities of the scored pieces")] = "sum"
+    description: Annotated[str, Field("instruction at the start of every prompt")] = ""
+    normalise: Annotated[
+        Literal["sum", "mean"], Field("how the log-probabilities of the scored tokens are combined")
+    ] = "sum"
     content_free: Annotated[
-        str | None, Field("text for every field of a prompt whose scores are subtracted (null: no calibration)")
+        str | None,
+        Field("content-free text for every field; the scores of that prompt are subtracted (null: no calibration)"),
     ] = None
 
     def alternatives(self, label: str) -> list[str]:
-        """The words of a label, at least one."""
+        """Return the words of a label, at least one."""
         words = self.words[label]
         return [words] if isinstance(words, str) else words

@@ -1,8 +1,8 @@
-"""A prompt's template: literal text, fields of an example in braces, and one slot for the label's words.
+"""A prompt's template: literal text, fields of an example in braces, and one slot for the label word.
 
     {premise} is it true that {hypothesis} ? {label}
 
-Braces that are meant as such are doubled, as in Python's own format strings.
+Literal braces are doubled, as in Python's format strings.
 """
 
 from __future__ import annotations
@@ -14,40 +14,40 @@ from typing import NamedTuple
 SLOT = "label"
 
 
-class Part(NamedTuple):
-    """A stretch of literal text, or the name of a field (of the slot: SLOT)."""
+class TemplatePart(NamedTuple):
+    """Literal text, or the name of a field (SLOT for the label word)."""
 
     text: str
-    named: bool
+    is_field: bool
 
 
-def parse(template: str) -> list[Part]:
-    """The parts of a template, in order. ValueError where its braces do not match, or hold more than a name."""
+def parse_template(template: str) -> list[TemplatePart]:
+    """Return the parts of a template, in order. Raises ValueError if braces are unbalanced or hold more than a name."""
     parts, literal = [], ""
     try:
-        found = list(string.Formatter().parse(template))
+        pieces = list(string.Formatter().parse(template))
     except ValueError:
-        raise ValueError("its braces do not match; those that are meant as such are doubled") from None
-    for text, name, form, conversion in found:
+        raise ValueError("unbalanced braces; write a literal brace as {{ or }}") from None
+    for text, name, format_spec, conversion in pieces:
         literal += text
-        if name is None:  # a doubled brace ends a piece of text, too
+        if name is None:  # a doubled brace also ends a piece
             continue
-        if form or conversion or not name:
-            raise ValueError("braces hold the name of a field alone; those that are meant as such are doubled")
-        parts += [Part(literal, named=False)] * bool(literal) + [Part(name, named=True)]
+        if format_spec or conversion or not name:
+            raise ValueError("braces may only hold a field name; write a literal brace as {{ or }}")
+        parts += [TemplatePart(literal, is_field=False)] * bool(literal) + [TemplatePart(name, is_field=True)]
         literal = ""
-    return parts + [Part(literal, named=False)] * bool(literal)
+    return parts + [TemplatePart(literal, is_field=False)] * bool(literal)
 
 
-def problem(template: str, fields: Collection[str]) -> str | None:
-    """What is wrong with a template for examples that have these fields, or None."""
+def template_problem(template: str, fields: Collection[str]) -> str | None:
+    """Return what is wrong with a template for examples that have these fields, or None."""
     try:
-        names = [part.text for part in parse(template) if part.named]
+        names = [part.text for part in parse_template(template) if part.is_field]
     except ValueError as error:
         return str(error)
     known = ", ".join(f"{{{name}}}" for name in (*fields, SLOT))
-    if odd := [name for name in dict.fromkeys(names) if name not in (*fields, SLOT)]:
-        return f"no field {', '.join(f'{{{name}}}' for name in odd)}; there are {known}"
+    if unknown := [name for name in dict.fromkeys(names) if name not in (*fields, SLOT)]:
+        return f"unknown field {', '.join(f'{{{name}}}' for name in unknown)}; known: {known}"
     if (slots := names.count(SLOT)) != 1:
-        return f"{slots or 'no'} {{{SLOT}}}: one slot says where the label's words stand"
+        return f"it has {slots} {{{SLOT}}}, but needs exactly one: the position of the label word"
     return None

@@ -1,16 +1,17 @@
-"""The demo world: short stories to pretrain on, and six labelled tasks that need what the stories teach.
+"""The demo world: generated short stories for pretraining, and six labelled tasks that need what the stories teach.
 
-People have moods and natures, things have looks and belong to kinds, outings turn out great or terrible, and what is so
-in one sentence shows in the next: who is elated hums a song, what is colossal does not go through the door, a stork is
-a bird and birds nest. No word is explained. What it means shows in how the stories go on, and in the small questions
-that follow each of them ("the stork was small? no").
+People have moods and natures, things have looks and kinds, outings are great or terrible, and each sentence agrees with
+the one before: someone elated hums a song, something colossal does not go through the door, a stork is a bird and birds
+nest. No word is explained. Its meaning follows from how the stories continue, and from the questions after each story
+("the stork was small? no").
 
-The labelled tasks ask for that knowledge, and their training sets are small: of every list of words they use the first
-third only, while validation and test use all of it. So a model with fresh weights meets words it never saw, and a
-model that has read the stories meets old acquaintances. Nothing else favours it: no text is shared between splits, and
-no task says what its words mean.
+The labelled tasks test that knowledge. Their small training sets use only the first third of every word list, and their
+validation and test sets use all of it. So a model with random weights meets words it never saw, and a pretrained model
+knows them from the stories. Nothing else favours it: no text is shared between splits, and no task defines its words.
 
-Every draw comes from `random.Random(text).random()`, whose numbers Python promises to keep from version to version.
+All draws come from `random.Random(text).random()`, which gives the same numbers in every version of Python.
+
+Longer than 300 lines: the tables of words, and one function per kind of story and per task.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-Choice = TypeVar("Choice")
-Example = dict[str, Any]
+Option = TypeVar("Option")
+DemoExample = dict[str, Any]
 
 DOCUMENTS = 6000  # 1.9 million words
-CHARACTERS = 9_500_000  # of all documents, about
-VOCABULARY_DOCUMENTS = 600  # the first documents, on which the vocabulary is trained: they hold every word
-# The identity of the first n documents, which prepared corpora and resumed runs are checked against.
-# NOTE a change of the text needs new digests; a test compares the text with the one they belong to.
+CHARACTERS = 9_500_000  # of all documents, approximately
+VOCABULARY_DOCUMENTS = 600  # the vocabulary is trained on the first documents, which contain every word
+# Number of documents -> digest, which identifies them in prepared corpora and resumed runs.
+# NOTE: a change of the text needs new digests; a test compares the text with these.
 DIGESTS = {
     DOCUMENTS: "1cd02795c4250a40608ebde3543ed1b462ccdbb8a78d5bd97a2085549347d9d7",
     VOCABULARY_DOCUMENTS: "880dd71d732d23cc67dc4d2c1ce175f04f309f6a2810bffc91caacafc72b6355",
@@ -48,8 +49,8 @@ TIMES = ("in the morning", "at noon", "later", "after that", "then")
 
 class Quality(NamedTuple):
     opposite: str
-    words: list[str]  # they mean much the same
-    signs: list[str]  # how it shows; {p} is the person the story is about
+    words: list[str]  # synonyms
+    signs: list[str]  # sentences that show the quality; {p} is the person of the story
 
 
 MOODS = {
@@ -186,78 +187,78 @@ WORTH = {
         ],
     ),
 }
-FAMILIES = (MOODS | NATURES, LOOKS, WORTH)  # of people, of things, of events
+QUALITY_GROUPS = (MOODS | NATURES, LOOKS, WORTH)  # of people, things, events
 QUALITIES = MOODS | NATURES | LOOKS | WORTH
 GOOD, BAD = ("great", "happy", "kind"), ("terrible", "sad", "mean")
 WORTH_OF = {"happy": "great", "sad": "terrible"}
 
 
-class Kind(NamedTuple):
+class ThingKind(NamedTuple):
     nouns: list[str]
-    done: tuple[str, str]  # what people did to one, and to no other kind
-    does: tuple[str, str]  # what one does, and no other kind
-    looks: tuple[str, ...]  # what it may be, or be the opposite of
+    done: tuple[str, str]  # what people did only to this kind
+    does: tuple[str, str]  # what only this kind does
+    looks: tuple[str, ...]  # the qualities that it or its opposite can have
 
 
 KINDS = {
-    "bird": Kind(
+    "bird": ThingKind(
         "sparrow robin owl swan crow duck finch stork eagle".split(),
         ("fed", "tamed"),
         ("sing", "nest"),
         ("big", "loud"),
     ),
-    "fish": Kind(
+    "fish": ThingKind(
         "eel minnow sardine shark herring sturgeon guppy piranha anchovy".split(),
         ("caught", "fried"),
         ("swim", "dive"),
         ("big",),
     ),
-    "flower": Kind(
+    "flower": ThingKind(
         "rose tulip lily violet poppy orchid daffodil marigold sunflower".split(),
         ("picked", "watered"),
         ("bloom", "wilt"),
         ("big",),
     ),
-    "fruit": Kind(
+    "fruit": ThingKind(
         "apple pear plum melon fig lemon apricot mango banana".split(),
         ("peeled", "tasted"),
         ("ripen", "rot"),
         ("clean",),
     ),
-    "tool": Kind(
+    "tool": ThingKind(
         "hammer rake spade drill chisel shovel sickle axe wrench".split(),
         ("sharpened", "swung"),
         ("rust", "snap"),
         ("clean", "loud"),
     ),
-    "instrument": Kind(
+    "instrument": ThingKind(
         "flute drum fiddle harp trumpet banjo guitar clarinet cello".split(),
         ("practiced", "tuned"),
         ("resound", "vibrate"),
         ("loud",),
     ),
-    "garment": Kind(
+    "garment": ThingKind(
         "hat scarf coat shirt jacket sweater cloak mitten vest".split(),
         ("wore", "sewed"),
         ("shrink", "fade"),
         ("clean",),
     ),
-    "vehicle": Kind(
+    "vehicle": ThingKind(
         "cart wagon sled bicycle tractor carriage truck van scooter".split(),
         ("rode", "parked"),
         ("roll", "brake"),
         ("clean", "loud"),
     ),
-    "container": Kind(
+    "container": ThingKind(
         "box bag basket chest drawer sack trunk crate purse".split(),
         ("opened", "emptied"),
         ("overflow", "burst"),
         ("big",),
     ),
 }
-ANIMALS = ("bird", "fish")  # of them alone it can be said that they are kind or mean, brave or afraid
+ANIMALS = ("bird", "fish")  # only they can be kind or mean, brave or afraid
 
-DEEDS = (  # what one person does to another, because the first is so, or because the second is so
+DEEDS = (  # deed, quality of the first person that explains it, quality of the second that explains it
     ("hid from", "afraid", "mean"),
     ("walked home with", "brave", "afraid"),
     ("sang a song for", "happy", "sad"),
@@ -265,7 +266,7 @@ DEEDS = (  # what one person does to another, because the first is so, or becaus
     ("thanked", "happy", "kind"),
     ("complained about", "sad", "mean"),
 )
-MISHAPS = (  # what happens to things of these kinds, because the first is so, or because the second is so
+MISHAPS = (  # event, kinds of the first and second thing, quality of the first and second that explains it
     ("the {} did not fit into the {}", ("fruit", "tool", "instrument", "garment"), ("container",), "big", "small"),
     ("nobody heard the {} over the {}", ("bird", "instrument"), ("vehicle", "tool"), "quiet", "loud"),
 )
@@ -278,30 +279,30 @@ class Person(NamedTuple):
     he: str
     him: str
     his: str
-    wish: tuple[str, str]  # kind and noun of the one thing that this person wants, in every story
+    wish: tuple[str, str]  # kind and noun of the one thing that this person wants in every story
 
     def __format__(self, spec: str) -> str:
         return self.name
 
 
-class Teller:
+class StoryTeller:
     """Draws the people and the words of one document, or of one labelled example."""
 
-    def __init__(self, seed: str, taught_only: bool = False) -> None:
+    def __init__(self, seed: str, training_words_only: bool = False) -> None:
         self.random = random.Random(seed).random
-        self.taught_only = taught_only
-        names = self.shuffled(self.known(GIRLS) + self.known(BOYS))
+        self.training_words_only = training_words_only
+        names = self.shuffle(self.restrict(GIRLS) + self.restrict(BOYS))
         self.cast = [self.person(name) for name in names[:PEOPLE_PER_DOCUMENT]]
 
-    def pick(self, options: Sequence[Choice]) -> Choice:
+    def pick(self, options: Sequence[Option]) -> Option:
         return options[int(self.random() * len(options))]
 
-    def shuffled(self, options: Sequence[Choice]) -> list[Choice]:
+    def shuffle(self, options: Sequence[Option]) -> list[Option]:
         return [options[index] for _, index in sorted((self.random(), index) for index in range(len(options)))]
 
-    def known(self, words: list[str]) -> list[str]:
-        """All the words, or for a labelled training set their first third."""
-        return words[: len(words) // 3] if self.taught_only else words
+    def restrict(self, words: list[str]) -> list[str]:
+        """Return all words, or their first third for a labelled training set."""
+        return words[: len(words) // 3] if self.training_words_only else words
 
     def person(self, name: str) -> Person:
         kind = self.kind()
@@ -309,36 +310,36 @@ class Teller:
         return Person(name, *pronouns, wish=(kind, self.noun(kind)))
 
     def people(self, count: int) -> list[Person]:
-        return self.shuffled(self.cast)[:count]
+        return self.shuffle(self.cast)[:count]
 
     def kind(self) -> str:
         return self.pick(list(KINDS))
 
     def nouns(self, kind: str) -> list[str]:
-        return self.shuffled(self.known(KINDS[kind].nouns))
+        return self.shuffle(self.restrict(KINDS[kind].nouns))
 
     def noun(self, kind: str) -> str:
-        return self.pick(self.known(KINDS[kind].nouns))
+        return self.pick(self.restrict(KINDS[kind].nouns))
 
     def look(self, kind: str) -> str:
         look = self.pick(KINDS[kind].looks)
         return self.pick((look, opposite(look)))
 
     def words(self, quality: str) -> list[str]:
-        return self.shuffled(self.known(QUALITIES[quality].words))
+        return self.shuffle(self.restrict(QUALITIES[quality].words))
 
     def word(self, quality: str) -> str:
-        return self.pick(self.known(QUALITIES[quality].words))
+        return self.pick(self.restrict(QUALITIES[quality].words))
 
     def signs(self, quality: str, p: Person) -> list[str]:
-        return [sign.format(p=p) for sign in self.shuffled(self.known(QUALITIES[quality].signs))]
+        return [sign.format(p=p) for sign in self.shuffle(self.restrict(QUALITIES[quality].signs))]
 
 
 def opposite(quality: str) -> str:
     return QUALITIES[quality].opposite
 
 
-def an(noun: str) -> str:
+def with_article(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
@@ -350,11 +351,11 @@ def plural(noun: str) -> str:
     return noun + ("es" if noun.endswith(("x", "ch")) else "s")
 
 
-# --- sentences, without their full stop -------------------------------------------------------------------------------
+# --- sentences without the full stop ----------------------------------------------------------------------------------
 
 
-def describe(t: Teller, subject: Person | str, quality: str) -> str:
-    """Says in one of many ways that someone or something is so."""
+def describe(t: StoryTeller, subject: Person | str, quality: str) -> str:
+    """Return a sentence that says, in one of several ways, that the subject has the quality."""
     (word, other, *_), no = t.words(quality), t.word(opposite(quality))
     return f"{subject} was " + t.pick(
         (
@@ -368,30 +369,30 @@ def describe(t: Teller, subject: Person | str, quality: str) -> str:
     )
 
 
-def surprise(t: Teller, who: Person | str, event: str, worth: str) -> str:
+def surprise(t: StoryTeller, who: Person | str, event: str, worth: str) -> str:
     expected = "feared" if worth == "great" else "hoped"
     return f"{who} {expected} that the {event} would be {t.word(opposite(worth))}, but it was {t.word(worth)}"
 
 
-def given(a: Person, b: Person, look: str, noun: str) -> str:
-    return f"{a} gave {b} {an(f'{look} {noun}')}"
+def giving_sentence(a: Person, b: Person, look: str, noun: str) -> str:
+    return f"{a} gave {b} {with_article(f'{look} {noun}')}"
 
 
-def got(a: Person, b: Person, look: str, noun: str) -> str:
-    return f"{b} got {an(f'{look} {noun}')} from {a}"
+def getting_sentence(a: Person, b: Person, look: str, noun: str) -> str:
+    return f"{b} got {with_article(f'{look} {noun}')} from {a}"
 
 
-def claims(t: Teller, subject: Person | str, quality: str) -> dict[str, str]:
-    """What may be said of one who is so, by whether it is true; a quality of another sort is anyone's guess."""
-    family = next(family for family in FAMILIES if quality in family)
-    said = {"yes": quality, "no": opposite(quality)}
-    if unknown := [other for other in family if other not in said.values()]:
-        said["maybe"] = t.pick(unknown)
-    return {answer: f"{subject} was {claimed}" for answer, claimed in said.items()}
+def claims(t: StoryTeller, subject: Person | str, quality: str) -> dict[str, str]:
+    """Return answer -> claim about a subject with this quality; claims about another quality get "maybe"."""
+    group = next(group for group in QUALITY_GROUPS if quality in group)
+    by_answer = {"yes": quality, "no": opposite(quality)}
+    if unknown := [other for other in group if other not in by_answer.values()]:
+        by_answer["maybe"] = t.pick(unknown)
+    return {answer: f"{subject} was {claimed}" for answer, claimed in by_answer.items()}
 
 
-def outcome(t: Teller, p: Person, quality: str) -> tuple[str, str, str]:
-    """How it shows that a person is so: a sentence, then the end of the story, and the end that it does not have."""
+def outcome(t: StoryTeller, p: Person, quality: str) -> tuple[str, str, str]:
+    """Return a sentence that shows a person's quality, the end of the story, and a wrong end."""
     other = opposite(quality)
     (sign, last), wrong = t.signs(quality, p)[:2], t.signs(other, p)[0]
     ends = [
@@ -408,136 +409,141 @@ def outcome(t: Teller, p: Person, quality: str) -> tuple[str, str, str]:
 
 
 class Story(NamedTuple):
-    told: list[str]
+    sentences: list[str]
     end: str
-    foil: str  # how it would end, had things been the other way round
-    claims: dict[str, str]  # what may be said about it, by whether it is true
+    wrong_end: str  # contradicts the story
+    claims: dict[str, str]  # answer (yes, no, maybe) -> claim about the story
 
 
-def wish(t: Teller) -> Story:
+def wish(t: StoryTeller) -> Story:
     (a, b), mood = t.people(2), t.pick(("happy", "sad"))
     kind, noun = a.wish
-    told = [
-        f"{a} {t.pick(('wanted', 'wished for', 'dreamed of'))} {an(noun)}",
+    sentences = [
+        f"{a} {t.pick(('wanted', 'wished for', 'dreamed of'))} {with_article(noun)}",
         f"{a.he} {t.pick(('looked for one', f'asked {b} about it'))} at the {t.pick(PLACES)}",
     ]
     if mood == "happy":
-        told += [t.pick((f"{b} gave {a.him} one", f"there {a.he} found one")), f"now {a} had {an(kind)}"]
+        sentences += [t.pick((f"{b} gave {a.him} one", f"there {a.he} found one")), f"now {a} had {with_article(kind)}"]
     else:
-        told += [t.pick((f"but {b} said no", "but there was none")), f"{a} went home without {an(kind)}"]
-    sign, end, foil = outcome(t, a, mood)
-    return Story([*told, describe(t, a, mood), sign], end, foil, claims(t, a, mood))
+        sentences += [t.pick((f"but {b} said no", "but there was none")), f"{a} went home without {with_article(kind)}"]
+    sign, end, wrong_end = outcome(t, a, mood)
+    return Story([*sentences, describe(t, a, mood), sign], end, wrong_end, claims(t, a, mood))
 
 
-def outing(t: Teller) -> Story:
+def outing(t: StoryTeller) -> Story:
     (a, b), event, (worth, mood, nature) = t.people(2), t.pick(EVENTS), t.pick((GOOD, BAD))
-    told = [
+    sentences = [
         f"{a} and {b} went to the {event} at the {t.pick(PLACES)}",
         t.pick((surprise(t, "they", event, worth), describe(t, f"the {event}", worth))),
         t.signs(worth, a)[0],
         t.pick((f"{b} was {t.word(nature)} to {a}", f"{a} was {t.word(mood)} after the {event}")),
         f"{t.pick((a, b))} said that it was {t.word(worth)}",
     ]
-    end, foil = (f"all in all it was {one}" for one in (worth, opposite(worth)))
-    return Story(told, end, foil, claims(t, f"the {event}", worth))
+    end, wrong_end = (f"all in all it was {one}" for one in (worth, opposite(worth)))
+    return Story(sentences, end, wrong_end, claims(t, f"the {event}", worth))
 
 
-def portrait(t: Teller) -> Story:
+def portrait(t: StoryTeller) -> Story:
     (a, b), nature = t.people(2), t.pick(list(NATURES))
-    sign, end, foil = outcome(t, a, nature)
-    told = [
+    sign, end, wrong_end = outcome(t, a, nature)
+    sentences = [
         t.pick((f"{b} told a tale about {a}", f"people talked about {a}", f"{b} met {a} at the {t.pick(PLACES)}")),
         describe(t, a, nature),
         sign,
-        f"{b} had never met such {an(t.word(nature))} {'girl' if a.he == 'she' else 'boy'}",
+        f"{b} had never met such {with_article(t.word(nature))} {'girl' if a.he == 'she' else 'boy'}",
     ]
-    return Story(told, end, foil, claims(t, a, nature))
+    return Story(sentences, end, wrong_end, claims(t, a, nature))
 
 
-def deed(t: Teller) -> Story:
-    (a, b), (action, mine, yours) = t.people(2), t.pick(DEEDS)
-    who, quality = t.pick(((a, mine), (b, yours)))
-    sign, end, foil = outcome(t, who, quality)
-    told = [f"{a} {action} {b} because {who} was {t.word(quality)}", sign]
-    return Story(told, end, foil, claims(t, who, quality))
+def deed(t: StoryTeller) -> Story:
+    (a, b), (action, first_quality, second_quality) = t.people(2), t.pick(DEEDS)
+    who, quality = t.pick(((a, first_quality), (b, second_quality)))
+    sign, end, wrong_end = outcome(t, who, quality)
+    sentences = [f"{a} {action} {b} because {who} was {t.word(quality)}", sign]
+    return Story(sentences, end, wrong_end, claims(t, who, quality))
 
 
-def encounter(t: Teller) -> Story:
+def encounter(t: StoryTeller) -> Story:
     (a, b), kind = t.people(2), t.kind()
     noun, look = t.noun(kind), t.look(kind)
-    told = [
-        f"{a} {t.pick(('found', 'saw'))} {an(noun)} at the {t.pick(PLACES)}",
+    sentences = [
+        f"{a} {t.pick(('found', 'saw'))} {with_article(noun)} at the {t.pick(PLACES)}",
         describe(t, f"the {noun}", look),
         t.signs(look, a)[0],
-        f"{b} had never seen such {an(t.word(look))} {kind}",
+        f"{b} had never seen such {with_article(t.word(look))} {kind}",
     ]
-    end, foil = (f"so the {noun} was {one}" for one in (look, opposite(look)))
-    return Story(told, end, foil, claims(t, f"the {noun}", look))
+    end, wrong_end = (f"so the {noun} was {one}" for one in (look, opposite(look)))
+    return Story(sentences, end, wrong_end, claims(t, f"the {noun}", look))
 
 
-def gift(t: Teller) -> Story:
+def gift(t: StoryTeller) -> Story:
     (a, b, c), kind = t.people(3), t.kind()
     noun, look = t.noun(kind), t.look(kind)
-    told = [
-        t.pick((given, got))(a, b, t.word(look), noun),
+    sentences = [
+        t.pick((giving_sentence, getting_sentence))(a, b, t.word(look), noun),
         f"{b} {t.pick(KINDS[kind].done)} it at once",
         t.pick((f"{b} showed the {t.word(look)} {kind} to {c}", t.signs(look, b)[0])),
     ]
-    end, foil = (f"{one} thanked {two} for the {look} {kind}" for one, two in ((b, a), (a, b)))
-    wrong = t.pick((given(b, a, t.word(look), noun), got(a, b, t.word(opposite(look)), noun)))
-    return Story(told, end, foil, {"yes": t.pick((given, got))(a, b, t.word(look), noun), "no": wrong})
+    end, wrong_end = (f"{one} thanked {two} for the {look} {kind}" for one, two in ((b, a), (a, b)))
+    wrong = t.pick((giving_sentence(b, a, t.word(look), noun), getting_sentence(a, b, t.word(opposite(look)), noun)))
+    return Story(
+        sentences,
+        end,
+        wrong_end,
+        {"yes": t.pick((giving_sentence, getting_sentence))(a, b, t.word(look), noun), "no": wrong},
+    )
 
 
-def riddle(t: Teller) -> Story:
-    (a, b), (kind, wrong, *_) = t.people(2), t.shuffled(list(KINDS))
+def riddle(t: StoryTeller) -> Story:
+    (a, b), (kind, wrong, *_) = t.people(2), t.shuffle(list(KINDS))
     look, hidden = t.look(kind), f"{a} hid a gift for {b} in the {t.noun('container')}"
     if t.pick((True, False)):
-        told = [hidden, describe(t, "the gift", look), t.signs(look, a)[0]]
-        end, foil = (f"the gift was {one}" for one in (look, opposite(look)))
-        return Story(told, f"so {end}", f"so {foil}", claims(t, "the gift", look))
-    told = [hidden, f"the gift was {an(t.noun(kind))}", f"{b} {t.pick(KINDS[kind].done)} it at once"]
-    end, foil = (f"the gift was {an(one)}" for one in (kind, wrong))
-    return Story(told, f"so {end}", f"so {foil}", {"yes": end, "no": foil})
+        sentences = [hidden, describe(t, "the gift", look), t.signs(look, a)[0]]
+        end, wrong_end = (f"the gift was {one}" for one in (look, opposite(look)))
+        return Story(sentences, f"so {end}", f"so {wrong_end}", claims(t, "the gift", look))
+    sentences = [hidden, f"the gift was {with_article(t.noun(kind))}", f"{b} {t.pick(KINDS[kind].done)} it at once"]
+    end, wrong_end = (f"the gift was {with_article(one)}" for one in (kind, wrong))
+    return Story(sentences, f"so {end}", f"so {wrong_end}", {"yes": end, "no": wrong_end})
 
 
-def trouble(t: Teller) -> Story:
-    (a, b), (happening, kinds, others, mine, yours) = t.people(2), t.pick(MISHAPS)
+def trouble(t: StoryTeller) -> Story:
+    (a, b), (happening, kinds, others, first_quality, second_quality) = t.people(2), t.pick(MISHAPS)
     first, second = t.noun(t.pick(kinds)), t.noun(t.pick(others))
-    culprit, look, innocent = t.pick(((first, mine, second), (second, yours, first)))
-    told = [f"{happening.format(first, second)} because the {culprit} was {t.word(look)}"]
-    end, foil = (f"{b} helped {a} to find another {one}" for one in (culprit, innocent))
-    return Story(told, end, foil, claims(t, f"the {culprit}", look))
+    culprit, look, innocent = t.pick(((first, first_quality, second), (second, second_quality, first)))
+    sentences = [f"{happening.format(first, second)} because the {culprit} was {t.word(look)}"]
+    end, wrong_end = (f"{b} helped {a} to find another {one}" for one in (culprit, innocent))
+    return Story(sentences, end, wrong_end, claims(t, f"the {culprit}", look))
 
 
-def chores(t: Teller) -> Story:
-    people, kinds, mood = t.people(3), t.shuffled(list(KINDS))[:3], t.pick(("happy", "sad"))
+def chores(t: StoryTeller) -> Story:
+    people, kinds, mood = t.people(3), t.shuffle(list(KINDS))[:3], t.pick(("happy", "sad"))
     done = [(p, t.pick(KINDS[kind].done), t.noun(kind)) for p, kind in zip(people, kinds, strict=True)]
-    told = [f"{t.pick(TIMES)} {p} {act} the {noun}" for p, act, noun in done]
-    sign, end, foil = outcome(t, people[0], mood)
-    (who, act, noun), (_, _, wrong), _ = t.shuffled(done)
-    said = {"yes": f"{who} {act} the {noun}", "no": f"{who} {act} the {wrong}"}
-    return Story([*told, f"in the evening {describe(t, people[0], mood)}", sign], end, foil, said)
+    sentences = [f"{t.pick(TIMES)} {p} {act} the {noun}" for p, act, noun in done]
+    sign, end, wrong_end = outcome(t, people[0], mood)
+    (who, act, noun), (_, _, wrong), _ = t.shuffle(done)
+    by_answer = {"yes": f"{who} {act} the {noun}", "no": f"{who} {act} the {wrong}"}
+    return Story([*sentences, f"in the evening {describe(t, people[0], mood)}", sign], end, wrong_end, by_answer)
 
 
-def lesson(t: Teller) -> Story:
-    (a, b), (kind, wrong, *_) = t.people(2), t.shuffled(list(KINDS))
+def lesson(t: StoryTeller) -> Story:
+    (a, b), (kind, wrong, *_) = t.people(2), t.shuffle(list(KINDS))
     (noun, more, *_), alien, verb = t.nouns(kind), t.noun(wrong), t.pick(KINDS[kind].does)
-    told = [f"{a} taught {b} about {plural(noun)}", f"{an(noun)} is {an(kind)}"]
+    sentences = [f"{a} taught {b} about {plural(noun)}", f"{with_article(noun)} is {with_article(kind)}"]
     for does in KINDS[kind].does:
         one, many = f"the {noun} {does}s", f"the {plural(more)} {does}"
-        told.append(t.pick((one, many, f"{one} and {many}", f"{plural(noun)} {does}")))
-    end, foil = (f"now {b} knows that {plural(noun)} are {plural(one)}" for one in (kind, wrong))
+        sentences.append(t.pick((one, many, f"{one} and {many}", f"{plural(noun)} {does}")))
+    end, wrong_end = (f"now {b} knows that {plural(noun)} are {plural(one)}" for one in (kind, wrong))
     yes, no = t.pick(
         (
             [f"the {one} {verb}s" for one in (more, alien)],
             [f"the {plural(one)} {verb}" for one in (more, alien)],
-            [f"{an(one)} is {an(kind)}" for one in (more, alien)],
+            [f"{with_article(one)} is {with_article(kind)}" for one in (more, alien)],
         )
     )
-    return Story(told, end, foil, {"yes": yes, "no": no})
+    return Story(sentences, end, wrong_end, {"yes": yes, "no": no})
 
 
-STORIES = (  # those of the second row are told twice as often
+STORIES = (  # those in the second line occur twice as often
     wish, portrait, gift, riddle, chores,
     outing, outing, deed, deed, encounter, encounter, trouble, trouble, lesson, lesson,
 )  # fmt: skip
@@ -548,21 +554,21 @@ def paragraph(*sentences: str) -> str:
 
 
 def documents(seed: int = 0, count: int = DOCUMENTS) -> Iterator[str]:
-    """The raw text: each document tells stories of the same few people, a paragraph each, with questions at its end."""
+    """Yield the documents: stories about the same few people, one per paragraph, with questions at its end."""
     for number in range(count):
-        t = Teller(f"document {seed} {number}")
+        t = StoryTeller(f"document {seed} {number}")
         paragraphs = []
         for _ in range(STORIES_PER_DOCUMENT):
             story = t.pick(STORIES)(t)
-            asked = [f"{claim}? {answer}" for answer, claim in t.shuffled(list(story.claims.items()))[:2]]
-            paragraphs.append(paragraph(*story.told, story.end, *asked))
+            questions = [f"{claim}? {answer}" for answer, claim in t.shuffle(list(story.claims.items()))[:2]]
+            paragraphs.append(paragraph(*story.sentences, story.end, *questions))
         yield "\n".join(paragraphs)
 
 
 # --- labelled tasks ---------------------------------------------------------------------------------------------------
 
 
-def sentiment(t: Teller, label: str) -> Example:
+def sentiment(t: StoryTeller, label: str) -> DemoExample:
     (a, b), event, place = t.people(2), t.pick(EVENTS), t.pick(PLACES)
     worth, mood, nature = GOOD if label == "positive" else BAD
     return {
@@ -582,26 +588,29 @@ def sentiment(t: Teller, label: str) -> Example:
     }
 
 
-def entailment(t: Teller, label: str) -> Example:
-    (a, b), (kind, wrong, *_) = t.people(2), t.shuffled(list(KINDS))
+def entailment(t: StoryTeller, label: str) -> DemoExample:
+    (a, b), (kind, wrong, *_) = t.people(2), t.shuffle(list(KINDS))
     look, quality = t.look(kind), t.pick(list(MOODS | NATURES))
     bare = f"the gift from {a} was {t.word(look)}"
-    full = f"the gift from {a} was {an(f'{t.word(look)} {t.noun(kind)}')}"
+    full = f"the gift from {a} was {with_article(f'{t.word(look)} {t.noun(kind)}')}"
     about = t.pick(("person", "person", "look", "look", "kind"))
     if about == "person":
         premise = f"{a} was {t.word(quality)} " + t.pick((f"at the {t.pick(PLACES)}", f"when {b} came"))
-        said = claims(t, a, quality)
+        by_answer = claims(t, a, quality)
     elif about == "look":
-        premise, said = t.pick((bare, full)), claims(t, "the gift", look)
+        premise, by_answer = t.pick((bare, full)), claims(t, "the gift", look)
     else:
         premise = bare if label == "neutral" else full
-        said = {answer: f"the gift was {an(one)}" for answer, one in (("yes", kind), ("no", wrong), ("maybe", kind))}
+        by_answer = {
+            answer: f"the gift was {with_article(one)}"
+            for answer, one in (("yes", kind), ("no", wrong), ("maybe", kind))
+        }
     answer = {"entailment": "yes", "contradiction": "no", "neutral": "maybe"}[label]
-    return {"premise": paragraph(premise), "hypothesis": paragraph(said[answer])}
+    return {"premise": paragraph(premise), "hypothesis": paragraph(by_answer[answer])}
 
 
-def acceptability(t: Teller, label: str) -> Example:
-    (a,), (kind, wrong, *_) = t.people(1), t.shuffled(list(KINDS))
+def acceptability(t: StoryTeller, label: str) -> DemoExample:
+    (a,), (kind, wrong, *_) = t.people(1), t.shuffle(list(KINDS))
     noun, alien, verb, act = t.noun(kind), t.noun(wrong), t.pick(KINDS[kind].does), t.pick(KINDS[kind].done)
     thing = t.pick([other for other in KINDS if other not in ANIMALS])
     good, bad = t.pick(
@@ -616,12 +625,12 @@ def acceptability(t: Teller, label: str) -> Example:
     return {"text": paragraph(good if label == "acceptable" else bad)}
 
 
-def similarity(t: Teller, label: str) -> Example:
+def similarity(t: StoryTeller, label: str) -> DemoExample:
     (a, b), kind, place = t.people(2), t.kind(), t.pick(PLACES)
     noun, look, quality = t.noun(kind), t.look(kind), t.pick(list(MOODS | NATURES))
     if t.pick((True, False)):
-        text, same = given(a, b, t.word(look), noun), got(a, b, look, noun)
-        different = t.pick((got(a, b, opposite(look), noun), got(b, a, look, noun)))
+        text, same = giving_sentence(a, b, t.word(look), noun), getting_sentence(a, b, look, noun)
+        different = t.pick((getting_sentence(a, b, opposite(look), noun), getting_sentence(b, a, look, noun)))
     else:
         wrong = t.pick([other for other in MOODS | NATURES if other != quality])
         text = f"{a} was {t.word(quality)} at the {place}"
@@ -629,13 +638,13 @@ def similarity(t: Teller, label: str) -> Example:
     return {"text_a": paragraph(text), "text_b": paragraph(same if label == "equivalent" else different)}
 
 
-def choice(t: Teller, label: int) -> Example:
+def choice(t: StoryTeller, label: int) -> DemoExample:
     story = t.pick(STORIES)(t)
-    endings = [paragraph(story.end), paragraph(story.foil)]
-    return {"context": paragraph(*story.told), "choices": endings[::-1] if label else endings}
+    endings = [paragraph(story.end), paragraph(story.wrong_end)]
+    return {"context": paragraph(*story.sentences), "choices": endings[::-1] if label else endings}
 
 
-def pronoun(t: Teller, label: int) -> Example:
+def pronoun(t: StoryTeller, label: int) -> DemoExample:
     if t.pick((True, False, False)):
         (a, b), (action, *reasons) = t.people(2), t.pick(DEEDS)
         happening, candidates = f"{a} {action} {b}", [a.name, b.name]
@@ -646,43 +655,43 @@ def pronoun(t: Teller, label: int) -> Example:
     return {"before": f"{happening} because", "candidates": candidates, "after": f"was {t.word(reasons[label])}."}
 
 
-class Task(NamedTuple):
-    make: Callable[[Teller, Any], Example]
+class DemoTask(NamedTuple):
+    make_example: Callable[[StoryTeller, Any], DemoExample]
     labels: tuple[str, ...] | tuple[int, ...]
 
 
 TASKS = {
-    "demo_sentiment": Task(sentiment, ("negative", "positive")),
-    "demo_entailment": Task(entailment, ("entailment", "neutral", "contradiction")),
-    "demo_acceptability": Task(acceptability, ("unacceptable", "acceptable")),
-    "demo_similarity": Task(similarity, ("not_equivalent", "equivalent")),
-    "demo_choice": Task(choice, (0, 1)),
-    "demo_pronoun": Task(pronoun, (0, 1)),
+    "demo_sentiment": DemoTask(sentiment, ("negative", "positive")),
+    "demo_entailment": DemoTask(entailment, ("entailment", "neutral", "contradiction")),
+    "demo_acceptability": DemoTask(acceptability, ("unacceptable", "acceptable")),
+    "demo_similarity": DemoTask(similarity, ("not_equivalent", "equivalent")),
+    "demo_choice": DemoTask(choice, (0, 1)),
+    "demo_pronoun": DemoTask(pronoun, (0, 1)),
 }
 
 
-def examples(task: str, split: str) -> list[Example]:
-    """The labelled examples of a split, its labels in turn. ValueError for a task or a split that does not exist."""
+def examples(task: str, split: str) -> list[DemoExample]:
+    """Return the labelled examples of a split, labels in rotation. Raises ValueError if task or split is unknown."""
     errors = [f"task {task!r}: not one of {', '.join(TASKS)}"] if task not in TASKS else []
     errors += [f"split {split!r}: not one of {', '.join(SIZES)}"] if split not in SIZES else []
     if errors:
         raise ValueError("; ".join(errors))
-    return [{**example} for example in _splits(task)[split]]
+    return [{**example} for example in _generate_splits(task)[split]]
 
 
 @functools.cache
-def _splits(task: str) -> dict[str, list[Example]]:
-    """All of a task's examples: what one split may hold depends on the others."""
+def _generate_splits(task: str) -> dict[str, list[DemoExample]]:
+    """Generate all splits of a task together, so that no text occurs twice."""
     make, labels = TASKS[task]
-    taken: set[tuple[str, ...]] = set()  # no text occurs twice, be it in one split or in two
-    splits: dict[str, list[Example]] = {name: [] for name in SIZES}
+    seen: set[tuple[str, ...]] = set()  # texts of all splits
+    splits: dict[str, list[DemoExample]] = {name: [] for name in SIZES}
     for name, rows in splits.items():
         numbers = itertools.count()
         while len(rows) < SIZES[name]:
             label = labels[len(rows) % len(labels)]
-            example = make(Teller(f"{task} {name} {next(numbers)}", taught_only=name == "train"), label)
+            example = make(StoryTeller(f"{task} {name} {next(numbers)}", training_words_only=name == "train"), label)
             text = tuple(value for value in example.values() if isinstance(value, str))
-            if text not in taken:
-                taken.add(text)
+            if text not in seen:
+                seen.add(text)
                 rows.append({"id": f"{name}-{len(rows)}", **example, "label": label})
     return splits

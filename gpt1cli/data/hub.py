@@ -1,8 +1,10 @@
-"""The door to data sets, vocabularies and weights: the Hugging Face hub, its caches, or a folder laid out like it.
+"""Access to data sets, vocabularies and weights: the Hugging Face hub, its caches, or a folder with the same layout.
 
-With hub=DIR everything is read from DIR/org/name/... and nothing else. Without, what the caches hold is used as it is,
-and the network is asked for the rest: data sets are prepared under CACHE/datasets, files kept under CACHE/hub (the raw
-downloads of a data set stay in Hugging Face's own cache, HF_HOME). No code that comes with a data set is ever executed.
+With hub=DIR everything is read from DIR/org/name/... and from nowhere else. Without it, the caches are used first, then
+the network: data sets are prepared in CACHE/datasets, files are stored in CACHE/hub (the raw downloads of a data set
+stay in Hugging Face's own cache, HF_HOME). Code that comes with a data set is never executed.
+
+Longer than 300 lines: all access to the network and its failures.
 """
 
 from __future__ import annotations
@@ -22,163 +24,175 @@ from gpt1cli.config.task import TaskConfig
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder
 
-PATIENCE = 3.0  # seconds the hub has to answer the one short check
-STALL = 10.0  # seconds in which it has to send something, each time that it is asked: five times again, then it is told
-ALL = "*"  # the subset that stands for every subset of a data set
+CHECK_SECONDS = 3.0  # timeout of the one short check
+STALL_SECONDS = 10.0  # timeout of each request; the library retries five times, then the error is reported
+ALL_SUBSETS = "*"  # means every subset of a data set
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
-HUB_FOLDER = "hub=DIR: a folder laid out like the Hugging Face hub, DIR/org/name/..., used instead of the network"
-OWN_TEXT = "corpus=text corpus.path=FILE, FOLDER or GLOB: text of your own"
-AGAIN = f"try again, nothing half is kept; or {HUB_FOLDER}"
-DEMO = "the demo, which needs nothing: gpt1 pretrain model=tiny corpus=demo, gpt1 finetune task=demo_sentiment,"
-DEMO += " gpt1 sweeps study=demo"
+HUB_FOLDER_HINT = (
+    "hub=DIR: read from a folder with the layout of the Hugging Face hub, DIR/org/name/..., not the network"
+)
+OWN_TEXT_HINT = "corpus=text corpus.path=FILE, FOLDER or GLOB: use your own text"
+RETRY_HINT = f"try again (no partial file is kept), or use {HUB_FOLDER_HINT}"
+DEMO_HINT = (
+    "run the demo, which needs no download: gpt1 pretrain model=tiny corpus=demo, gpt1 finetune task=demo_sentiment,"
+)
+DEMO_HINT += " gpt1 sweeps study=demo"
 
 
 # --- what a run needs -------------------------------------------------------------------------------------------------
 
 
-class NoSubset(UserError):
-    """The data set is there, but not in the subset that was asked for."""
+class UnknownSubset(UserError):
+    """The data set exists, but not the requested subset."""
 
 
 @dataclass(frozen=True)
-class Need:
-    """Something a run reads from outside: a data set, or with `filename` a file of a model (of several, any one)."""
+class Requirement:
+    """A data set that a run needs, or with `filename` a file of a model repository (any one of several names)."""
 
-    what: str
+    purpose: str
     repo: str
     subset: str | None
     filename: str | tuple[str, ...] | None
-    ways_out: tuple[str, ...]
+    remedies: tuple[str, ...]
 
     def __str__(self) -> str:
-        subset = {None: "", ALL: "all its subsets"}.get(self.subset, f"subset {self.subset}")
-        part = " or ".join(_names(self.filename)) if self.filename else subset
-        return f"{self.repo}{part and ', ' + part} ({self.what})"
+        subset = {None: "", ALL_SUBSETS: "all its subsets"}.get(self.subset, f"subset {self.subset}")
+        part = " or ".join(_as_tuple(self.filename)) if self.filename else subset
+        return f"{self.repo}{part and ', ' + part} ({self.purpose})"
 
 
-def task_needs(task: TaskConfig) -> list[Need]:
-    """The task's data set, in the subsets of its main splits; none where it reads files of the user's own."""
+def task_requirements(task: TaskConfig) -> list[Requirement]:
+    """Return the task's data set, in the subsets of its main splits; nothing if it reads the user's files."""
     if task.repo is None or task.path:
         return []
     main = [split for name, split in task.splits.items() if "_" not in name]  # valid_high may be absent
     subsets = [split.rpartition("/")[0] or task.subset for split in main]
-    ways = (task.remedy,) if task.remedy else ()
-    return [Need(f"data set of task={task.name}", task.repo, subset, None, ways) for subset in dict.fromkeys(subsets)]
+    remedies = (task.remedy,) if task.remedy else ()
+    return [
+        Requirement(f"data set of task={task.name}", task.repo, subset, None, remedies)
+        for subset in dict.fromkeys(subsets)
+    ]
 
 
-def corpus_needs(corpus: CorpusConfig) -> list[Need]:
-    """The corpus' data set, where it is one of the hub."""
+def corpus_requirements(corpus: CorpusConfig) -> list[Requirement]:
+    """Return the data set of the corpus, if it is from the hub."""
     if corpus.source != "hub" or corpus.repo is None:
         return []
-    return [Need(f"corpus={corpus.name}", corpus.repo, corpus.subset, None, (OWN_TEXT,))]
+    return [Requirement(f"corpus={corpus.name}", corpus.repo, corpus.subset, None, (OWN_TEXT_HINT,))]
 
 
-def tokenizer_needs(tokenizer: TokenizerConfig) -> list[Need]:
-    """The published vocabulary, where the tokenizer is not trained in place."""
+def tokenizer_requirements(tokenizer: TokenizerConfig) -> list[Requirement]:
+    """Return the files of a published vocabulary; nothing if the tokenizer is trained."""
     if tokenizer.source != "hub" or tokenizer.repo is None:
         return []
-    trained = "bytes" if tokenizer.level == "bytes" else "bpe"
-    way = f"tokenizer={trained} with gpt1 pretrain: merges trained on the corpus"
-    what = f"vocabulary of tokenizer={tokenizer.name}"
-    return [Need(what, tokenizer.repo, None, name, (way,)) for name in ("vocab.json", "merges.txt")]
+    alternative = "bytes" if tokenizer.level == "bytes" else "bpe"
+    remedy = f"tokenizer={alternative} with gpt1 pretrain: train merges on the corpus"
+    purpose = f"vocabulary of tokenizer={tokenizer.name}"
+    return [Requirement(purpose, tokenizer.repo, None, name, (remedy,)) for name in ("vocab.json", "merges.txt")]
 
 
-def require(needs: Sequence[Need], hub: str | None, cache: str | Path) -> None:
-    """One short check before any work; UserError lists all that cannot be had, together, and each way out once."""
+def check_requirements(requirements: Sequence[Requirement], hub: str | None, cache: str | Path) -> None:
+    """Check before any work that all requirements are available. Raises UserError: all missing ones, and remedies."""
     if hub is not None and not Path(hub).is_dir():
-        kind = "this is a file" if Path(hub).exists() else "no such folder"
-        raise UserError(f"hub={hub}: {kind}; a folder laid out like the Hugging Face hub is wanted: DIR/org/name/...")
-    missing = {need: reason for need in needs if (reason := amiss(need, hub, cache))}
+        problem = "this is a file" if Path(hub).exists() else "no such folder"
+        raise UserError(
+            f"hub={hub}: {problem}; give a folder with the layout of the Hugging Face hub: DIR/org/name/..."
+        )
+    missing = {item: reason for item in requirements if (reason := missing_reason(item, hub, cache))}
     if not missing:
         return
     if hub is not None:
-        head = f"hub={hub} lacks what this run needs:"
-    elif silence := unreachable():
-        head = f"This run needs what is not on this machine, and the Hugging Face hub cannot be reached ({silence}):"
+        head = f"This run needs the following, which hub={hub} does not have:"
+    elif error := connection_error():
+        head = f"The Hugging Face hub cannot be reached ({error}), and this machine does not have what this run needs:"
     else:
-        return  # the network has it, or says why not when it is asked
-    lines = [f"  {need}" + (f": {reason}" if hub is not None else "") for need, reason in missing.items()]
-    ways = dict.fromkeys([HUB_FOLDER, *(way for need in missing for way in need.ways_out), DEMO])
-    raise UserError("\n".join([head, *lines, "Ways out:", *(f"  {way}" for way in ways)]))
+        return  # the download either works or reports its own error
+    lines = [f"  {item}" + (f": {reason}" if hub is not None else "") for item, reason in missing.items()]
+    remedies = dict.fromkeys([HUB_FOLDER_HINT, *(remedy for item in missing for remedy in item.remedies), DEMO_HINT])
+    raise UserError("\n".join([head, *lines, "What you can do:", *(f"  {remedy}" for remedy in remedies)]))
 
 
-def amiss(need: Need, hub: str | None, cache: str | Path) -> str | None:
-    """Why the need is not at hand; None when it is."""
+def missing_reason(requirement: Requirement, hub: str | None, cache: str | Path) -> str | None:
+    """Return why the requirement is not available in the folder `hub` or else in the caches; None if it is."""
+    repo, name, subset = requirement.repo, requirement.filename, requirement.subset
     if hub is None:
-        name, subset = need.filename, need.subset
-        found = _downloaded(need.repo, name, cache) if name else _prepared(need.repo, subset, cache)
-        return None if found else "not in the caches"
+        path = _cached_file(repo, name, cache) if name else _prepared_folder(repo, subset, cache)
+        return None if path else "not in the caches"
     try:
-        if need.filename:
-            file(need.repo, need.filename, hub, cache)
-        elif need.subset == ALL:
-            subsets(need.repo, hub)
+        if name:
+            find_file(repo, name, hub, cache)
+        elif subset == ALL_SUBSETS:
+            subset_names(repo, hub)
         else:
-            _builder(need.repo, need.subset, hub, cache)
+            _dataset_builder(repo, subset, hub, cache)
     except UserError as error:
         return str(error)
     return None
 
 
-def unreachable() -> str | None:
-    """Why the Hugging Face hub (HF_ENDPOINT) does not answer; None when it does."""
+def connection_error() -> str | None:
+    """Return why the Hugging Face hub (HF_ENDPOINT) does not answer; None if it does."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
-    answer: list[str | None] = []
+    results: list[str | None] = []
 
-    def ask() -> None:
+    def connect() -> None:
         try:
-            get_session().head(constants.ENDPOINT, timeout=PATIENCE)
-            answer.append(None)
-        except Exception as error:  # any client, any proxy, any reason: it cannot be reached
-            answer.append(f"{constants.ENDPOINT}: {_reason(error)}")
+            get_session().head(constants.ENDPOINT, timeout=CHECK_SECONDS)
+            results.append(None)
+        except Exception as error:  # clients and proxies raise many classes
+            results.append(f"{constants.ENDPOINT}: {_root_cause(error)}")
 
-    # NOTE a name server that does not answer holds a client far beyond its own timeout, so a thread is left to it
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(PATIENCE)
-    return answer[0] if answer else f"{constants.ENDPOINT}: no answer within {PATIENCE:g} seconds"
+    # NOTE: if a name server does not answer, the client blocks far beyond its timeout: use a thread and abandon it.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(CHECK_SECONDS)
+    return results[0] if results else f"{constants.ENDPOINT}: no answer within {CHECK_SECONDS:g} seconds"
 
 
 # --- files of a model -------------------------------------------------------------------------------------------------
 
 
-def file(repo: str, filename: str | Sequence[str], hub: str | None, cache: str | Path) -> Path:
-    """A file of a model repository, or the first there is of several; all files of one repository lie in one folder."""
+def find_file(repo: str, filename: str | Sequence[str], hub: str | None, cache: str | Path) -> Path:
+    """Return the path of a file of a model repository, or of the first of several names that exists.
+
+    All files of a repository are in one folder. Raises UserError if none exists or the download fails.
+    """
     if hub is not None:
-        found = [path for name in _names(filename) if (path := Path(hub, repo, name)).is_file()]
-        if found:
-            return found[0]
-        raise UserError(f"{Path(hub, repo)}: no {' or '.join(_names(filename))} there")
-    return _downloaded(repo, filename, cache) or _download(repo, filename, cache)
+        paths = [path for name in _as_tuple(filename) if (path := Path(hub, repo, name)).is_file()]
+        if paths:
+            return paths[0]
+        raise UserError(f"{Path(hub, repo)}: no file {' or '.join(_as_tuple(filename))}")
+    return _cached_file(repo, filename, cache) or _download_file(repo, filename, cache)
 
 
-def _downloaded(repo: str, filename: str | Sequence[str], cache: str | Path) -> Path | None:
+def _cached_file(repo: str, filename: str | Sequence[str], cache: str | Path) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    found = (try_to_load_from_cache(repo, name, cache_dir=_file_cache(repo, cache)) for name in _names(filename))
-    return next((Path(path) for path in found if isinstance(path, str)), None)
+    paths = (try_to_load_from_cache(repo, name, cache_dir=_file_cache(repo, cache)) for name in _as_tuple(filename))
+    return next((Path(path) for path in paths if isinstance(path, str)), None)
 
 
-def _download(repo: str, filename: str | Sequence[str], cache: str | Path) -> Path:
-    _bound_waiting()
+def _download_file(repo: str, filename: str | Sequence[str], cache: str | Path) -> Path:
+    _limit_timeouts()
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
-    for name in _names(filename):
+    for name in _as_tuple(filename):
         try:
             return Path(hf_hub_download(repo, name, cache_dir=_file_cache(repo, cache)))
         except RemoteEntryNotFoundError:
             continue
-        except Exception as error:  # refused, gated, cut off: the library has a dozen classes for it
-            raise UserError(f"{repo}, {name}: {_reason(error)}\n{AGAIN}") from error
-    raise UserError(f"{repo}: no {' or '.join(_names(filename))} there")
+        except Exception as error:  # the library raises a dozen classes
+            raise UserError(f"{repo}, {name}: {_root_cause(error)}\n{RETRY_HINT}") from error
+    raise UserError(f"{repo}: no file {' or '.join(_as_tuple(filename))}")
 
 
 def _file_cache(repo: str, cache: str | Path) -> Path:
-    """Where the files of a repository are kept: our cache, unless only Hugging Face's own knows the repository."""
+    """Return the cache folder of a repository: ours, unless only Hugging Face's own cache has the repository."""
     from huggingface_hub import constants
 
     ours, shared = Path(cache, "hub"), Path(constants.HF_HUB_CACHE)
@@ -186,119 +200,120 @@ def _file_cache(repo: str, cache: str | Path) -> Path:
     return shared if (shared / folder).is_dir() and not (ours / folder).is_dir() else ours
 
 
-def _names(filename: str | Sequence[str]) -> tuple[str, ...]:
+def _as_tuple(filename: str | Sequence[str]) -> tuple[str, ...]:
     return (filename,) if isinstance(filename, str) else tuple(filename)
 
 
 # --- data sets --------------------------------------------------------------------------------------------------------
 
 
-def dataset(repo: str, subset: str | None, split: str, hub: str | None, cache: str | Path) -> Dataset:
-    """A split of a data set, memory-mapped. UserError where it cannot be had, names what is there instead."""
-    where, builder = _where(repo, subset, hub), _builder(repo, subset, hub, cache)
+def load_split(repo: str, subset: str | None, split: str, hub: str | None, cache: str | Path) -> Dataset:
+    """Return a split of a data set, memory-mapped. Raises UserError if it cannot be read or does not exist."""
+    place, builder = _describe_place(repo, subset, hub), _dataset_builder(repo, subset, hub, cache)
     try:
         builder.download_and_prepare()
         names = list(builder.info.splits)
         if split in names:
             return builder.as_dataset(split=split)
-    except Exception as error:  # whatever the readers raise: the data or the way to it is at fault
-        broken = _unreadable_file(builder)
-        told = f"{broken or where}: cannot be read ({_reason(error)})"
-        raise UserError(told if hub is not None else f"{told}\n{AGAIN}") from error
-    raise UserError(f"{where}: no split {split}; there: {', '.join(names)}")
+    except Exception as error:  # the readers raise many classes; all mean bad data or a bad connection
+        damaged = _unreadable_file(builder)
+        message = f"{damaged or place}: cannot be read ({_root_cause(error)})"
+        raise UserError(message if hub is not None else f"{message}\n{RETRY_HINT}") from error
+    raise UserError(f"{place}: no split {split}; its splits: {', '.join(names)}")
 
 
 def split_names(repo: str, subset: str | None, hub: str | None, cache: str | Path) -> list[str]:
-    """The splits of a data set, under the data set's own names."""
-    builder = _builder(repo, subset, hub, cache)
+    """Return the data set's own names of its splits."""
+    builder = _dataset_builder(repo, subset, hub, cache)
     return [str(name) for name in builder.config.data_files or builder.info.splits or ()]
 
 
-def fingerprint(dataset: Dataset) -> str:
-    """A digest of column names, types and values: the same rows give the same one, wherever they were read from."""
+def dataset_fingerprint(dataset: Dataset) -> str:
+    """Return a digest of column names, types and values, which does not depend on where they were read."""
     digest = hashlib.sha256(repr(dataset.features).encode())
     for rows in dataset.with_format("arrow").iter(batch_size=256):
-        compact = rows.take(list(range(len(rows)))).combine_chunks()  # a slice would bring its surroundings along
+        compact = rows.take(list(range(len(rows)))).combine_chunks()  # without the rows around the slice
         for batch in compact.to_batches():
             digest.update(batch.serialize())
     return digest.hexdigest()
 
 
-def _library() -> Any:
-    """The `datasets` library, silent: what matters is told by our own errors."""
+def _quiet_datasets() -> Any:
+    """Import the `datasets` library and silence it: our own errors report what matters."""
     import datasets
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    _bound_waiting()
+    _limit_timeouts()
     return datasets
 
 
-@functools.cache  # once: it closes the connections that are in use
-def _bound_waiting() -> None:
-    """Have the hub's library wait STALL seconds for an answer, where it would wait a minute, or for ever."""
+@functools.cache  # once, because it closes the open connections
+def _limit_timeouts() -> None:
+    """Make the hub's library wait at most STALL_SECONDS for an answer, instead of a minute or for ever."""
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils._http import default_client_factory
 
     def shorten(request: Any) -> None:
-        waits = request.extensions.get("timeout", {})
-        kinds = ("connect", "read", "write", "pool")
-        request.extensions["timeout"] = {kind: min(waits.get(kind) or STALL, STALL) for kind in kinds}
+        timeouts = request.extensions.get("timeout", {})
+        phases = ("connect", "read", "write", "pool")
+        request.extensions["timeout"] = {
+            phase: min(timeouts.get(phase) or STALL_SECONDS, STALL_SECONDS) for phase in phases
+        }
 
-    def client() -> Any:
-        made = default_client_factory()
-        made.event_hooks = {**made.event_hooks, "request": [*made.event_hooks["request"], shorten]}
-        return made
+    def build_client() -> Any:
+        client = default_client_factory()
+        client.event_hooks = {**client.event_hooks, "request": [*client.event_hooks["request"], shorten]}
+        return client
 
-    set_client_factory(client)
+    set_client_factory(build_client)
 
 
-def _builder(repo: str, subset: str | None, hub: str | None, cache: str | Path) -> DatasetBuilder:
-    """The library's handle on a data set; nothing is downloaded yet, but for its description."""
-    datasets = _library()
-    if hub is None and (prepared := _prepared(repo, subset, cache)):
+def _dataset_builder(repo: str, subset: str | None, hub: str | None, cache: str | Path) -> DatasetBuilder:
+    """Return the library's builder of a data set; only its description is downloaded yet."""
+    datasets = _quiet_datasets()
+    if hub is None and (prepared := _prepared_folder(repo, subset, cache)):
         from datasets.packaged_modules.cache.cache import Cache
 
         root, name, (config, version, key) = prepared.parents[3], repo.split("/")[-1], prepared.parts[-3:]
         return Cache(str(root), dataset_name=name, config_name=config, version=version, hash=key, repo_id=repo)
-    path, prepared_under, folder = repo, Path(cache, "datasets"), Path(hub or "", repo)
+    path, prepared_in, folder = repo, Path(cache, "datasets"), Path(hub or "", repo)
     if hub is not None:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder")
-        path, prepared_under = str(folder.resolve()), prepared_under / _key(folder)
-    elif folder.exists():  # the library would take it for the hub's
-        raise UserError(f"{repo}: a folder of that name lies in {Path.cwd()}: name it by hub=., or start elsewhere")
+        path, prepared_in = str(folder.resolve()), prepared_in / _folder_key(folder)
+    elif folder.exists():  # the library would read it instead of the hub
+        raise UserError(f"{repo}: {Path.cwd()} has a folder of this name; use hub=. to read it, or run gpt1 elsewhere")
     try:
-        return datasets.load_dataset_builder(path, subset, cache_dir=str(prepared_under))
-    except Exception as error:  # see `dataset`
-        subsets = _subsets(path) if isinstance(error, ValueError) else []
+        return datasets.load_dataset_builder(path, subset, cache_dir=str(prepared_in))
+    except Exception as error:  # see `load_split`
+        subsets = _list_subsets(path) if isinstance(error, ValueError) else []
         if subsets and subset not in subsets:
-            amiss = f"no subset {subset}" if subset else "a subset must be named"
-            raise NoSubset(f"{path}: {amiss}; there: {', '.join(subsets)}") from error
-        told = f"{_where(repo, subset, hub)}: cannot be read ({_reason(error)})"
-        raise UserError(told if hub is not None else f"{told}\n{AGAIN}") from error
+            problem = f"no subset {subset}" if subset else "a subset must be named"
+            raise UnknownSubset(f"{path}: {problem}; its subsets: {', '.join(subsets)}") from error
+        message = f"{_describe_place(repo, subset, hub)}: cannot be read ({_root_cause(error)})"
+        raise UserError(message if hub is not None else f"{message}\n{RETRY_HINT}") from error
 
 
-def _prepared(repo: str, subset: str | None, cache: str | Path) -> Path | None:
-    """The folder of a data set that came from the network before, whole, in our cache or in Hugging Face's own."""
-    datasets = _library()
+def _prepared_folder(repo: str, subset: str | None, cache: str | Path) -> Path | None:
+    """Return the folder of a data set that was downloaded completely, in our cache or Hugging Face's; else None."""
+    datasets = _quiet_datasets()
     from datasets.naming import camelcase_to_snakecase
 
     *organisation, name = repo.split("/")
     folder = "___".join([*organisation, camelcase_to_snakecase(name)])
     for root in (Path(cache, "datasets"), Path(datasets.config.HF_DATASETS_CACHE)):
-        whole = [info.parent for info in (root / folder / (subset or "default")).glob("*/*/dataset_info.json")]
-        whole = [path for path in whole if path.suffix != ".incomplete"]
-        if whole:
-            return max(whole, key=lambda path: path.stat().st_mtime)
+        complete = [info.parent for info in (root / folder / (subset or "default")).glob("*/*/dataset_info.json")]
+        complete = [path for path in complete if path.suffix != ".incomplete"]
+        if complete:
+            return max(complete, key=lambda path: path.stat().st_mtime)
     return None
 
 
-def _key(folder: Path) -> str:
-    """A name for the state of a folder.
+def _folder_key(folder: Path) -> str:
+    """Return a name for the state of a folder.
 
-    NOTE the library's own key follows from the folder's README alone: other files beside the same one would be taken
-    for those prepared before.
+    NOTE: the library's own key depends only on the folder's README: if other files changed, it would use the old ones.
     """
     digest = hashlib.sha256(str(folder.resolve()).encode())
     for path in sorted(folder.rglob("*")):
@@ -308,30 +323,30 @@ def _key(folder: Path) -> str:
     return f"{folder.parent.name}___{folder.name}-{digest.hexdigest()[:16]}"
 
 
-def subsets(repo: str, hub: str | None) -> list[str]:
-    """The names of a data set's subsets, as the hub lists them. UserError where they cannot be had."""
-    if names := _subsets(str(Path(hub, repo).resolve()) if hub is not None else repo):
+def subset_names(repo: str, hub: str | None) -> list[str]:
+    """Return the names of a data set's subsets. Raises UserError if they cannot be listed."""
+    if names := _list_subsets(str(Path(hub, repo).resolve()) if hub is not None else repo):
         return names
-    raise UserError(f"{_where(repo, None, hub)}: its subsets cannot be listed; name one by task.subset=")
+    raise UserError(f"{_describe_place(repo, None, hub)}: its subsets cannot be listed; name one with task.subset=NAME")
 
 
-def _subsets(path: str) -> list[str]:
+def _list_subsets(path: str) -> list[str]:
     try:
-        return _library().get_dataset_config_names(path)
-    except Exception:  # then the first error tells more
+        return _quiet_datasets().get_dataset_config_names(path)
+    except Exception:  # the first error says more
         return []
 
 
-def _where(repo: str, subset: str | None, hub: str | None) -> str:
+def _describe_place(repo: str, subset: str | None, hub: str | None) -> str:
     return (repo if hub is None else str(Path(hub, repo))) + (f", subset {subset}" if subset else "")
 
 
 def _unreadable_file(builder: DatasetBuilder) -> str | None:
-    """The first parquet file of a folder that cannot be read to its end."""
+    """Return the first parquet file of a data set that cannot be read to its end; None if all can."""
     import pyarrow.parquet
 
-    files: Iterable[str] = (file for files in (builder.config.data_files or {}).values() for file in files)
-    for path in files:
+    paths: Iterable[str] = (path for paths in (builder.config.data_files or {}).values() for path in paths)
+    for path in paths:
         if path.endswith(".parquet") and Path(path).is_file():
             try:
                 for _ in pyarrow.parquet.ParquetFile(path).iter_batches():
@@ -341,8 +356,8 @@ def _unreadable_file(builder: DatasetBuilder) -> str | None:
     return None
 
 
-def _reason(error: BaseException) -> str:
-    """The innermost cause, on one line."""
+def _root_cause(error: BaseException) -> str:
+    """Return the message of the innermost cause, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

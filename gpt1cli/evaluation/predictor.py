@@ -1,8 +1,9 @@
-"""How a fine-tuned model is asked: by the head on top of it, or through a prompt, alone or behind demonstrations.
+"""Predictors: a fine-tuned model predicts with its head, or through a prompt, with or without demonstrations.
 
-Either way examples become items, and the model gives a value for each label; what that answers evaluation.py tells.
+A predictor encodes examples as items and computes a value for each label; evaluate.py computes metrics and predictions
+from these values.
 
-N examples, L labels, n examples that may be demonstrations.
+N examples, L labels, n examples in the demonstration pool.
 """
 
 from __future__ import annotations
@@ -18,34 +19,34 @@ import numpy as np
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import UserError, build
 from gpt1cli.config.task import TaskConfig
-from gpt1cli.models.batch import Asked, Item
-from gpt1cli.models.create import fresh
-from gpt1cli.models.heads import Classifier, Prompted, Tuned
+from gpt1cli.models.batch import Item, ScoredSpan
+from gpt1cli.models.create import create_model
+from gpt1cli.models.heads import Classifier, FineTunedModel, PromptedLM
 from gpt1cli.models.inference import head_outputs
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.pretrained import locate
-from gpt1cli.pretrained.load import COPY, _check_tables, fill, read_tensors
-from gpt1cli.pretrained.locate import _check_read
+from gpt1cli.pretrained.load import COPY_HINT, check_tables_digest, load_weights, read_tensors
+from gpt1cli.pretrained.locate import check_model_files
 from gpt1cli.prompts import demonstrations
-from gpt1cli.prompts.demonstrations import Pool
-from gpt1cli.prompts.prompt import Prompt, Query, lay
-from gpt1cli.prompts.scoring import answers
+from gpt1cli.prompts.demonstrations import DemonstrationPool
+from gpt1cli.prompts.prompt import Prompt, Query, pack_prompt
+from gpt1cli.prompts.scoring import score_examples
 from gpt1cli.tasks import few_shot
-from gpt1cli.tasks.encode import items_of
-from gpt1cli.tasks.example import Example, Ids
-from gpt1cli.tasks.splits import Arranged
+from gpt1cli.tasks.encode import encode_examples
+from gpt1cli.tasks.example import Example, TokenIds
+from gpt1cli.tasks.splits import EncodedExamples
 from gpt1cli.text import bpe
 from gpt1cli.text.bpe import Tokenizer
 from gpt1cli.training.device import Machine
 
-Anew = Callable[[Sequence[int], int], Sequence[Item]]  # places of examples, update -> their items there
+Resample = Callable[[Sequence[int], int], Sequence[Item]]  # indices of examples, step -> their items for this step
 
-TOGETHER = 8  # queries behind the same demonstrations from which on these are read once for all of them
+MIN_SHARED_QUERIES = 8  # from so many queries on, demonstrations that they share are read once for all of them
 
 
 @dataclass(frozen=True)
-class Fit:
-    """What a model can read, and how much of it at a time."""
+class InputLimits:
+    """How long a model's inputs may be, and how many are computed together."""
 
     n_positions: int
     branches: bool
@@ -53,199 +54,217 @@ class Fit:
     token_budget: int
 
     @classmethod
-    def of(cls, body: LanguageModel, machine: Machine) -> Fit:
-        """For this model on this machine."""
+    def from_model(cls, body: LanguageModel, machine: Machine) -> InputLimits:
+        """The limits of this model on this machine."""
         return cls(body.config.n_positions, body.branches, machine.micro_batch, machine.token_budget)
 
 
 @dataclass(frozen=True)
-class ByHead:
-    """The linear layer at the end of a row (paper, section 3.3)."""
+class HeadPredictor:
+    """Predicts with the linear layer at the end of a row (paper, section 3.3)."""
 
     task: TaskConfig
-    vocabulary: Tokenizer
-    fit: Fit
+    tokenizer: Tokenizer
+    limits: InputLimits
 
-    def about(self) -> dict[str, Any]:
-        """What a checkpoint has to say of it, besides the task."""
+    def checkpoint_entries(self) -> dict[str, Any]:
+        """The entries of a checkpoint's config.json, besides the task."""
         return {"method": "head"}
 
-    def arrange(self, examples: Sequence[Example]) -> Arranged:
-        """The examples as items, and how many were cut for that."""
-        items, cut = items_of(self.task, examples, self.vocabulary, self.fit.n_positions, self.fit.branches)
-        return Arranged(items, cut)
+    def encode(self, examples: Sequence[Example]) -> EncodedExamples:
+        """Encode examples as items, and count the truncated ones."""
+        limits = self.limits
+        items, truncated = encode_examples(self.task, examples, self.tokenizer, limits.n_positions, limits.branches)
+        return EncodedExamples(items, truncated)
 
-    def outputs(self, model: Tuned, examples: Sequence[Example], items: Sequence[Item]) -> np.ndarray:
-        """What the head gives for every example. -> [N,outputs], fp32"""
-        return head_outputs(model, items, self.fit.micro_batch, self.fit.token_budget)
+    def outputs(self, model: FineTunedModel, examples: Sequence[Example], items: Sequence[Item]) -> np.ndarray:
+        """The head's outputs for every example. -> [N,outputs], fp32"""
+        return head_outputs(model, items, self.limits.micro_batch, self.limits.token_budget)
 
 
 @dataclass(frozen=True)
-class Shown:
-    """The demonstrations that a run was trained with: a checkpoint holds what it takes to have the same again."""
+class DemonstrationSets:
+    """The demonstrations of a run. A checkpoint's config.json stores `kind`, `sets`, `seed`, `by` and the examples."""
 
     kind: str  # random, similar
-    sets: int
+    sets: int  # that evaluation averages over
     seed: int
-    by: str  # whose vectors say what is similar
+    by: str  # the model whose vectors measure similarity
     hub: str | None
-    pool: Pool
-    ids: Sequence[Ids]  # of each example of the pool, as a demonstration
+    pool: DemonstrationPool
+    ids: Sequence[TokenIds]  # each example of the pool as a demonstration
 
     @classmethod
-    def of(cls, prompt: Prompt, examples: Sequence[Example], hub: str | None, **how: Any) -> Shown:
-        """From the examples and the four settings."""
+    def from_examples(
+        cls, prompt: Prompt, examples: Sequence[Example], hub: str | None, **settings: Any
+    ) -> DemonstrationSets:
+        """Build the sets from the examples and the settings kind, sets, seed and by."""
         ids = [prompt.demonstration(example) for example in examples]
-        return cls(hub=hub, pool=Pool.of(prompt.task, examples), ids=ids, **how)
+        return cls(hub=hub, pool=DemonstrationPool.from_examples(prompt.task, examples), ids=ids, **settings)
 
-    def about(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
-        how = {name: getattr(self, name) for name in ("kind", "sets", "seed", "by")}
-        return {**how, "examples": [dataclasses.asdict(example) for example in self.pool.examples]}
+    def checkpoint_entries(self) -> dict[str, Any]:
+        """The entry `demonstrations` of a checkpoint's config.json."""
+        settings = {name: getattr(self, name) for name in ("kind", "sets", "seed", "by")}
+        return {**settings, "examples": [dataclasses.asdict(example) for example in self.pool.examples]}
 
-    def likeness(
-        self, model: LanguageModel, vocabulary: Tokenizer, queries: Sequence[Example], fit: Fit
+    def similarity(
+        self, model: LanguageModel, tokenizer: Tokenizer, queries: Sequence[Example], limits: InputLimits
     ) -> np.ndarray | None:
-        """How like the queries the examples are, to the model as it is now. -> [N,n]; None where that says nothing"""
+        """Similarity of queries and pool examples under the model's current weights. -> [N,n]; None if kind=random"""
         if self.kind != "similar":
             return None
-        one, other = (
-            demonstrations.embedded(self.by, some, model, vocabulary, self.hub, fit.micro_batch, fit.token_budget)
-            for some in (queries, self.pool.examples)
+        batch = limits.micro_batch, limits.token_budget
+        query_vectors, pool_vectors = (
+            demonstrations.embed_examples(self.by, examples, model, tokenizer, self.hub, *batch)
+            for examples in (queries, self.pool.examples)
         )
-        return demonstrations.likeness(one, other)
+        return demonstrations.cosine_similarity(query_vectors, pool_vectors)
 
 
 @dataclass(frozen=True)
-class ByPrompt:
-    """The words of the labels in a prompt, scored by the language model itself."""
+class PromptPredictor:
+    """Predicts with a prompt: the language model itself scores the words of the labels."""
 
     prompt: Prompt
-    shown: Shown | None
-    fit: Fit
+    demos: DemonstrationSets | None
+    limits: InputLimits
 
-    def about(self) -> dict[str, Any]:
-        """What a checkpoint has to say of it, besides the task with its prompt."""
-        return {"method": "prompt", "demonstrations": self.shown and self.shown.about()}
+    def checkpoint_entries(self) -> dict[str, Any]:
+        """The entries of a checkpoint's config.json, besides the task with its prompt."""
+        return {"method": "prompt", "demonstrations": self.demos and self.demos.checkpoint_entries()}
 
-    def arrange(self, examples: Sequence[Example]) -> Arranged:
-        """The examples as items behind the first set of demonstrations, and what was cut and left out for that."""
-        places: Sequence[tuple[int, ...]] = [()] * len(examples)
-        if self.shown:
-            (order,) = demonstrations.orders_of_sets(self.shown.seed, 1, len(self.shown.ids))
-            places = [self.shown.pool.chosen(order, barred) for barred in self.shown.pool.barred(examples)]
-        return self.behind(list(self.prompt.queries(examples)), examples, places)
+    def encode(self, examples: Sequence[Example]) -> EncodedExamples:
+        """Encode examples after the first set of demonstrations; count truncated texts and skipped demonstrations."""
+        selected: Sequence[tuple[int, ...]] = [()] * len(examples)
+        if self.demos:
+            (order,) = demonstrations.orders_for_evaluation(self.demos.seed, 1, len(self.demos.ids))
+            selected = [self.demos.pool.select(order, excluded) for excluded in self.demos.pool.excluded(examples)]
+        return self.encode_queries(list(self.prompt.queries(examples)), examples, selected)
 
-    def behind(
-        self, queries: Sequence[Query], examples: Sequence[Example], places: Sequence[tuple[int, ...]]
-    ) -> Arranged:
-        """Queries as items, each behind the demonstrations in these places of the pool."""
-        items, cut, left_out = [], 0, 0
-        for query, example, chosen in zip(queries, examples, places, strict=True):
-            ids = [self.shown.ids[i] for i in chosen] if self.shown else []
-            laid = lay(self.prompt, ids, query, self.fit.n_positions)
-            after = len(laid.rows[0]) - laid.shared - len(query.words[0])
-            asked = Asked(tuple(laid.scored), after, right_of(self.prompt, example))
-            items.append(Item.of(laid.rows, example.label, laid.shared if self.fit.branches else 0, asked))
-            cut, left_out = cut + laid.cut, left_out + laid.dropped
-        return Arranged(items, cut, left_out)
+    def encode_queries(
+        self, queries: Sequence[Query], examples: Sequence[Example], selected: Sequence[tuple[int, ...]]
+    ) -> EncodedExamples:
+        """Encode queries as items, each after its selected demonstrations (indices in the pool)."""
+        items, truncated, skipped = [], 0, 0
+        for query, example, indices in zip(queries, examples, selected, strict=True):
+            ids = [self.demos.ids[i] for i in indices] if self.demos else []
+            packed = pack_prompt(self.prompt, ids, query, self.limits.n_positions)
+            after = len(packed.rows[0]) - packed.shared_length - len(query.words[0])
+            span = ScoredSpan(tuple(packed.scored_counts), after, correct_word(self.prompt, example))
+            shared = packed.shared_length if self.limits.branches else 0
+            items.append(Item.from_sequences(packed.rows, example.label, shared, span))
+            truncated, skipped = truncated + packed.truncated, skipped + packed.skipped
+        return EncodedExamples(items, truncated, skipped)
 
-    def training(self, examples: Sequence[Example], model: LanguageModel) -> Anew | None:
-        """What gives the items of an update: each time behind other demonstrations; None without demonstrations.
+    def resampler(self, examples: Sequence[Example], model: LanguageModel) -> Resample | None:
+        """A function that encodes examples for a step after newly sampled demonstrations; None without demonstrations.
 
-        How like each other the examples are is asked of the model once, as it is now.
+        Similarity is computed once, with the model's weights before training.
         """
-        shown = self.shown
-        if shown is None:
+        demos = self.demos
+        if demos is None:
             return None
-        barred = shown.pool.barred(examples, shown.likeness(model, self.prompt.vocabulary, examples, self.fit))
+        excluded = demos.pool.excluded(examples, demos.similarity(model, self.prompt.tokenizer, examples, self.limits))
         queries = list(self.prompt.queries(examples))
 
-        def items_of_update(rows: Sequence[int], step: int) -> Sequence[Item]:
-            orders = demonstrations.orders_of_update(shown.seed, step, len(rows), len(shown.ids))
-            places = [shown.pool.chosen(order, barred[i]) for order, i in zip(orders, rows, strict=True)]
-            return self.behind([queries[i] for i in rows], [examples[i] for i in rows], places).items
+        def items_for_step(rows: Sequence[int], step: int) -> Sequence[Item]:
+            orders = demonstrations.orders_for_step(demos.seed, step, len(rows), len(demos.ids))
+            selected = [demos.pool.select(order, excluded[i]) for order, i in zip(orders, rows, strict=True)]
+            return self.encode_queries([queries[i] for i in rows], [examples[i] for i in rows], selected).items
 
-        return items_of_update
+        return items_for_step
 
-    def outputs(self, model: Tuned, examples: Sequence[Example], items: Sequence[Item]) -> np.ndarray:
+    def outputs(self, model: FineTunedModel, examples: Sequence[Example], items: Sequence[Item]) -> np.ndarray:
         """The score of every label, the mean over all sets of demonstrations. -> [N,L], fp32"""
-        shown = self.shown
-        if shown is None:
-            return head_outputs(model, items, self.fit.micro_batch, self.fit.token_budget)
-        barred = shown.pool.barred(examples, shown.likeness(model.body, self.prompt.vocabulary, examples, self.fit))
-        patterns, pattern = np.unique(barred, axis=0, return_inverse=True)  # hardly more than one of random
-        found = []
-        for order in demonstrations.orders_of_sets(shown.seed, shown.sets, len(shown.ids)):
-            places = [shown.pool.chosen(order, each) for each in patterns]
-            found.append(self._scores(model, shown, examples, [places[i] for i in pattern.ravel()]))
-        return np.stack(found).mean(0).astype(np.float32)
+        demos = self.demos
+        if demos is None:
+            return head_outputs(model, items, self.limits.micro_batch, self.limits.token_budget)
+        similarity = demos.similarity(model.body, self.prompt.tokenizer, examples, self.limits)
+        excluded = demos.pool.excluded(examples, similarity)
+        patterns, pattern = np.unique(excluded, axis=0, return_inverse=True)  # few patterns if kind=random
+        scores = []
+        for order in demonstrations.orders_for_evaluation(demos.seed, demos.sets, len(demos.ids)):
+            selected = [demos.pool.select(order, mask) for mask in patterns]
+            scores.append(self._scores(model, demos, examples, [selected[i] for i in pattern.ravel()]))
+        return np.stack(scores).mean(0).astype(np.float32)
 
     def _scores(
-        self, model: Tuned, shown: Shown, examples: Sequence[Example], places: Sequence[tuple[int, ...]]
+        self,
+        model: FineTunedModel,
+        demos: DemonstrationSets,
+        examples: Sequence[Example],
+        selected: Sequence[tuple[int, ...]],
     ) -> np.ndarray:
-        """The score of every label behind these demonstrations, which are read once where many queries share them."""
-        sharing: dict[tuple[int, ...], list[int]] = {}
-        for i, chosen in enumerate(places):
-            sharing.setdefault(chosen, []).append(i)
-        limits = self.fit.micro_batch, self.fit.token_budget
+        """Score every label after the selected demonstrations, which are read once if many queries share them."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, indices in enumerate(selected):
+            groups.setdefault(indices, []).append(i)
+        limits = self.limits.micro_batch, self.limits.token_budget
         parts: list[tuple[list[int], np.ndarray]] = []
-        for chosen, members in sharing.items():
-            if len(members) >= TOGETHER:
-                ids, some = [shown.ids[i] for i in chosen], [examples[i] for i in members]
-                parts.append((members, answers(model.body, self.prompt, ids, some, *limits).scores))
-        if alone := [i for members in sharing.values() if len(members) < TOGETHER for i in members]:
-            some = [examples[i] for i in alone]
-            items = self.behind(list(self.prompt.queries(some)), some, [places[i] for i in alone]).items
-            parts.append((alone, head_outputs(model, items, *limits)))
+        for indices, members in groups.items():
+            if len(members) >= MIN_SHARED_QUERIES:
+                ids, queries = [demos.ids[i] for i in indices], [examples[i] for i in members]
+                parts.append((members, score_examples(model.body, self.prompt, ids, queries, *limits).scores))
+        if remaining := [i for members in groups.values() if len(members) < MIN_SHARED_QUERIES for i in members]:
+            queries = [examples[i] for i in remaining]
+            items = self.encode_queries(
+                list(self.prompt.queries(queries)), queries, [selected[i] for i in remaining]
+            ).items
+            parts.append((remaining, head_outputs(model, items, *limits)))
         scores = np.concatenate([part for _, part in parts])
         return scores[np.argsort([i for members, _ in parts for i in members])]
 
 
-Asking = ByHead | ByPrompt
+Predictor = HeadPredictor | PromptPredictor
 
 
-def right_of(prompt: Prompt, example: Example) -> int | None:
-    """Which of a query's words is the right one: the first of its label's; None where the label is not known."""
+def correct_word(prompt: Prompt, example: Example) -> int | None:
+    """Index of the correct word of a query: the first word of its label; None if the example has no label."""
     if example.label is None:
         return None
-    label = few_shot.class_of(prompt.task, example.label)
+    label = few_shot.class_index(prompt.task, example.label)
     return sum(prompt.alternatives[:label]) if prompt.alternatives else label
 
 
-def of(described: Mapping[str, Any], model: Tuned, vocabulary: Tokenizer, machine: Machine, hub: str | None) -> Asking:
-    """How the model of a checkpoint is asked, from what its config.json says."""
-    task, fit = build(TaskConfig, described["task"]), Fit.of(model.body, machine)
-    if described.get("method", "head") == "head":
-        return ByHead(task, vocabulary, fit)
-    prompt, shown = Prompt.of(task, vocabulary), described.get("demonstrations")
-    if shown is None:
-        return ByPrompt(prompt, None, fit)
-    demonstrations.check(shown["by"], hub)
-    lines = shown["examples"]
-    examples = [Example(e["id"], tuple(e["texts"]), e["label"], tuple(e["choices"])) for e in lines]
-    how = {name: value for name, value in shown.items() if name != "examples"}
-    return ByPrompt(prompt, Shown.of(prompt, examples, hub, **how), fit)
+def restore_predictor(
+    config: Mapping[str, Any], model: FineTunedModel, tokenizer: Tokenizer, machine: Machine, hub: str | None
+) -> Predictor:
+    """Build the predictor of a checkpoint from its config.json."""
+    task, limits = build(TaskConfig, config["task"]), InputLimits.from_model(model.body, machine)
+    if config.get("method", "head") == "head":
+        return HeadPredictor(task, tokenizer, limits)
+    prompt, stored = Prompt.from_task(task, tokenizer), config.get("demonstrations")
+    if stored is None:
+        return PromptPredictor(prompt, None, limits)
+    demonstrations.check_similarity_model(stored["by"], hub)
+    examples = [Example(e["id"], tuple(e["texts"]), e["label"], tuple(e["choices"])) for e in stored["examples"]]
+    settings = {name: value for name, value in stored.items() if name != "examples"}
+    return PromptPredictor(prompt, DemonstrationSets.from_examples(prompt, examples, hub, **settings), limits)
 
 
-def load_tuned(folder: Path) -> tuple[Tuned, Tokenizer]:
-    """A fine-tuned model, with its head where it has one, fp32, on the CPU; `folder` is that of a checkpoint."""
-    config = locate.described(folder)
-    _check_read(folder)
-    vocabulary = bpe.load(folder)
-    if len(vocabulary) != config["vocabulary"]:  # its special rows would be those of other symbols
-        told = f"its tokenizer has {len(vocabulary)} entries, but its model was trained with {config['vocabulary']}"
-        raise UserError(f"{folder}: {told}; {COPY}")
-    _check_tables(folder, config, vocabulary)
-    body = fresh(build(ModelConfig, config["model"]), config["vocabulary"] + config["special_rows"])
+def load_fine_tuned(folder: Path) -> tuple[FineTunedModel, Tokenizer]:
+    """Load a fine-tuned model, with its head if it has one, in fp32 on the CPU, from the folder of a checkpoint.
+
+    Raises UserError if files do not fit together, or if the checkpoint is a language model without a head.
+    """
+    config = locate.read_checkpoint_config(folder)
+    check_model_files(folder)
+    tokenizer = bpe.load(folder)
+    if len(tokenizer) != config["vocabulary"]:  # the special tokens would have the embeddings of other tokens
+        raise UserError(
+            f"{folder}: the tokenizer has vocabulary size {len(tokenizer)}, but the model was trained with"
+            f" {config['vocabulary']}; {COPY_HINT}"
+        )
+    check_tables_digest(folder, config, tokenizer)
+    body = create_model(build(ModelConfig, config["model"]), config["vocabulary"] + config["special_rows"])
     weights = read_tensors(folder / "model.safetensors")
     if config.get("method") == "prompt":
-        prompted = Prompted.of(body, build(TaskConfig, config["task"]))
-        fill(prompted, weights, str(folder))
+        prompted = PromptedLM.from_task(body, build(TaskConfig, config["task"]))
+        load_weights(prompted, weights, str(folder))
         return prompted, bpe.load(folder)
     if "head.weight" not in weights:
-        raise UserError(f"{folder}: a language model, without the head that fine-tuning adds")
+        raise UserError(f"{folder} is a language model without a fine-tuned head; name a run of gpt1 finetune")
     choice = bool(config["task"]["choices"])
     model = Classifier(body, weights["head.weight"].shape[0], head_dropout=0.0, choice=choice)
-    fill(model, weights, str(folder))
-    return model, vocabulary
+    load_weights(model, weights, str(folder))
+    return model, tokenizer

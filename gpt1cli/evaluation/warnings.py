@@ -1,4 +1,4 @@
-"""Warnings that matter: pure functions, each the line to tell once, or None."""
+"""Warnings about a model's predictions: pure functions, each returns a line to print once, or None."""
 
 from __future__ import annotations
 
@@ -9,58 +9,71 @@ from typing import Any
 import numpy as np
 
 from gpt1cli.config.task import TaskConfig
-from gpt1cli.tasks.classification import predictions
+from gpt1cli.tasks.classification import decode_outputs
 from gpt1cli.tasks.splits import Split
 
-BLIND = "the model does not look at its input; another lr=, more epochs= or another seed= may help"  # of a trained one
-FEW = 5  # examples of a label that may go unpredicted by chance
-TEXTS_IGNORED = "its words alone decide, not the texts; where there are two labels roc_auc shows what the scores know"
+# Advice for a trained model, and for one that scores label words without training.
+COLLAPSE_ADVICE = "the model predicts the same for every input; try another lr=, more epochs= or another seed="
+WORDS_ONLY_ADVICE = (
+    "the label words decide, not the texts; with two labels, roc_auc shows how well the scores separate them"
+)
+MIN_EXAMPLES = 5  # a label with fewer examples may be never predicted by chance
 
 
-def half_cut(split: str, cut: int, examples: int, n_positions: int) -> str | None:
-    """Told where at least half of the examples lose a part of their text."""
-    if 2 * cut < examples or not cut:
+def warn_truncation(split: str, truncated: int, examples: int, n_positions: int) -> str | None:
+    """Warn if at least half of the examples are truncated."""
+    if 2 * truncated < examples or not truncated:
         return None
     return (
-        f"warning: {cut:,} of {examples:,} examples of {split} are longer than the model's n_positions={n_positions}"
-        " and lose a part of their text; a model with more positions would read all of it"
+        f"warning: {truncated:,} of {examples:,} examples of {split} are truncated to the model's"
+        f" n_positions={n_positions}; a model with more positions reads all of their text"
     )
 
 
-def one_sided(
-    split: str, labels: Sequence[str], predicted: Sequence[int], true: Sequence[int], way: str = BLIND
+def warn_collapse(
+    split: str, labels: Sequence[str], predicted: Sequence[int], true: Sequence[int], advice: str = COLLAPSE_ADVICE
 ) -> str | None:
-    """Told where every example gets the same label though they differ, or where a label of several is never given."""
-    given, wanted = Counter(predicted), Counter(true)
-    if len(given) == 1 and len(wanted) > 1:
-        (only,) = given
-        return f"warning: all {len(predicted):,} predictions on {split} are {labels[only]}: {way}"
-    if never := [f"{labels[n]} ({count:,})" for n, count in sorted(wanted.items()) if n not in given and count >= FEW]:
-        return f"warning: never predicted on {split}, though there are such examples: {', '.join(never)}"
+    """Warn if all predictions are one label although the true labels differ, or if a label is never predicted.
+
+    predicted, true: indices into `labels`.
+    """
+    predicted_counts, true_counts = Counter(predicted), Counter(true)
+    if len(predicted_counts) == 1 and len(true_counts) > 1:
+        (only,) = predicted_counts
+        return f"warning: all {len(predicted):,} predictions on {split} are {labels[only]}: {advice}"
+    never = [n for n, count in sorted(true_counts.items()) if n not in predicted_counts and count >= MIN_EXAMPLES]
+    if never:
+        listed = ", ".join(f"{labels[n]} ({true_counts[n]:,} examples)" for n in never)
+        return f"warning: labels never predicted on {split}: {listed}"
     return None
 
 
-def constant(split: str, predicted: np.ndarray, true: np.ndarray) -> str | None:
-    """Told where scores hardly differ though those of the labels do. predicted, true [N]"""
+def warn_constant(split: str, predicted: np.ndarray, true: np.ndarray) -> str | None:
+    """Warn if predicted scores hardly differ although the true scores do. predicted, true [N]"""
     if len(predicted) < 2 or np.std(predicted) > 1e-3 * np.std(true) or np.std(true) == 0:
         return None
-    return f"warning: all {len(predicted):,} predictions on {split} are about {np.mean(predicted):.3f}: {BLIND}"
+    return (
+        f"warning: all {len(predicted):,} predictions on {split} are about {np.mean(predicted):.3f}: {COLLAPSE_ADVICE}"
+    )
 
 
 def collapse_warning(task: TaskConfig, name: str, split: Split, outputs: np.ndarray) -> str | None:
-    """A warning where what is predicted of a labelled split hardly depends on the examples. outputs [N,O]"""
+    """Warn if a fine-tuned model's predictions on a labelled split hardly depend on the examples. outputs [N,O]"""
     if split.labels is None:
         return None
-    found, labels = predictions(task, outputs), np.array(split.labels)
-    if not task.classes:
-        return constant(name, found, labels)
-    return one_sided(name, task.labels, found.tolist(), labels.astype(int).tolist())
+    predicted, labels = decode_outputs(task, outputs), np.array(split.labels)
+    if not task.is_classification:
+        return warn_constant(name, predicted, labels)
+    return warn_collapse(name, task.labels, predicted.tolist(), labels.astype(int).tolist())
 
 
-def zero_shot_collapse_warning(task: TaskConfig, name: str, answers: Sequence[Mapping[str, Any]]) -> str | None:
-    """A warning where all answers to a labelled split are the same, or a label is never given; see `predictions`."""
-    number = {label: n for n, label in enumerate(task.labels)}
-    if any(line["label"] is None for line in answers):
+def zero_shot_collapse_warning(task: TaskConfig, name: str, records: Sequence[Mapping[str, Any]]) -> str | None:
+    """Warn if all zero-shot predictions on a labelled split are one label, or if a label is never predicted.
+
+    records: those of zero_shot_records.
+    """
+    index = {label: n for n, label in enumerate(task.labels)}
+    if any(record["label"] is None for record in records):
         return None
-    predicted, true = ([number[line[key]] for line in answers] for key in ("prediction", "label"))
-    return one_sided(name, task.labels, predicted, true, TEXTS_IGNORED)
+    predicted, true = ([index[record[key]] for record in records] for key in ("prediction", "label"))
+    return warn_collapse(name, task.labels, predicted, true, WORDS_ONLY_ADVICE)

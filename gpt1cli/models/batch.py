@@ -1,6 +1,6 @@
-"""Batches: packed rows of tokens with targets, weights, and the places where heads read.
+"""Batches: packed rows of tokens with targets, loss weights, and the positions where heads read.
 
-B rows, T tokens in a row, N scored positions.
+B rows, T tokens of a row, N items of K sequences each, S targets with a loss.
 """
 
 from __future__ import annotations
@@ -15,104 +15,104 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from gpt1cli.models.transformer import Past
+    from gpt1cli.models.transformer import KVCache
 
 Ids = np.ndarray  # int32, one dimension
 
 
-class Asked(NamedTuple):
-    """What a prompt asks of an item: which tokens at the end of each of its sequences are scored."""
+class ScoredSpan(NamedTuple):
+    """The tokens at the end of each sequence of an item that a prompt scores: label words and what follows them."""
 
-    scored: tuple[int, ...]  # how many: the words for a label, and what follows them
-    after: int  # how many follow
-    right: int | None = None  # the sequence that holds the right words
+    counts: tuple[int, ...]  # scored tokens of each sequence
+    trailing: int  # how many of them follow the label words
+    correct: int | None = None  # index of the sequence with the correct words; None: unknown
 
 
 @dataclass(frozen=True)
 class Item:
-    """One example as the model sees it: K sequences that share a prefix, and the label (None: to be predicted).
+    """One example as input to the model: K sequences that share a prefix, and the label (None: to be predicted).
 
-    Sequence k is prefix + tails[k]. A classification has one, a similarity its two orders, a question one per answer,
-    a prompt one for the words of each label.
+    Sequence k is prefix + continuations[k]. Classification has one sequence, similarity both orders of the two texts,
+    multiple choice one sequence for each answer, a prompt one for the words of each label.
     """
 
     prefix: Ids
-    tails: tuple[Ids, ...]
+    continuations: tuple[Ids, ...]
     label: int | float | None = None
-    asked: Asked | None = None
+    scored_span: ScoredSpan | None = None
 
     @classmethod
-    def of(
+    def from_sequences(
         cls,
         rows: Sequence[Sequence[int]],
         label: int | float | None = None,
         shared: int = 0,
-        asked: Asked | None = None,
+        scored_span: ScoredSpan | None = None,
     ) -> Item:
-        """From whole sequences whose first `shared` tokens are the same.
+        """Build an item from whole sequences whose first `shared` tokens are equal.
 
-        The prefix ends one token early: the last shared one opens every branch, so that each place has one target.
+        The prefix ends one token early: the last shared token starts every branch, so each position has one target.
         """
         sequences = [np.asarray(row, dtype=np.int32) for row in rows]
-        kept = max(0, shared - 1) if len(rows) > 1 else 0
-        return cls(sequences[0][:kept], tuple(sequence[kept:] for sequence in sequences), label, asked)
+        P = max(0, shared - 1) if len(rows) > 1 else 0
+        return cls(sequences[0][:P], tuple(sequence[P:] for sequence in sequences), label, scored_span)
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each row it takes: one, with the sequences as branches, where they share a prefix."""
-        tails = [len(tail) for tail in self.tails]
-        return [len(self.prefix) + sum(tails)] if len(self.prefix) else tails
+        """Tokens of each row of this item: one row with branches if the sequences share a prefix, else K rows."""
+        lengths = [len(continuation) for continuation in self.continuations]
+        return [len(self.prefix) + sum(lengths)] if len(self.prefix) else lengths
 
     @property
-    def width(self) -> int:
-        """Tokens of its row, or of the longest of its rows."""
+    def row_length(self) -> int:
+        """Tokens of the item's longest row."""
         return max(self.lengths)
 
     @property
-    def height(self) -> int:
-        """Rows it takes."""
+    def row_count(self) -> int:
+        """Number of rows."""
         return len(self.lengths)
 
-    def apart(self) -> Item:
-        """The same sequences without sharing: the plain form, which computes the prefix once for each."""
-        whole = tuple(np.concatenate([self.prefix, tail]) for tail in self.tails)
-        return dataclasses.replace(self, prefix=self.prefix[:0], tails=whole)
+    def unshared(self) -> Item:
+        """Return the same sequences without a shared prefix: the plain form, which computes it once per sequence."""
+        sequences = tuple(np.concatenate([self.prefix, continuation]) for continuation in self.continuations)
+        return dataclasses.replace(self, prefix=self.prefix[:0], continuations=sequences)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of equal length, ready for the model. Padding has weight 0 and lies to the right, where no token sees it."""
+    """Rows of equal length, ready for the model. Padding is at the right, where no token sees it, and has weight 0."""
 
     tokens: Tensor  # [B,T] int64
     targets: Tensor  # [B,T] int64: the token to predict at each position
-    weights: Tensor  # [B,T] float: what each target counts in the language-model loss; 0 where there is none
+    weights: Tensor  # [B,T] float: weight of each target in the language-model loss; 0 if there is no target
     count: int  # what the loss is divided by: targets in pretraining, examples in fine-tuning
-    real_tokens: int  # tokens that are no padding
+    real_tokens: int  # tokens without padding
     positions: Tensor | None = None  # [B,T] int64; None counts from 0
-    document: Tensor | None = None  # [B,T] int64; None: one document a row
+    document: Tensor | None = None  # [B,T] int64; None: one document per row
     branch: Tensor | None = None  # [B,T] int64; None: no branches
-    lengths: tuple[int, ...] | None = None  # tokens of each row that are no padding; None: all
-    scored: Tensor | None = None  # [S] int64: which of the flattened targets weigh something; None: all
-    ends: Tensor | None = None  # [N,K] int64: where the `_classify_` of item n's sequence k lies in the flattened rows
+    lengths: tuple[int, ...] | None = None  # tokens of each row without padding; None: no padding
+    loss_positions: Tensor | None = None  # [S] int64: the flattened targets with a weight above 0; None: all
+    read_at: Tensor | None = None  # [N,K] int64: flattened position of `_classify_`, the last token of each sequence
     labels: Tensor | None = None  # [N] int64 classes, or float32 scores
-    asked: Tensor | None = None  # [N,K] int64: how many tokens before its end, and with it, each sequence is scored on
+    scored_counts: Tensor | None = None  # [N,K] int64: tokens that are scored at the end of each sequence
 
-    def through(self, model: Callable[..., Tensor], past: Past | None = None) -> Tensor:
-        """What a Transformer makes of the rows, behind what is kept of a past: hidden states, [B,T,D]."""
-        if past is None:
+    def forward(self, model: Callable[..., Tensor], cache: KVCache | None = None) -> Tensor:
+        """Run the model on the rows, which follow the cached tokens if a cache is given: hidden states [B,T,D]."""
+        if cache is None:
             return model(self.tokens, self.positions, self.document, self.branch, lengths=self.lengths)
-        positions = None if self.positions is None else self.positions + past.length
-        return model(self.tokens, positions, self.document, self.branch, past=past)
+        positions = None if self.positions is None else self.positions + cache.length
+        return model(self.tokens, positions, self.document, self.branch, cache=cache)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+        """Copy the batch to a device."""
+        return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pinned(self) -> Batch:
-        """The same batch in memory that a GPU copies from while it computes."""
-        return self._with(Tensor.pin_memory)
+    def pin_memory(self) -> Batch:
+        """Copy the batch to pinned memory, from which a GPU copies while it computes."""
+        return self._map_tensors(Tensor.pin_memory)
 
-    def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def _map_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
         changed: dict[str, Any] = {
             field.name: change(value)
             for field in dataclasses.fields(self)
@@ -122,7 +122,7 @@ class Batch:
 
 
 def windows_batch(windows: np.ndarray) -> Batch:
-    """Windows of T+1 contiguous tokens [B,T+1] -> a batch that predicts each token from those before it."""
+    """Make a batch of windows of T+1 contiguous tokens, [B,T+1]: every token is predicted from those before it."""
     tokens = torch.from_numpy(windows.astype(np.int64))
     B, T = tokens.shape[0], tokens.shape[1] - 1
     return Batch(
@@ -134,100 +134,107 @@ def windows_batch(windows: np.ndarray) -> Batch:
     )
 
 
-class _Row(NamedTuple):
-    """One row before padding, all arrays of its length but the last."""
+class _PackedRow(NamedTuple):
+    """One row before padding; every array has one value per token."""
 
     tokens: np.ndarray
     targets: np.ndarray
     weights: np.ndarray
     positions: np.ndarray
     branch: np.ndarray
-    ends: list[int]  # the last token of each of its sequences
+    read_at: list[int]  # position of the last token of each sequence
 
 
-def _rows(item: Item) -> Iterator[_Row]:
-    """The rows of an item: one with all its sequences behind their prefix, or one for each."""
-    weights = _weights(item)
+def _pack_item(item: Item) -> Iterator[_PackedRow]:
+    """Yield the rows of an item: one row with prefix and branches, or one row per sequence."""
+    weights = _loss_weights(item)
     if len(item.prefix):
-        yield _row(item.prefix, item.tails, weights)
+        yield _pack_row(item.prefix, item.continuations, weights)
     else:
-        for tail, own in zip(item.tails, weights, strict=True):
-            yield _row(item.prefix, [tail], [own])
+        for continuation, own in zip(item.continuations, weights, strict=True):
+            yield _pack_row(item.prefix, [continuation], [own])
 
 
-def _weights(item: Item) -> list[np.ndarray]:
-    """What the target at each place of each sequence counts in the language-model loss; that of the last place nothing.
+def _loss_weights(item: Item) -> list[np.ndarray]:
+    """Return the language-model loss weight at each position of each sequence; the last position has no target.
 
-    A sequence's n targets weigh 1/n each, and its K sequences 1/K each (DESIGN.md). Of a prompt the right sequence
-    counts alone, and there all targets but the words of the label.
+    The n targets of a sequence weigh 1/n each, and the K sequences of an item 1/K each (DESIGN.md). In a prompt only
+    the correct sequence counts, and in it all targets except the label words.
     """
-    P, found = len(item.prefix), []
-    for k, tail in enumerate(item.tails):
-        counted = np.arange(P + len(tail), 0, -1) > 1
-        if item.asked is not None:
+    P, weights = len(item.prefix), []
+    for k, continuation in enumerate(item.continuations):
+        counted = np.arange(P + len(continuation), 0, -1) > 1
+        if item.scored_span is not None:
             last = len(counted) - 1
-            counted[last - item.asked.scored[k] : last - item.asked.after] = False
-            counted &= k == item.asked.right
-        share = 1 if item.asked is not None else len(item.tails)
-        found.append(counted / (share * max(1, counted.sum())))
-    return found
+            counted[last - item.scored_span.counts[k] : last - item.scored_span.trailing] = False
+            counted &= k == item.scored_span.correct
+        sequences = 1 if item.scored_span is not None else len(item.continuations)
+        weights.append(counted / (sequences * max(1, counted.sum())))
+    return weights
 
 
-def _row(prefix: Ids, tails: Sequence[Ids], weights: Sequence[np.ndarray]) -> _Row:
-    """A target in the shared prefix is one of every sequence, and weighs the sum of what it weighs in each."""
+def _pack_row(prefix: Ids, continuations: Sequence[Ids], weights: Sequence[np.ndarray]) -> _PackedRow:
+    """Pack one row. A target in the shared prefix belongs to every sequence: its weight is the sum over them."""
     P, none = len(prefix), np.zeros(1, dtype=np.int32)
-    return _Row(
-        tokens=np.concatenate([prefix, *tails]),
-        targets=np.concatenate([prefix[1:], tails[0][: min(1, P)], *(np.append(tail[1:], none) for tail in tails)]),
+    lengths = [len(continuation) for continuation in continuations]
+    return _PackedRow(
+        tokens=np.concatenate([prefix, *continuations]),
+        targets=np.concatenate(
+            [prefix[1:], continuations[0][: min(1, P)], *(np.append(one[1:], none) for one in continuations)]
+        ),
         weights=np.concatenate([np.sum([own[:P] for own in weights], axis=0), *(own[P:] for own in weights)]),
-        positions=np.concatenate([np.arange(P), *(P + np.arange(len(tail)) for tail in tails)]),
-        branch=np.repeat(np.arange(len(tails) + 1), [P, *map(len, tails)]) if P else np.zeros(len(tails[0]), int),
-        ends=list(P + np.cumsum([len(tail) for tail in tails]) - 1),
+        positions=np.concatenate([np.arange(P), *(P + np.arange(length) for length in lengths)]),
+        branch=np.repeat(np.arange(len(lengths) + 1), [P, *lengths]) if P else np.zeros(lengths[0], int),
+        read_at=list(P + np.cumsum(lengths) - 1),
     )
 
 
 def items_batch(items: Sequence[Item]) -> Batch:
-    """Items laid in rows, padded at the right; the loss is a sum over items of means over sequences of token means."""
-    rows = [row for item in items for row in _rows(item)]
+    """Pack items into rows, padded at the right.
+
+    The loss is a sum over items of means over sequences of means over tokens.
+    """
+    rows = [row for item in items for row in _pack_item(item)]
     T = max(len(row.tokens) for row in rows)
     branched = any(len(item.prefix) for item in items)
 
-    def padded(arrays: Sequence[np.ndarray], dtype: type, fill: int = 0) -> Tensor:
-        laid: np.ndarray = np.full((len(rows), T), fill, dtype=dtype)
-        for line, array in zip(laid, arrays, strict=True):
+    def pad(arrays: Sequence[np.ndarray], dtype: type, fill: int = 0) -> Tensor:
+        padded: np.ndarray = np.full((len(rows), T), fill, dtype=dtype)
+        for line, array in zip(padded, arrays, strict=True):
             line[: len(array)] = array
-        return torch.from_numpy(laid)  # [B,T]
+        return torch.from_numpy(padded)  # [B,T]
 
-    weights = padded([row.weights for row in rows], np.float32)
-    ends = [i * T + end for i, row in enumerate(rows) for end in row.ends]
+    weights = pad([row.weights for row in rows], np.float32)
+    read_at = [i * T + position for i, row in enumerate(rows) for position in row.read_at]
     labels = [item.label for item in items]
+    scored_counts = [item.scored_span.counts for item in items if item.scored_span]
     return Batch(
-        tokens=padded([row.tokens for row in rows], np.int64),
-        targets=padded([row.targets for row in rows], np.int64),
+        tokens=pad([row.tokens for row in rows], np.int64),
+        targets=pad([row.targets for row in rows], np.int64),
         weights=weights,
         count=len(items),
         real_tokens=sum(len(row.tokens) for row in rows),
-        positions=padded([row.positions for row in rows], np.int64) if branched else None,
-        document=padded([row.branch * 0 for row in rows], np.int64, fill=1) if branched else None,  # padding: its own
-        branch=padded([row.branch for row in rows], np.int64) if branched else None,
+        positions=pad([row.positions for row in rows], np.int64) if branched else None,
+        document=pad([row.branch * 0 for row in rows], np.int64, fill=1) if branched else None,  # padding: its own
+        branch=pad([row.branch for row in rows], np.int64) if branched else None,
         lengths=tuple(len(row.tokens) for row in rows),
-        scored=weights.flatten().nonzero().squeeze(1),
-        ends=torch.tensor(ends).view(len(items), -1),
+        loss_positions=weights.flatten().nonzero().squeeze(1),
+        read_at=torch.tensor(read_at).view(len(items), -1),
         labels=None if None in labels else torch.tensor(labels),
-        asked=torch.tensor([item.asked.scored for item in items if item.asked]) if items[0].asked else None,
+        scored_counts=torch.tensor(scored_counts) if items[0].scored_span else None,
     )
 
 
-def by_length(
-    items: Sequence[Item], micro_batch: int | None, token_budget: int, before: int = 0
+def group_by_length(
+    items: Sequence[Item], micro_batch: int | None, token_budget: int, past_length: int = 0
 ) -> Iterator[list[int]]:
-    """Indices of the items in groups of like length, longest first: micro_batch each, or what the budget holds.
+    """Yield item indices in groups of similar length, longest first: micro_batch items each, or as the budget allows.
 
-    `before` tokens that every row attends to besides its own take room too.
+    The `past_length` tokens that every row also attends to count against the token budget.
     """
-    order = sorted(range(len(items)), key=lambda i: -items[i].width)
+    order = sorted(range(len(items)), key=lambda i: -items[i].row_length)
     while order:
         longest = items[order[0]]
-        size = micro_batch or max(1, token_budget // ((longest.width + before) * longest.height))
+        size = micro_batch or max(1, token_budget // ((longest.row_length + past_length) * longest.row_count))
         yield order[:size]
         order = order[size:]

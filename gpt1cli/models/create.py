@@ -1,4 +1,4 @@
-"""Create a model from its configuration, and count its parameters."""
+"""Create a model from its configuration and count its parameters."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from gpt1cli.config.schema import UserError, display
 from gpt1cli.models import ARCHITECTURES
 from gpt1cli.models.language_model import LanguageModel
 
-CGROUP = Path("/sys/fs/cgroup")  # what a container may use
+CGROUP = Path("/sys/fs/cgroup")  # memory limits of a container
 
 
-def fresh(config: ModelConfig, vocabulary: int) -> LanguageModel:
-    """A model of the configuration's architecture and shape, with fresh weights. UserError without room for it."""
-    count, (total, _) = sum(parameters(config, vocabulary).values()), sizes_of_memory()
+def create_model(config: ModelConfig, vocabulary: int) -> LanguageModel:
+    """Create a model with fresh weights. Raises UserError if it does not fit into memory."""
+    count, (total, _) = sum(parameter_counts(config, vocabulary).values()), memory_sizes()
     if 4 * count <= total:
         try:
             module, _, name = ARCHITECTURES[config.architecture].partition(":")
@@ -26,12 +26,14 @@ def fresh(config: ModelConfig, vocabulary: int) -> LanguageModel:
         except RuntimeError as error:
             if "can't allocate memory" not in str(error):
                 raise
-    told = f"{count:,} parameters, {4 * count / 1e9:,.1f} GB in fp32 alone, and this machine has {total / 1e9:,.1f} GB"
-    raise UserError(f"model={display(config.name)} is too large: {told}; a smaller model fits")
+    raise UserError(
+        f"model={display(config.name)} is too large: {count:,} parameters take {4 * count / 1e9:,.1f} GB in fp32, and"
+        f" this machine has {total / 1e9:,.1f} GB of memory. Use a smaller model"
+    )
 
 
-def parameters(config: ModelConfig, vocabulary: int, outputs: int = 0) -> dict[str, int]:
-    """Learned numbers by part: 116,534,784 in all for base with the published vocabulary."""
+def parameter_counts(config: ModelConfig, vocabulary: int, outputs: int = 0) -> dict[str, int]:
+    """Count the parameters of each part: 116,534,784 in total for base with the published vocabulary."""
     D, F = config.d_model, config.d_ff
     if config.architecture == "lstm":
         U = config.lstm_units or 0
@@ -48,8 +50,8 @@ def parameters(config: ModelConfig, vocabulary: int, outputs: int = 0) -> dict[s
     }
 
 
-def sizes_of_memory() -> tuple[float, float]:
-    """Bytes in all and bytes free, or what a container leaves of them."""
+def memory_sizes() -> tuple[float, float]:
+    """Return total and free memory in bytes, within the limits of a container."""
     total = free = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     with contextlib.suppress(OSError):
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())

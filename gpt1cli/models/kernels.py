@@ -1,10 +1,10 @@
-"""Rows without padding, linear layers, dropout, attention, cross entropy: what it takes to be fast, and what is meant.
+"""Fast kernels: rows without padding, linear layers, dropout, cross entropy.
 
-A plain version, here or torch's own, says what is meant; tests hold the fast ones to it, values and gradients.
-Everything that trades clarity for speed lives in this file, so that models/transformer.py stays a ten-minute read.
+Each fast version computes the same as a plain one, here or in torch; tests compare values and gradients. Code that
+trades clarity for speed is here and in attention.py, so that models/transformer.py stays a ten-minute read.
 
-B batch, H heads, T queries, S keys, C channels of one head, N rows or real tokens, D width, V vocabulary; linear layers
-and products: [M,K] by [K,N].
+B rows, T tokens of a row, N rows or tokens without padding, D width, V vocabulary rows; linear layers and products:
+[M,K] by [K,N].
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_ROWS = {"cpu": 1024, "cuda": 8192}  # rows whose logits exist at one time: 1024 x 40,478 in bf16 are 83 MB
-VOCABULARY_TILE = 256  # entries whose fp32 exponentials exist at one time on a CPU: 256 x 1024 are 1 MB
-FEW_ROWS = 16  # a product with so many rows or fewer takes as long as reading the weights
-NEEDLESS_PAIRS = 4000  # of query and key: about what another group of rows costs
+CHUNK_ROWS = {"cpu": 1024, "cuda": 8192}  # rows whose logits exist at the same time: 1024 x 40,478 in bf16 are 83 MB
+VOCABULARY_TILE = 256  # tokens whose fp32 exponentials exist at the same time on a CPU: 256 x 1024 are 1 MB
+FEW_ROWS = 16  # up to so many rows, a product takes as long as reading the weights
+MAX_WASTED_PAIRS = 4000  # pairs of query and key: about the cost of one more group of rows
 
 
-def keep_memory() -> None:
-    """Stop glibc from giving freed memory back at every step: page faults cost up to half of a CPU step."""
+def tune_allocator() -> None:
+    """Stop glibc from returning freed memory at every step: page faults cost up to half of a CPU step."""
     if sys.platform != "linux":
         return
     libc = ctypes.CDLL(None, use_errno=True)
@@ -37,45 +37,45 @@ def keep_memory() -> None:
         libc.mallopt(m_top_pad, 256 * 2**20)
 
 
-def _by_torch(x: Tensor) -> bool:
-    """Whether torch's own operations are the fast ones: on a GPU, and where torch.compile makes one graph of them."""
+def _prefer_torch(x: Tensor) -> bool:
+    """Whether torch's own operations are faster: on a GPU, and under torch.compile."""
     return x.is_cuda or torch.compiler.is_compiling()
 
 
-# --- rows without their padding ---------------------------------------------------------------------------------------
+# --- rows without padding ---------------------------------------------------------------------------------------------
 
 
 class Rows:
-    """Where the real tokens of padded rows lie: linear layers see those alone, [N,D]; attention sees rows, [B,T,D].
+    """Indices of the real tokens of padded rows: linear layers get only those, [N,D]; attention gets rows, [B,T,D].
 
-    Padding stands at the right. Without lengths there is none.
+    Padding is at the right. Without lengths there is no padding.
     """
 
     def __init__(self, B: int, T: int, lengths: Sequence[int] | None = None):
         self.B, self.T, self.N = B, T, B * T if lengths is None else sum(lengths)
-        self.real: Tensor | None = None  # places of the real tokens in the flattened rows; None: all
+        self.token_indices: Tensor | None = None  # of the real tokens in the flattened rows; None: all
         if lengths is not None and self.N < B * T:
-            self.real = torch.cat([torch.arange(row * T, row * T + n) for row, n in enumerate(lengths)])
+            self.token_indices = torch.cat([torch.arange(row * T, row * T + n) for row, n in enumerate(lengths)])
 
-    def pick(self, x: Tensor) -> Tensor:
-        """The real tokens. [B,T,...] -> [N,...]"""
+    def unpad(self, x: Tensor) -> Tensor:
+        """Select the real tokens. [B,T,...] -> [N,...]"""
         flat = x.flatten(0, 1)
-        return flat if self.real is None else flat.index_select(0, self.real)
+        return flat if self.token_indices is None else flat.index_select(0, self.token_indices)
 
-    def lay(self, x: Tensor) -> Tensor:
-        """Real tokens in their rows, zeros at the padding. [N,...] -> [B,T,...]"""
-        if self.real is not None:
-            x = x.new_zeros(self.B * self.T, *x.shape[1:]).index_copy(0, self.real, x)
+    def pad(self, x: Tensor) -> Tensor:
+        """Put the real tokens into rows, with zeros as padding. [N,...] -> [B,T,...]"""
+        if self.token_indices is not None:
+            x = x.new_zeros(self.B * self.T, *x.shape[1:]).index_copy(0, self.token_indices, x)
         return x.view(self.B, self.T, *x.shape[1:])
 
 
-def alike(lengths: Sequence[int]) -> Iterator[slice]:
-    """Neighbouring rows for attention to take together, so that few of its pairs of query and key are padding."""
+def length_groups(lengths: Sequence[int]) -> Iterator[slice]:
+    """Yield groups of neighbouring rows that attention computes together, with few padded pairs of query and key."""
     first = 0
     for last in range(1, len(lengths) + 1):
-        together = lengths[first : last + 1]
-        needless = sum(max(together) ** 2 - n**2 for n in together)
-        if last == len(lengths) or needless > NEEDLESS_PAIRS:
+        group = lengths[first : last + 1]
+        wasted = sum(max(group) ** 2 - n**2 for n in group)
+        if last == len(lengths) or wasted > MAX_WASTED_PAIRS:
             yield slice(first, last)
             first = last
 
@@ -84,15 +84,15 @@ def alike(lengths: Sequence[int]) -> Iterator[slice]:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x weight' + bias. x [M,K], weight [N,K], bias [N] -> [M,N]"""
-    if _by_torch(x) or x.dtype != torch.bfloat16:
+    """Compute x weight' + bias. x [M,K], weight [N,K], bias [N] -> [M,N]"""
+    if _prefer_torch(x) or x.dtype != torch.bfloat16:
         return F.linear(x, weight, bias)
     if len(x) <= FEW_ROWS and not torch.is_grad_enabled():
-        # oneDNN would lay out the weights anew, which are most of what is read: this takes 0.77 of the time, 0.45 for
+        # oneDNN would reorder the weights, which are most of the memory traffic: this takes 0.77 of its time, 0.45 for
         # logits
         if len(x) == 1:
-            found = torch.mv(weight, x[0])[None]
-            return found if bias is None else found + bias
+            product = torch.mv(weight, x[0])[None]
+            return product if bias is None else product + bias
         return (weight @ x.T if bias is None else torch.addmm(bias[:, None], weight, x.T)).T
     if bias is not None and torch.get_num_threads() == 2:
         return _HalvedLinear.apply(x, weight, bias)
@@ -100,53 +100,53 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class _HalvedLinear(torch.autograd.Function):
-    """Linear whose products keep two threads busy: see _product."""
+    """Linear layer whose products keep two threads busy: see _matmul."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x, weight.T).add_(bias)
+        return _matmul(x, weight.T).add_(bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
-        return _product(gradient, weight), gradient.T @ x, gradient.sum(0)
+        return _matmul(gradient, weight), gradient.T @ x, gradient.sum(0)
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a b. [M,K], [K,N] -> [M,N]
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply a and b. [M,K], [K,N] -> [M,N]
 
-    oneDNN hands out a bf16 product of some 1,000 rows in pieces so large that of two threads one idles: all the time
-    with 768 columns, a third of it with 2,304. Half of the rows, or of the columns, and then the other half is faster.
+    oneDNN splits a bf16 product of about 1,000 rows into tiles so large that one of two threads is idle: all the time
+    with 768 columns, a third of it with 2,304. Computing one half of the rows or columns after the other is faster.
     """
     M, N = len(a), b.shape[1]
     if not (700 <= M < 1400 and 700 <= N < 2560):
         return a @ b
-    found = a.new_empty(M, N)
+    product = a.new_empty(M, N)
     if N < 1024:
-        for some, place in zip(a.chunk(2), found.chunk(2), strict=True):
-            torch.mm(some, b, out=place)
+        for half, out in zip(a.chunk(2), product.chunk(2), strict=True):
+            torch.mm(half, b, out=out)
     else:
-        for some, place in zip(b.chunk(2, 1), found.chunk(2, 1), strict=True):
-            torch.mm(a, some, out=place)
-    return found
+        for half, out in zip(b.chunk(2, 1), product.chunk(2, 1), strict=True):
+            torch.mm(a, half, out=out)
+    return product
 
 
 # --- dropout ----------------------------------------------------------------------------------------------------------
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """Zero each element with probability p and scale the rest by 1/(1-p); p = 0 returns x itself."""
+    """Set each element to zero with probability p and scale the others by 1/(1-p); p = 0 returns x itself."""
     if p == 0:
         return x
-    return F.dropout(x, p) if _by_torch(x) else _WordDropout.apply(x, p)
+    return F.dropout(x, p) if _prefer_torch(x) else _WordDropout.apply(x, p)
 
 
-def _signs(shape: torch.Size, p: float) -> Tensor:
-    """int16, below zero with probability p (to 1/32768): 15 of 16 bits of whole 64-bit random words.
+def _random_signs(shape: torch.Size, p: float) -> Tensor:
+    """Draw int16 numbers that are negative with probability p (to 1/32768): 15 of 16 bits of random 64-bit words.
 
-    Drawing words and comparing in 16-bit integers is ten times cheaper than bernoulli_, and a generator with a small
-    state draws them twice as fast as torch's, which gives its seed: a checkpoint keeps torch's state and no other.
+    Drawing words and comparing 16-bit integers is ten times cheaper than bernoulli_. A generator with a small state
+    draws them twice as fast as torch's, which gives its seed: a checkpoint only has to store torch's state.
     """
     n = shape.numel()
     seed = int(torch.empty((), dtype=torch.int64).random_())
@@ -156,42 +156,32 @@ def _signs(shape: torch.Size, p: float) -> Tensor:
 
 
 class _WordDropout(torch.autograd.Function):
-    """Dropout as a bitwise `and` with masks of ones and zeros."""
+    """Dropout as a bitwise `and` with masks of only ones or only zeros."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
-        kept = _signs(x.shape, p).bitwise_right_shift_(15).bitwise_not_()  # all ones where kept, zero where dropped
+        kept = _random_signs(x.shape, p).bitwise_right_shift_(15).bitwise_not_()  # all ones if kept, zero if dropped
         ctx.save_for_backward(kept)
         ctx.scale = 1 / (1 - p)
-        return _masked(x, kept).mul_(ctx.scale)
+        return _apply_mask(x, kept).mul_(ctx.scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (kept,) = ctx.saved_tensors
-        return _masked(gradient, kept).mul_(ctx.scale), None
+        return _apply_mask(gradient, kept).mul_(ctx.scale), None
 
 
-def _masked(x: Tensor, kept: Tensor) -> Tensor:
+def _apply_mask(x: Tensor, kept: Tensor) -> Tensor:
     if x.dtype == torch.bfloat16:
         return (x.view(torch.int16) & kept).view(torch.bfloat16)
     return x * kept.neg()  # 1 or 0
-
-
-# --- attention --------------------------------------------------------------------------------------------------------
-
-
-# Attention weights are never below zero: the sign bit marks those that are dropped, and no mask has to be kept.
-# In bf16 integers do what clamp_min and abs would, at a third of the time.
-
-
-# --- recurrence -------------------------------------------------------------------------------------------------------
 
 
 # --- cross entropy over the vocabulary --------------------------------------------------------------------------------
 
 
 def cross_entropy_plain(hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Sum over rows of weight x -log softmax(hidden table')[target].
+    """Compute the sum over rows of weight x -log softmax(hidden table')[target].
 
     hidden [N,D], table [V,D], targets int64 [N], weights [N] -> []
     """
@@ -200,64 +190,64 @@ def cross_entropy_plain(hidden: Tensor, table: Tensor, targets: Tensor, weights:
 
 
 def cross_entropy(hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """cross_entropy_plain, never holding more than CHUNK_ROWS x V logits: the gradients are made on the way forward."""
+    """Like cross_entropy_plain, with at most CHUNK_ROWS x V logits in memory; the forward pass computes gradients."""
     if torch.is_grad_enabled():
         return _ChunkedCrossEntropy.apply(hidden, table, targets, weights)
     return -(log_probabilities(hidden, table, targets) * weights).sum()
 
 
 def log_probabilities(hidden: Tensor, table: Tensor, targets: Tensor) -> Tensor:
-    """log softmax(hidden table')[target] of every row, in fp32, chunk by chunk, without gradients. -> [N]"""
+    """Compute log softmax(hidden table')[target] of every row in fp32, chunk by chunk, without gradients. -> [N]"""
     chunk = CHUNK_ROWS[hidden.device.type]
-    found = [
+    chunks = [
         _exponentials(h, table, t)[2] for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True) if len(h)
     ]
-    return torch.cat(found) if found else hidden.new_zeros(0, dtype=torch.float32)
+    return torch.cat(chunks) if chunks else hidden.new_zeros(0, dtype=torch.float32)
 
 
 def _exponentials(hidden: Tensor, table: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """exp(logit - the row's largest) [V,N], their sums [N], and the targets' log-probabilities [N]; both in fp32.
+    """Compute exp(logit - largest of its row) [V,N], their sums [N] and the targets' log-probabilities [N] (fp32).
 
-    The vocabulary comes first: on a CPU table @ hidden' takes half the time of hidden @ table', and so does the product
-    of the backward pass; on a GPU rows in memory are then N or D long, and V, 40,478, needs no padding to be aligned.
-    Sums are made in fp32 from a tile of the vocabulary at a time, which stays in cache.
+    The vocabulary is the first dimension: on a CPU table @ hidden' takes half the time of hidden @ table', and so does
+    the product of the backward pass; on a GPU rows in memory then have length N or D, so V = 40,478 needs no padding to
+    be aligned. Sums are computed in fp32 for one tile of the vocabulary at a time, which stays in cache.
     """
     logits = table @ hidden.T  # [V,N]
     largest = logits.amax(0).float()
-    chosen = logits[targets, torch.arange(len(targets), device=targets.device)].float()
+    target_logits = logits[targets, torch.arange(len(targets), device=targets.device)].float()
     sums = torch.zeros_like(largest)
     for tile in logits.split(len(table) if logits.is_cuda else VOCABULARY_TILE):
         exponentials = tile.float().sub_(largest).exp_()
         sums += exponentials.sum(0)
         tile.copy_(exponentials)
-    return logits, sums, chosen - largest - sums.log()
+    return logits, sums, target_logits - largest - sums.log()
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Cross entropy and its gradients chunk by chunk; logits of a chunk are freed before the next one is computed.
+    """Cross entropy and its gradients chunk by chunk; the logits of a chunk are freed before the next chunk.
 
-    d loss / d logits = weight x (exponentials / sum - one-hot): the one-hot goes into the exponentials, while
-    weight / sum, one number a row, scales what is N x D instead of what is N x V.
+    d loss / d logits = weight x (exponentials / sum - one-hot): the one-hot is subtracted from the exponentials, and
+    weight / sum, one number per row, scales the N x D product instead of the N x V exponentials.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         d_hidden = torch.empty_like(hidden)
-        d_table: Tensor | None = None  # as soon as there is a second chunk a sum in fp32
+        d_table: Tensor | None = None  # summed in fp32 from the second chunk on
         chunk = CHUNK_ROWS[hidden.device.type]
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
             h, t, w = hidden[rows], targets[rows], weights[rows].float()
             errors, sums, log_p = _exponentials(h, table, t)
             loss -= (log_p * w).sum()
-            # NOTE: not scatter_, which copies all of the errors, twice
+            # NOTE: not scatter_, which copies all errors twice
             errors[t, torch.arange(len(t), device=t.device)] = (log_p.expm1() * sums).to(errors.dtype)
             scale = (w / sums)[:, None]
-            d_hidden[rows] = _product(errors.T, table) * scale
-            part = errors @ (h * scale).to(h.dtype)
-            del errors  # before the next chunk's
-            d_table = part if d_table is None else d_table.float().add_(part)
+            d_hidden[rows] = _matmul(errors.T, table) * scale
+            d_chunk = errors @ (h * scale).to(h.dtype)
+            del errors  # frees the memory for the next chunk
+            d_table = d_chunk if d_table is None else d_table.float().add_(d_chunk)
         d_table = torch.zeros_like(table) if d_table is None else d_table.to(table.dtype)
         ctx.save_for_backward(d_hidden, d_table)
         return loss

@@ -1,11 +1,12 @@
 """The Transformer decoder of GPT-1: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training".
 
 Post-norm blocks as in Vaswani et al. 2017 and the released code, learned positions, tanh-GELU, tied input and output
-embedding, no norm after the last block. With norm=pre it is that of GPT-2 (Radford et al. 2019, "Language Models are
-Unsupervised Multitask Learners", section 2.3): the norms move to the input of each part, one is added after the last
-block. The model knows rows of tokens and one visibility rule; nothing about tasks.
+embedding, no norm after the last block. With norm=pre it is the decoder of GPT-2 (Radford et al. 2019, "Language Models
+are Unsupervised Multitask Learners", section 2.3): the norms move to the input of each sublayer, and one is added after
+the last block. The model knows rows of tokens and one visibility rule, and nothing about tasks.
 
-B batch, T tokens of a row, N tokens that are no padding, D width, H heads, F feed-forward width, V vocabulary rows.
+B rows, T tokens of a row, S cached tokens, N tokens without padding, D width, H heads, C = D/H channels of one head,
+F feed-forward width, V vocabulary rows.
 """
 
 from __future__ import annotations
@@ -18,56 +19,58 @@ from torch import Tensor, nn
 
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.models.attention import attention, visibility
-from gpt1cli.models.kernels import Rows, alike, dropout, linear
+from gpt1cli.models.kernels import Rows, dropout, length_groups, linear
 from gpt1cli.models.language_model import LanguageModel
 
 
-class Past:
-    """What the model has read before a row: keys and values of every block, which all tokens that follow see.
+class KVCache:
+    """Keys and values of the tokens before a row, for every block; all later tokens see them.
 
-    As long as it is `growing`, each forward pass adds its own, up to `capacity` tokens (generation). After that it is
-    only read, and a past of one row serves any number of rows (prompts behind the same demonstrations).
+    While `appending` is true, each forward pass adds its own tokens, up to `capacity` (generation). Then the cache is
+    only read, and a cache of one row serves any number of rows (prompts after the same demonstrations).
     """
 
     def __init__(self, capacity: int):
         self.capacity = capacity
-        self.length = 0  # S, the tokens held
-        self.growing = True
-        self.held: dict[int, tuple[Tensor, Tensor]] = {}  # block -> keys and values, [B,H,capacity,C] each
+        self.length = 0  # S, cached tokens
+        self.appending = True
+        self.tensors: dict[int, tuple[Tensor, Tensor]] = {}  # block -> keys and values, [B,H,capacity,C] each
 
-    def before(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """A row's keys and values with those held in front of them. [B,H,T,C] each -> [B,H,S+T,C] each"""
+    def extend(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Put the cached keys and values before those of a row. [B,H,T,C] each -> [B,H,S+T,C] each"""
         S, T = self.length, k.shape[2]
-        if not self.growing:
-            held_k, held_v = (held[:, :, :S].expand(len(k), -1, -1, -1) for held in self.held[block])
-            return torch.cat([held_k, k], 2), torch.cat([held_v, v], 2)
-        if block not in self.held:
+        if not self.appending:
+            cached_k, cached_v = (cached[:, :, :S].expand(len(k), -1, -1, -1) for cached in self.tensors[block])
+            return torch.cat([cached_k, k], 2), torch.cat([cached_v, v], 2)
+        if block not in self.tensors:
             shape = (*k.shape[:2], self.capacity, k.shape[3])
-            self.held[block] = k.new_empty(shape), v.new_empty(shape)
-        held_k, held_v = self.held[block]
-        held_k[:, :, S : S + T], held_v[:, :, S : S + T] = k, v
-        return held_k[:, :, : S + T], held_v[:, :, : S + T]
+            self.tensors[block] = k.new_empty(shape), v.new_empty(shape)
+        cached_k, cached_v = self.tensors[block]
+        cached_k[:, :, S : S + T], cached_v[:, :, S : S + T] = k, v
+        return cached_k[:, :, : S + T], cached_v[:, :, : S + T]
 
     def repeat(self, rows: int) -> None:
-        """Hold the one row's past once for each of so many rows."""
-        self.held = {block: (k.repeat(rows, 1, 1, 1), v.repeat(rows, 1, 1, 1)) for block, (k, v) in self.held.items()}
+        """Copy the cache of one row for each of `rows` rows."""
+        self.tensors = {
+            block: (k.repeat(rows, 1, 1, 1), v.repeat(rows, 1, 1, 1)) for block, (k, v) in self.tensors.items()
+        }
 
 
 class Linear(nn.Linear):
-    """x W' + b, [N,in] -> [N,out], as fast as the machine has it."""
+    """Linear layer with the fast kernel: x W' + b. [N,in] -> [N,out]"""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
 
-Group = tuple[Rows, Tensor | None]  # rows that attend together, and who sees whom there: bool [B,1,T,S]; None: causal
+Group = tuple[Rows, Tensor | None]  # rows that attend together, their visibility: bool [B,1,T,S+T]; None: causal
 
 
 class Block(nn.Module):
-    """Attention, then two linear layers around a GELU; each part adds what it finds to its input.
+    """Attention, then two linear layers with a GELU between them; each sublayer adds its output to its input.
 
-    The norm comes after the sum (post), or at the input of the part, so that the sums themselves run through all blocks
-    untouched (pre).
+    The norm comes after the sum (post) or at the input of the sublayer, so that the sums pass all blocks unchanged
+    (pre).
     """
 
     def __init__(self, config: ModelConfig, number: int):
@@ -81,41 +84,41 @@ class Block(nn.Module):
         self.contract = Linear(F_, D)
         self.feed_forward_norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
 
-    def forward(self, x: Tensor, groups: Sequence[Group], past: Past | None = None) -> Tensor:
-        """[N,D] -> [N,D]: the real tokens of all rows, one after the other."""
+    def forward(self, x: Tensor, groups: Sequence[Group], cache: KVCache | None = None) -> Tensor:
+        """[N,D] -> [N,D]: the real tokens of all rows, concatenated."""
         if self.config.norm == "pre":
-            x = x + self.attention(self.attention_norm(x), groups, past)
+            x = x + self.attention(self.attention_norm(x), groups, cache)
             return x + self.feed_forward(self.feed_forward_norm(x))
-        x = self.attention_norm(x + self.attention(x, groups, past))
+        x = self.attention_norm(x + self.attention(x, groups, cache))
         return self.feed_forward_norm(x + self.feed_forward(x))
 
-    def attention(self, x: Tensor, groups: Sequence[Group], past: Past | None) -> Tensor:
+    def attention(self, x: Tensor, groups: Sequence[Group], cache: KVCache | None) -> Tensor:
         """[N,D] -> [N,D]"""
-        parts = self.query_key_value(x).split([rows.N for rows, _ in groups])  # [N,3D], group by group
-        mixed = torch.cat([self.attend(part, *group, past) for part, group in zip(parts, groups, strict=True)])
-        return dropout(self.attention_output(mixed), self.config.residual_dropout if self.training else 0.0)
+        parts = self.query_key_value(x).split([rows.N for rows, _ in groups])  # [N,3D], split by group
+        attended = torch.cat([self.attend(part, *group, cache) for part, group in zip(parts, groups, strict=True)])
+        return dropout(self.attention_output(attended), self.config.residual_dropout if self.training else 0.0)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """[N,D] -> [N,D]"""
-        raised = F.gelu(self.expand(x), approximate="tanh")  # [N,F]
-        return dropout(self.contract(raised), self.config.residual_dropout if self.training else 0.0)
+        expanded = F.gelu(self.expand(x), approximate="tanh")  # [N,F]
+        return dropout(self.contract(expanded), self.config.residual_dropout if self.training else 0.0)
 
-    def attend(self, x: Tensor, rows: Rows, visible: Tensor | None, past: Past | None) -> Tensor:
-        """Attention of one group of rows: [N,3D] -> [N,D]."""
+    def attend(self, x: Tensor, rows: Rows, visible: Tensor | None, cache: KVCache | None) -> Tensor:
+        """Compute attention within one group of rows: [N,3D] -> [N,D]."""
         p = self.config.attention_dropout if self.training else 0.0
-        q, k, v = rows.lay(x).unflatten(2, (3, self.config.n_head, -1)).permute(2, 0, 3, 1, 4)  # [B,H,T,D/H] each
-        if past is not None:
-            k, v = past.before(self.number, k, v)  # [B,H,S+T,D/H] each
-        return rows.pick(attention(q, k, v, visible, p).transpose(1, 2).flatten(2))
+        q, k, v = rows.pad(x).unflatten(2, (3, self.config.n_head, -1)).permute(2, 0, 3, 1, 4)  # [B,H,T,C] each
+        if cache is not None:
+            k, v = cache.extend(self.number, k, v)  # [B,H,S+T,C] each
+        return rows.unpad(attention(q, k, v, visible, p).transpose(1, 2).flatten(2))
 
 
-def _group(lengths: Sequence[int], visible: Tensor | None) -> Group:
+def _make_group(lengths: Sequence[int], visible: Tensor | None) -> Group:
     T = max(lengths)
     return Rows(len(lengths), T, lengths), None if visible is None else visible[:, :, :T, :T]
 
 
 class Transformer(LanguageModel):
-    """Tokens to hidden states through all blocks."""
+    """Tokens to hidden states: embeddings, then all blocks."""
 
     branches = True
 
@@ -129,7 +132,7 @@ class Transformer(LanguageModel):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """As in GPT-1; with norm=pre what 2 n_layer parts add begins smaller by their number's root (GPT-2, 2.3)."""
+        """Initialise as GPT-1; with norm=pre, output weights are scaled by 1/sqrt(2 n_layer) (GPT-2, section 2.3)."""
         super().initialise()
         if self.config.norm == "pre":
             for name, parameter in self.named_parameters():
@@ -137,7 +140,7 @@ class Transformer(LanguageModel):
                     parameter.mul_((2 * self.config.n_layer) ** -0.5)
 
     def configure(self, config: ModelConfig) -> None:
-        """Take the dropout rates of another configuration of the same shape."""
+        """Use the dropout rates of another configuration of the same shape."""
         super().configure(config)
         for block in self.blocks:
             block.config = config  # type: ignore[assignment]
@@ -148,17 +151,17 @@ class Transformer(LanguageModel):
         positions: Tensor | None = None,
         document: Tensor | None = None,
         branch: Tensor | None = None,
-        past: Past | None = None,
+        cache: KVCache | None = None,
         lengths: Sequence[int] | None = None,
     ) -> Tensor:
-        """Hidden states of the last block. Tensors [B,T] -> [B,T,D].
+        """Compute the hidden states of the last block. Tensors [B,T] -> [B,T,D].
 
-        Without positions they count from 0, or on from the past; without document and branch the row is one plain
-        causal sequence. `lengths`, the tokens of each row, tells what is padding at the right: it may then be left out
-        of the computation, and its states be zero.
+        Without positions, they count from 0, or from the length of the cache. Without document and branch, the row is
+        one causal sequence. `lengths`, the tokens of each row, marks the padding at the right: it may then be skipped,
+        and its states are zero.
         """
-        (B, T), S = tokens.shape, 0 if past is None else past.length
-        if past is not None or tokens.is_cuda or torch.compiler.is_compiling():  # there one shape for all pays more
+        (B, T), S = tokens.shape, 0 if cache is None else cache.length
+        if cache is not None or tokens.is_cuda or torch.compiler.is_compiling():  # one fixed shape is faster there
             lengths = None
         if positions is None:
             positions = torch.arange(S, S + T, device=tokens.device).expand_as(tokens)
@@ -166,16 +169,19 @@ class Transformer(LanguageModel):
         if document is not None or branch is not None or (S and T > 1):
             zeros = torch.zeros_like(tokens)
             visible = visibility(zeros if document is None else document, zeros if branch is None else branch)
-            visible = F.pad(visible, (S, 0), value=True)  # [B,1,T,S+T]: the past is seen by all
+            visible = F.pad(visible, (S, 0), value=True)  # [B,1,T,S+T]: all tokens see the cache
 
         rows, groups = Rows(B, T, lengths), [(Rows(B, T), visible)]
         if lengths is not None:
-            groups = [_group(lengths[part], None if visible is None else visible[part]) for part in alike(lengths)]
-        x = self.tokens(rows.pick(tokens)) + self.positions(rows.pick(positions))  # [N,D]
-        # Dropout on the sum, once per occurrence; the released code drops entries of the embedding matrix itself.
+            groups = [
+                _make_group(lengths[part], None if visible is None else visible[part])
+                for part in length_groups(lengths)
+            ]
+        x = self.tokens(rows.unpad(tokens)) + self.positions(rows.unpad(positions))  # [N,D]
+        # Deviation: dropout on the sum, per token; the released code drops entries of the embedding matrix itself.
         x = dropout(x, self.config.embedding_dropout if self.training else 0.0)
         for block in self.blocks:
-            x = block(x, groups, past)
-        if past is not None and past.growing:
-            past.length += T
-        return rows.lay(self.final_norm(x))
+            x = block(x, groups, cache)
+        if cache is not None and cache.appending:
+            cache.length += T
+        return rows.pad(self.final_norm(x))

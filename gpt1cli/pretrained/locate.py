@@ -1,4 +1,4 @@
-"""What init= and run= name, told without its weights: a run, a checkpoint, an exported folder, OpenAI's npy shards."""
+"""Find and read what init= and run= name, without torch: runs, checkpoints, exported folders, OpenAI's npy shards."""
 
 from __future__ import annotations
 
@@ -16,24 +16,31 @@ from gpt1cli.config.data import TokenizerConfig
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import UserError, build, display
 from gpt1cli.config.task import TaskConfig
-from gpt1cli.data.hub import WEIGHTS, Need, tokenizer_needs
-from gpt1cli.pretrained import hf_config, locate
-from gpt1cli.pretrained.hf_config import REPOS, tokenizer_config
-from gpt1cli.runs.files import FILE, check, read_json
+from gpt1cli.data.hub import WEIGHTS, Requirement, tokenizer_requirements
+from gpt1cli.pretrained import hf_config
+from gpt1cli.runs.files import CHECKSUMS, check_checksums, read_json
 from gpt1cli.runs.folder import is_run
-from gpt1cli.runs.record import dated
+from gpt1cli.runs.record import last_run_date
 
 FORMAT = 1  # of our checkpoints
-PRETRAINED = ("pretrain/*/*", "multirun/pretrain/*/*", "ablation/*/*/cells/*", "multirun/ablation/*/*/cells/*")
-TOKENIZER = ("source", "repo", "merges", "level")  # what a checkpoint's weights fix of it
-TRAINING = "training.safetensors"
-READ = ("config.json", "vocab.json", "merges.txt", "model.safetensors")  # of a checkpoint, by all but resume=
+MODEL_FILES = (
+    "config.json",
+    "vocab.json",
+    "merges.txt",
+    "model.safetensors",
+)  # resume= reads state.json and TRAINING_FILE too
+TRAINING_FILE = "training.safetensors"
+PRETRAIN_RUNS = ("pretrain/*/*", "multirun/pretrain/*/*", "ablation/*/*/cells/*", "multirun/ablation/*/*/cells/*")
+TOKENIZER_KEYS = ("source", "repo", "merges", "level")  # fixed by a checkpoint's weights
 
 
-def find(init: str, key: str = "init") -> Path:
-    """The checkpoint that init= (or another key) names: a run's best, else its last, or a checkpoint folder itself.
+# --- from init= and run= to a checkpoint folder -----------------------------------------------------------------------
 
-    UserError says what was found there and what is expected.
+
+def resolve_checkpoint(init: str, key: str = "init") -> Path:
+    """The checkpoint folder that init= (or another key) names: a run's best, else its last, or the folder itself.
+
+    Raises UserError with what was found there and what is allowed.
     """
     root = os.path.expanduser(init)
     if os.path.isfile(os.path.join(root, "config.json")) or hf_config.is_shards(Path(root)):
@@ -42,78 +49,98 @@ def find(init: str, key: str = "init") -> Path:
     for link in ("best", "last"):
         if os.path.isfile(os.path.join(checkpoints, link, "config.json")):
             target = os.path.join(checkpoints, link)
-            # The step it leads to now: a run that still trains may swap the link while the files are read.
+            # Follow the link now: a run that is still training may replace it while the files are read.
             return Path(checkpoints, os.readlink(target)) if os.path.islink(target) else Path(target)
     if is_run(root):
-        found = "a run without a checkpoint yet"
+        problem = "a run without a checkpoint yet"
     elif os.path.isdir(root):
-        found = f"a folder with {_names(root)} in it"
+        problem = f"a folder with {_list_folder(root)} in it"
     elif os.path.basename(parent := os.path.dirname(root)) == "checkpoints" and os.path.isdir(parent):
-        found = f"no such checkpoint; there are {_names(parent)}"
+        problem = f"no such checkpoint; available: {_list_folder(parent)}"
     else:
-        found = "a file" if os.path.isfile(root) else "no such folder"
-    takes = "a run folder (its best checkpoint, else its last), RUN/checkpoints/STEP"
+        problem = "a file" if os.path.isfile(root) else "no such folder"
+    allowed = "a run folder (its best checkpoint, else its last), RUN/checkpoints/STEP"
     if key == "init":
-        takes = f"{', '.join(hf_config.REPOS)}, none, {takes}, an exported folder, or a folder of OpenAI's npy shards"
-    raise UserError(f"{key}={display(init)}: {found}\n{key} takes {takes}")
+        published = ", ".join(hf_config.REPOS)
+        allowed = f"{published}, none, {allowed}, an exported folder, or a folder of OpenAI's npy shards"
+    raise UserError(f"{key}={display(init)}: {problem}\n{key} takes {allowed}")
 
 
-def checkpoints(init: str, which: int | str = "best") -> list[str]:
-    """The checkpoints that `which` picks of a run, each as init= would name it: best, last, a step, or all, in order.
+def _list_folder(folder: str) -> str:
+    with contextlib.suppress(OSError):
+        return display(", ".join(sorted(os.listdir(folder)))) or "nothing"
+    return "unreadable files"
 
-    What is no run has one, its best. UserError where there is none.
+
+def list_checkpoints(init: str, which: int | str = "best") -> list[str]:
+    """The checkpoints of a run that `which` selects, as values for init=: best, last, a step, or all in order.
+
+    For anything else than a run only `best` is allowed. Raises UserError if there is no checkpoint.
     """
     if which == "best":
-        return [init] if init in hf_config.REPOS else [str(find(init))]
+        return [init] if init in hf_config.REPOS else [str(resolve_checkpoint(init))]
     folder = os.path.join(os.path.expanduser(init), "checkpoints")
     if not os.path.isdir(folder):
-        raise UserError(f"checkpoint={which}: {display(init)} is no run folder with checkpoints")
+        raise UserError(f"checkpoint={which}: {display(init)} is not a run folder with checkpoints")
     if which != "all":
-        return [str(find(os.path.join(folder, str(which))))]
+        return [str(resolve_checkpoint(os.path.join(folder, str(which))))]
     steps = sorted(int(name) for name in os.listdir(folder) if name.isdecimal())
     if not steps:
-        raise UserError(f"checkpoint=all: {display(folder)} holds no checkpoint yet")
+        raise UserError(f"checkpoint=all: {display(folder)} contains no checkpoint yet")
     return [os.path.join(folder, str(step)) for step in steps]
 
 
-def step_of(checkpoint: str) -> int | None:
-    """The update after which a checkpoint was written; None for what is no run's."""
+def checkpoint_step(checkpoint: str) -> int | None:
+    """The step after which a checkpoint was written; None if it does not belong to a run."""
     path = Path(checkpoint).resolve()  # last and best are links
     return int(path.name) if path.parent.name == "checkpoints" and path.name.isdecimal() else None
 
 
-def described(folder: Path) -> dict[str, Any]:
-    """What a checkpoint's config.json says of its model and tokenizer. UserError lists what is wrong with it."""
+# --- what a checkpoint's config.json says -----------------------------------------------------------------------------
+
+
+def read_checkpoint_config(folder: Path) -> dict[str, Any]:
+    """The model, the tokenizer and more from a checkpoint's config.json. Raises UserError with all that is wrong."""
     path = folder / "config.json"
-    found = hf_config.settings_of_shards(folder) if hf_config.is_shards(folder) else read_json(path)
-    if hf_config.is_transformers(found):
+    config = hf_config.shards_config(folder) if hf_config.is_shards(folder) else read_json(path)
+    if hf_config.is_transformers(config):
         try:
-            return hf_config.described(found)
+            return hf_config.checkpoint_config(config)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from None
-    if found.get("format") != FORMAT:
-        written, newer = found.get("format"), ""
+    if config.get("format") != FORMAT:
+        written, newer = config.get("format"), ""
         if isinstance(written, int) and written > FORMAT:
-            newer = ", and a newer one wrote it: update gpt1"
+            newer = "; a newer gpt1 wrote it: update gpt1"
         raise UserError(f"{path}: format {display(written)}; this gpt1 reads checkpoints of format {FORMAT}{newer}")
-    model: Any = found.get("model")  # anything may stand in a stranger's file
-    tokenizer: Any = found.get("tokenizer")
+    model: Any = config.get("model")  # the file may contain anything
+    tokenizer: Any = config.get("tokenizer")
     try:
-        # with what an older gpt1 did not know of yet
-        found["model"] = dataclasses.asdict(build(ModelConfig, model, "model"))
-        found["tokenizer"] = dataclasses.asdict(build(TokenizerConfig, tokenizer, "tokenizer"))
+        # with defaults for keys that an older gpt1 did not know
+        config["model"] = dataclasses.asdict(build(ModelConfig, model, "model"))
+        config["tokenizer"] = dataclasses.asdict(build(TokenizerConfig, tokenizer, "tokenizer"))
     except UserError as error:
-        raise UserError(f"{path} describes no model and tokenizer:\n{error}") from error
+        raise UserError(f"{path} does not describe a model and a tokenizer:\n{error}") from error
     for key in ("vocabulary", "special_rows"):
-        if type(found.get(key)) is not int or found[key] < 0:
-            raise UserError(f"{path}: {key}={display(found.get(key))} is no count")
-    return found
+        if type(config.get(key)) is not int or config[key] < 0:
+            raise UserError(f"{path}: {key}={display(config.get(key))} must be an integer of at least 0")
+    return config
 
 
-def identity(init: str) -> dict[str, dict[str, Any]]:
-    """The model and the tokenizer of init, which is not `none`. UserError where it has none."""
+def checkpoint_task(config: Mapping[str, Any], run: str) -> TaskConfig:
+    """The task that a checkpoint was fine-tuned on. Raises UserError if its config has no valid task."""
+    if not isinstance(config.get("task"), dict):
+        raise UserError(f"run={display(run)} is not a fine-tuned run: its checkpoint has no task")
+    try:
+        return build(TaskConfig, config["task"], "task")
+    except UserError as error:
+        raise UserError(f"run={display(run)}: the task in its checkpoint is not valid:\n{error}") from error
+
+
+def init_config(init: str) -> dict[str, dict[str, Any]]:
+    """The model and the tokenizer of init= (other than `none`). Raises UserError if it has none."""
     if init not in hf_config.REPOS:
-        return described(find(init))
+        return read_checkpoint_config(resolve_checkpoint(init))
     model = options.values("model", "base" if init == "openai" else init)
     return {
         "model": dataclasses.asdict(build(ModelConfig, model)),
@@ -121,109 +148,106 @@ def identity(init: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def lstm_for(wanted: Mapping[str, Any], init: str, asked: str | None, out: str) -> str | None:
-    """The LSTM that takes the place of init: the one asked for, else the newest finished pretraining under `out`.
+# --- the LSTM of ablation=lstm ----------------------------------------------------------------------------------------
 
-    The newest by what the runs recorded, in UTC: files have other times once they were copied. (Where the clock was put
-    back between two runs that may be the older one; which it was is told and recorded, and init_lstm= names another.)
-    It has the wanted size and tokenizer. None where there is no such run, or `none` was asked for; UserError where
-    what was asked for differs.
+
+def find_lstm(config: Mapping[str, Any], init: str, init_lstm: str | None, out: str) -> str | None:
+    """The LSTM used instead of init: the one named by init_lstm, else the newest finished pretraining run under `out`.
+
+    It must have the size and the tokenizer in `config`. The newest by the date that the run recorded, in UTC: copied
+    files have other times. (If the clock was set back between two runs, this may be the older one; the choice is
+    reported and recorded, and init_lstm= names another.) Returns None if there is no such run, or init_lstm is `none`.
+
+    Raises UserError if the LSTM named by init_lstm differs.
     """
-    if asked == "none":
+    if init_lstm == "none":
         return None
-    if asked is not None:
-        if other := list(_differences(wanted, init, find(asked, "init_lstm"))):
-            raise UserError("\n".join([f"init_lstm={display(asked)} is no LSTM for init={display(init)}:", *other]))
-        return asked
-    places = [os.path.join(glob.escape(out), place, "result.json") for place in PRETRAINED]
-    finished = [path for place in places for path in glob.glob(place)]
-    age = {path: (dated(Path(path).parent), os.path.getmtime(path)) for path in finished}
-    for path in sorted(finished, key=lambda path: age[path], reverse=True):
+    if init_lstm is not None:
+        if differences := list(_config_differences(config, init, resolve_checkpoint(init_lstm, "init_lstm"))):
+            head = f"init_lstm={display(init_lstm)} is not the LSTM for init={display(init)}:"
+            raise UserError("\n".join([head, *differences]))
+        return init_lstm
+    patterns = [os.path.join(glob.escape(out), pattern, "result.json") for pattern in PRETRAIN_RUNS]
+    finished = [path for pattern in patterns for path in glob.glob(pattern)]
+    dates = {path: (last_run_date(Path(path).parent), os.path.getmtime(path)) for path in finished}
+    for path in sorted(finished, key=lambda path: dates[path], reverse=True):
         folder = os.path.dirname(path)
-        with contextlib.suppress(UserError):  # what is no whole run is none to start from
-            # a study's cells are fine-tuned too
-            if read_json(Path(path)).get("command") == "pretrain" and not any(_differences(wanted, init, find(folder))):
+        with contextlib.suppress(UserError):  # a run without an intact checkpoint cannot be used
+            if read_json(Path(path)).get("command") != "pretrain":  # a study's cells include fine-tuning runs
+                continue
+            if not any(_config_differences(config, init, resolve_checkpoint(folder))):
                 return folder
     return None
 
 
-def _differences(wanted: Mapping[str, Any], init: str, folder: Path) -> Iterator[str]:
-    """In what a checkpoint's size and tokenizer differ from those that are wanted beside init."""
-    found = described(folder)
-    for group, keys in (("model", ModelConfig.SHAPES["lstm"]), ("tokenizer", TOKENIZER)):
+def _config_differences(config: Mapping[str, Any], init: str, folder: Path) -> Iterator[str]:
+    """Differences between the size and tokenizer of a checkpoint and those in `config`, as lines of a message."""
+    checkpoint = read_checkpoint_config(folder)
+    for group, keys in (("model", ModelConfig.SHAPE_KEYS["lstm"]), ("tokenizer", TOKENIZER_KEYS)):
         for key in keys:
-            if (value := found[group].get(key)) != wanted[group].get(key):
-                yield f"  {group}.{key}={display(value)}, not {display(wanted[group].get(key))}"
-    if init not in hf_config.REPOS:  # merges may have been trained on another text
-        files = (root / "merges.txt" for root in (find(init), folder))
+            if (value := checkpoint[group].get(key)) != config[group].get(key):
+                yield f"  {group}.{key}={display(value)}, not {display(config[group].get(key))}"
+    if init not in hf_config.REPOS:  # the merges may have been trained on another text
+        files = (root / "merges.txt" for root in (resolve_checkpoint(init), folder))
         if len({file.read_bytes() for file in files if file.is_file()}) > 1:
             yield "  its tokenizer was trained on another text"
 
 
-def task_of(described: Mapping[str, Any], run: str) -> TaskConfig:
-    """The task that a checkpoint says it was fine-tuned on. UserError where it names none, or none that is whole."""
-    if not isinstance(described.get("task"), dict):
-        raise UserError(f"run={display(run)} is no fine-tuned run: its checkpoint names no task")
-    try:
-        return build(TaskConfig, described["task"], "task")
-    except UserError as error:
-        raise UserError(f"run={display(run)}: its checkpoint describes no task:\n{error}") from error
+# --- what a run needs from outside ------------------------------------------------------------------------------------
 
 
-def _names(folder: str) -> str:
-    with contextlib.suppress(OSError):
-        return display(", ".join(sorted(os.listdir(folder)))) or "nothing"
-    return "unreadable files"
-
-
-def init_needs(init: str) -> list[Need]:
-    """Weights and vocabulary of a published model; of a folder nothing. UserError where that holds no model."""
-    if init not in REPOS:
-        locate.find(init)
+def init_requirements(init: str) -> list[Requirement]:
+    """Weights and vocabulary of a published model; nothing for a folder. Raises UserError if that has no checkpoint."""
+    if init not in hf_config.REPOS:
+        resolve_checkpoint(init)
         return []
-    vocabulary = tokenizer_needs(tokenizer_config(init))  # which comes with whatever model takes this one's place
-    return [dataclasses.replace(need, ways_out=()) for need in vocabulary] + weights_needs(init)
+    vocabulary = tokenizer_requirements(hf_config.tokenizer_config(init))  # any other init= brings its own tokenizer
+    return [dataclasses.replace(need, remedies=()) for need in vocabulary] + weight_requirements(init)
 
 
-def weights_needs(init: str) -> list[Need]:
-    """The published weights, where a run starts from them."""
-    if init not in REPOS:
+def weight_requirements(init: str) -> list[Requirement]:
+    """The published weights, if a run starts from them."""
+    if init not in hf_config.REPOS:
         return []
-    way = (
-        "init=RUN: a model of your own, from gpt1 pretrain corpus=text corpus.path=... (to train: or init=none, fresh)"
-    )
-    return [Need(f"weights of init={init}", REPOS[init], None, names, (way,)) for names in ("config.json", WEIGHTS)]
+    remedy = "init=RUN: your own model, from gpt1 pretrain corpus=text corpus.path=...; for training also init=none"
+    what, repo = f"weights of init={init}", hf_config.REPOS[init]
+    return [Requirement(what, repo, None, names, (remedy,)) for names in ("config.json", WEIGHTS)]
 
 
-def _way_on(folder: Path) -> str:
-    """What to do about a checkpoint that is not whole: the others of its run that are, the latest first."""
-    whole, step = [], folder.resolve().name
+# --- damaged checkpoints ----------------------------------------------------------------------------------------------
+
+
+def check_model_files(folder: Path) -> None:
+    """Raises UserError if a file needed to load the model of a checkpoint is missing or damaged."""
+    if (folder / CHECKSUMS).exists():
+        check_checksums(folder, MODEL_FILES, recovery_hint(folder))
+
+
+def recovery_hint(folder: Path) -> str:
+    """What to do about a damaged checkpoint, for a message: the intact checkpoints of its run, latest first."""
+    intact, step = [], folder.resolve().name
     for other in folder.parent.iterdir() if folder.parent.name == "checkpoints" else ():
         if other.name.isdecimal() and other.name != step:
             with contextlib.suppress(UserError):
-                check(other, READ, "")
-                whole += [other] if all((other / name).is_file() for name in READ) else []
-    whole.sort(key=lambda path: -int(path.name))
-    if not whole:
-        return "no other checkpoint of its run is whole; copy the file again, or train again"
-    run, steps = folder.parent.parent, ", ".join(path.name for path in whole)
+                check_checksums(other, MODEL_FILES, "")
+                intact += [other] if all((other / name).is_file() for name in MODEL_FILES) else []
+    intact.sort(key=lambda path: -int(path.name))
+    if not intact:
+        return "no other checkpoint of its run is intact; copy the file again, or train again"
+    run, steps = folder.parent.parent, ", ".join(path.name for path in intact)
     if folder.name != "last":
-        return f"whole are {folder.parent}/ {steps}: name one of them"
-    able = [path for path in whole if _resumable(path)]
-    again = (
-        f"`ln -sfn {able[0].name} {shlex.quote(str(folder))}`, then resume={run}, goes on from there; " if able else ""
+        return f"intact checkpoints in {folder.parent}: {steps}; use one of them"
+    resumable = [path for path in intact if _is_resumable(path)]
+    resume = (
+        f"to continue: `ln -sfn {resumable[0].name} {shlex.quote(str(folder))}`, then resume={run}; "
+        if resumable
+        else ""
     )
-    return f"whole are the checkpoints {steps}: {again}init={whole[0]} starts a new run from its weights"
+    return f"intact checkpoints: {steps}; {resume}to start a new run from its weights: init={intact[0]}"
 
 
-def _resumable(folder: Path) -> bool:
+def _is_resumable(folder: Path) -> bool:
     with contextlib.suppress(UserError):
-        check(folder, ("state.json", TRAINING), "")
-        return all((folder / name).is_file() for name in ("state.json", TRAINING))
+        check_checksums(folder, ("state.json", TRAINING_FILE), "")
+        return all((folder / name).is_file() for name in ("state.json", TRAINING_FILE))
     return False
-
-
-def _check_read(folder: Path) -> None:
-    """UserError where a file of a checkpoint that is about to be read is missing or damaged."""
-    if (folder / FILE).exists():
-        check(folder, READ, _way_on(folder))

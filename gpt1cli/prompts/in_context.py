@@ -1,9 +1,9 @@
-"""In-context learning: which labelled examples stand before the queries, in which order, and what is said behind them.
+"""In-context learning: sample demonstrations, order them, and score queries after them.
 
-Brown et al. 2020, "Language Models are Few-Shot Learners", section 2. K demonstrations in all, not K of each class, the
-same for all queries of a run; those of a larger K begin with those of a smaller one, so that a curve over K says what
-more of them bring. The order is that of the draw, or shuffled, or scores are averaged over several orders (what hangs
-on it: Zhao et al. 2021, "Calibrate Before Use").
+Brown et al. 2020, "Language Models are Few-Shot Learners", section 2. K is the number of all demonstrations, not of
+each class, and all queries of a run have the same ones. A larger K starts with the demonstrations of a smaller one, so
+that a curve over K shows the effect of more demonstrations. The order is the sampled one, or shuffled, or the scores
+are averaged over several orders (the effect of the order: Zhao et al. 2021, "Calibrate Before Use").
 """
 
 from __future__ import annotations
@@ -21,111 +21,118 @@ from gpt1cli.config.task import TaskConfig
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.prompts import zero_shot
 from gpt1cli.prompts.prompt import Prompt
-from gpt1cli.prompts.scoring import Answers, answers
-from gpt1cli.tasks.classification import predicted
-from gpt1cli.tasks.classification import predictions as answers_of
+from gpt1cli.prompts.scoring import PromptScores, score_examples
+from gpt1cli.tasks.classification import decode_outputs, prediction_records
 from gpt1cli.tasks.example import Example
-from gpt1cli.tasks.few_shot import class_names, class_of
-from gpt1cli.tasks.metrics import score
+from gpt1cli.tasks.few_shot import class_index, class_names
+from gpt1cli.tasks.metrics import metric_values
 from gpt1cli.tasks.splits import Split
 
-DRAW, ORDER = 0, 1  # which draws: each kind has a stream of its own
-PERMUTATIONS = 8  # orders that are averaged where their number is not named
+DRAW_STREAM, ORDER_STREAM = 0, 1  # second part of the random seed: sampling and ordering have their own streams
+DEFAULT_PERMUTATIONS = 8  # orders to average if permutations= is not set
 
 
-def drawn(task: TaskConfig, pool: Sequence[Example], shots: int, seed: int, balanced: bool) -> list[Example]:
-    """Demonstrations by seed, in the order of the draw; balanced: one of each class in turn, the classes in an order of
-    that seed. UserError where there are too few.
+def sample_demonstrations(
+    task: TaskConfig, pool: Sequence[Example], shots: int, seed: int, balanced: bool
+) -> list[Example]:
+    """Sample demonstrations with this seed.
+
+    balanced: one of each class in turn, the classes in random order. Raises UserError if there are too few examples.
     """
-    generator = np.random.default_rng([seed, DRAW])
+    generator = np.random.default_rng([seed, DRAW_STREAM])
     order = generator.permutation(len(pool)).tolist()
     if not balanced:
         if len(pool) < shots:
-            raise UserError(f"task={task.name}: shots={shots}, but train has {len(pool)} examples")
+            raise UserError(
+                f"task={task.name}: shots={shots}, but train has {len(pool)} examples; use shots={len(pool)} or less"
+            )
         return [pool[i] for i in order[:shots]]
     names = class_names(task)
-    waiting: list[list[Example]] = [[] for _ in names]
+    by_class: list[list[Example]] = [[] for _ in names]
     for i in order:
-        waiting[label_of(task, pool[i])].append(pool[i])
+        by_class[known_class(task, pool[i])].append(pool[i])
     turns = list(itertools.islice(itertools.cycle(generator.permutation(len(names)).tolist()), shots))
-    lacking = [
-        f"{name} ({turns.count(number)} wanted, there are {len(waiting[number])})"
+    too_few = [
+        f"{name} ({turns.count(number)} needed, {len(by_class[number])} found)"
         for number, name in enumerate(names)
-        if turns.count(number) > len(waiting[number])
+        if turns.count(number) > len(by_class[number])
     ]
-    if lacking:
-        told = f"shots={shots}, of each class as many, takes more than train has of {', '.join(lacking)}"
-        raise UserError(f"task={task.name}: {told}; balanced=false takes them as they come")
-    queues = [iter(examples) for examples in waiting]
+    if too_few:
+        raise UserError(
+            f"task={task.name}: shots={shots} in equal numbers for each class, but train has too few examples of"
+            f" {', '.join(too_few)}; use a smaller shots=, or balanced=false to sample without regard to the class"
+        )
+    queues = [iter(examples) for examples in by_class]
     return [next(queues[number]) for number in turns]
 
 
-def label_of(task: TaskConfig, example: Example) -> int:
-    """The class of an example whose label is known."""
+def known_class(task: TaskConfig, example: Example) -> int:
+    """The class of a labelled example."""
     assert example.label is not None
-    return class_of(task, example.label)
+    return class_index(task, example.label)
 
 
-def orders(shots: int, order: str, permutations: int | None, seed: int) -> list[list[int]]:
-    """The orders in which so many demonstrations are shown: as drawn, shuffled once, or several, no two alike."""
+def demonstration_orders(shots: int, order: str, permutations: int | None, seed: int) -> list[list[int]]:
+    """Orders of the demonstrations: as sampled (fixed), shuffled once (random), or several different ones."""
     if order == "fixed" or shots < 2:
         return [list(range(shots))]
-    generator = np.random.default_rng([seed, ORDER, shots])
+    generator = np.random.default_rng([seed, ORDER_STREAM, shots])
     if order == "random":
         return [generator.permutation(shots).tolist()]
-    wanted = permutations or PERMUTATIONS
-    if shots < 10 and math.factorial(shots) <= wanted:
+    count = permutations or DEFAULT_PERMUTATIONS
+    if shots < 10 and math.factorial(shots) <= count:
         return [list(one) for one in itertools.permutations(range(shots))]
-    found: dict[tuple[int, ...], None] = {}
-    while len(found) < wanted:
-        found[tuple(generator.permutation(shots).tolist())] = None
-    return [list(one) for one in found]
+    distinct: dict[tuple[int, ...], None] = {}
+    while len(distinct) < count:
+        distinct[tuple(generator.permutation(shots).tolist())] = None
+    return [list(one) for one in distinct]
 
 
-def asked(
+def score_queries(
     model: LanguageModel,
     prompt: Prompt,
-    shown: Sequence[Sequence[Example]],
+    orders: Sequence[Sequence[Example]],
     queries: Sequence[Example],
     micro_batch: int | None,
     token_budget: int,
-) -> Answers:
-    """What a model says to the queries, the mean over the orders in which the demonstrations are shown.
+) -> PromptScores:
+    """Score the queries: the mean over several orders of the demonstrations.
 
-    Of these a query counts as many as dropped, and as cut, as in the order where most had to go.
+    The number of skipped demonstrations of a query is the largest over the orders; it counts as truncated if it is
+    truncated in any order.
     """
-    found = []
-    for order in shown:
+    results = []
+    for order in orders:
         demonstrations = [prompt.demonstration(example) for example in order]
-        found.append(answers(model, prompt, demonstrations, queries, micro_batch, token_budget))
-    return Answers(
-        np.mean([one.scores for one in found], axis=0),
-        np.max([one.dropped for one in found], axis=0).tolist(),
-        np.any([one.cut for one in found], axis=0).tolist(),
+        results.append(score_examples(model, prompt, demonstrations, queries, micro_batch, token_budget))
+    return PromptScores(
+        np.mean([result.scores for result in results], axis=0),
+        np.max([result.skipped for result in results], axis=0).tolist(),
+        np.any([result.truncated for result in results], axis=0).tolist(),
     )
 
 
-def measured(task: TaskConfig, split: Split, scores: np.ndarray) -> dict[str, float]:
-    """The task's metrics on a labelled split, of classes also how many are tied. scores [N,L]"""
+def compute_in_context_metrics(task: TaskConfig, split: Split, scores: np.ndarray) -> dict[str, float]:
+    """The task's metrics on a labelled split; for classes also the number of ties. scores [N,L]"""
     assert split.labels is not None
-    if task.classes:
-        return zero_shot.measured(task, split.labels, scores)
-    return score(task.metrics, split.labels, answers_of(task, scores))
+    if task.is_classification:
+        return zero_shot.compute_zero_shot_metrics(task, split.labels, scores)
+    return metric_values(task.metrics, split.labels, decode_outputs(task, scores))
 
 
-def predictions(task: TaskConfig, split: Split, scores: np.ndarray) -> list[dict[str, Any]]:
-    """For each example id, label and prediction, of classes also the score of each. scores [N,L]"""
-    if task.classes:
-        return list(zero_shot.predictions(task, split, scores))
-    lines = predicted(task, split.examples, scores)
+def in_context_records(task: TaskConfig, split: Split, scores: np.ndarray) -> list[dict[str, Any]]:
+    """A record for each example: id, label and prediction; for classes also the score of each. scores [N,L]"""
+    if task.is_classification:
+        return list(zero_shot.zero_shot_records(task, split, scores))
+    lines = prediction_records(task, split.examples, scores)
     return [{"id": e.id, "label": e.label, **line} for e, line in zip(split.examples, lines, strict=True)]
 
 
-def summed_up(values: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
-    """Of each number its mean, sample standard deviation (None of a single one), least and greatest over the seeds."""
-    found: dict[str, dict[str, float | None]] = {}
+def summarize_seeds(values: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
+    """Mean, sample standard deviation (None for a single seed), minimum and maximum of each metric over the seeds."""
+    summary: dict[str, dict[str, float | None]] = {}
     for name in values[0]:
-        several = [one[name] for one in values]
-        spread = statistics.stdev(several) if len(several) > 1 else None
-        found[name] = {"mean": statistics.mean(several), "std": spread, "min": min(several), "max": max(several)}
-    return found
+        numbers = [metrics[name] for metrics in values]
+        spread = statistics.stdev(numbers) if len(numbers) > 1 else None
+        summary[name] = {"mean": statistics.mean(numbers), "std": spread, "min": min(numbers), "max": max(numbers)}
+    return summary

@@ -1,21 +1,21 @@
-"""Tasks put to a language model as it is, without training (paper, section 5): what is scored, and what that answers.
+"""Zero-shot tasks: a language model answers without training (paper, section 5).
 
-A rule is a pure function of an example's texts and choices, as token ids. It says what is read before, which endings
-are compared, and how many tokens of each are only read as well. An example's score for an ending is the mean or the
-sum of the log-probabilities of its other tokens.
+A rule is a pure function of an example's texts and choices, as token ids. It returns the context, the endings to
+compare, and how many tokens at the start of each ending are not scored. An ending's score is the mean or the sum of
+the log-probabilities of its scored tokens. The names are the values of the key task.zeroshot.rule:
 
- - `sentence`: the whole text, against a threshold from the training split (acceptability; the paper says of its
-   threshold only that there is one)
- - `answer`: each choice, or the word of each label, behind the texts and the cue (questions; sentiment, where the cue
-   is "very")
- - `rest`: what follows the pronoun, with each candidate in the pronoun's place
+ - `sentence`: acceptability; the score of the whole text, compared with a threshold from the training split (the paper
+   mentions a threshold and says no more)
+ - `answer`: each choice, or the word of each label, after the texts and the cue (questions; sentiment with the cue
+   "very")
+ - `rest`: partial scoring; the score of the tokens after the pronoun, with each candidate instead of the pronoun
 
-The pretrained model has no start token. So the first token of a text that nothing precedes has no log-probability: it
-is left out, unless the task names an `opening` to stand before it.
+The pretrained model has no start token, so the first token of a text without context has no log-probability. It is
+skipped, unless the task has an `opening`, which then stands before it.
 
-Texts are tokenised apart and joined as ids, as in fine-tuning. No byte pair crosses the end of a word, so the ids are
-those of the joined text, but where a rule for words looks across the border, as that for "mr" and "." does. Byte-level
-vocabularies write a word with the blank before it: there each text, cue and word begins with one.
+Texts are tokenised separately and concatenated as ids, as in fine-tuning. No byte pair crosses the end of a word, so
+the ids are those of the joined text, except if a word rule looks across the border, as for "mr" and ".". Byte-level
+vocabularies write a word with the space before it: there each text, cue and word starts with a space.
 
 N examples, K endings of an example, C classes.
 """
@@ -34,148 +34,157 @@ from gpt1cli.config.schema import UserError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.models.batch import Item
 from gpt1cli.tasks import metrics
-from gpt1cli.tasks.encode import encoded
-from gpt1cli.tasks.example import Ids
+from gpt1cli.tasks.encode import tokenize_examples
+from gpt1cli.tasks.example import TokenIds
 from gpt1cli.tasks.splits import Split, load_examples
 from gpt1cli.text.bpe import Tokenizer
 
 
 class Question(NamedTuple):
-    """Endings to compare behind one context; the first `given` tokens of each are read, and not scored."""
+    """Endings to compare after one context; the first `unscored` tokens of each ending are not scored."""
 
-    context: Ids
-    endings: Sequence[Ids]
-    given: Sequence[int]
+    context: TokenIds
+    endings: Sequence[TokenIds]
+    unscored: Sequence[int]
 
 
-def sentence(texts: Sequence[Ids], choices: Sequence[Ids]) -> Question:
-    """The text itself."""
+def acceptability_question(texts: Sequence[TokenIds], choices: Sequence[TokenIds]) -> Question:
+    """Rule `sentence`: the text itself, without context."""
     return Question([], texts, [0])
 
 
-def answer(texts: Sequence[Ids], choices: Sequence[Ids]) -> Question:
-    """Each choice behind all texts."""
+def choice_question(texts: Sequence[TokenIds], choices: Sequence[TokenIds]) -> Question:
+    """Rule `answer`: each choice after all texts."""
     return Question([token for text in texts for token in text], choices, [0] * len(choices))
 
 
-def rest(texts: Sequence[Ids], choices: Sequence[Ids]) -> Question:
-    """What stands behind the pronoun, given each candidate in its place."""
+def partial_question(texts: Sequence[TokenIds], choices: Sequence[TokenIds]) -> Question:
+    """Rule `rest`: the tokens after the pronoun, given each candidate instead of the pronoun."""
     before, after = texts
     return Question(before, [[*choice, *after] for choice in choices], [len(choice) for choice in choices])
 
 
-RULES: dict[str, Callable[[Sequence[Ids], Sequence[Ids]], Question]] = {
-    "sentence": sentence,
-    "answer": answer,
-    "rest": rest,
+RULES: dict[str, Callable[[Sequence[TokenIds], Sequence[TokenIds]], Question]] = {
+    "sentence": acceptability_question,
+    "answer": choice_question,
+    "rest": partial_question,
 }
 
 
-class Laid(NamedTuple):
-    """A question as sequences that fit the model, how many tokens at the end of each are scored, and what was cut."""
+class PackedQuestion(NamedTuple):
+    """A question as rows that fit the model, one row for each ending."""
 
     rows: list[list[int]]
-    scored: list[int]
-    shared: int  # tokens at the beginning that are the same in all rows
-    cut: bool
+    scored_counts: list[int]  # scored tokens at the end of each row
+    shared_length: int  # tokens at the start that are the same in all rows
+    truncated: bool  # whether the context was truncated
 
 
-def lay(question: Question, n_positions: int) -> Laid:
-    """Context and ending, for each ending. A context that does not fit loses its beginning: what stands next to the
-    answer says most about it. UserError where an ending alone does not fit: no answer is cut.
+def pack_question(question: Question, n_positions: int) -> PackedQuestion:
+    """Pack context and ending, for each ending.
+
+    A context that does not fit is truncated at its start: the tokens nearest to the answer matter most. Endings are
+    never truncated. Raises UserError if an ending does not fit.
     """
-    context, endings, given = question
+    context, endings, unscored = question
     room = n_positions - max(map(len, endings))
     if room < min(1, len(context)):
-        raise UserError(f"n_positions={n_positions} leaves no room before an ending of {n_positions - room} tokens")
+        raise UserError(
+            f"n_positions={n_positions} is too small for an ending of {n_positions - room} tokens and the context"
+            " before it; use a model with more positions"
+        )
     kept = context[max(0, len(context) - room) :]
-    first = 0 if kept else 1  # of an ending that can be scored
-    scored = [max(0, len(ending) - max(read, first)) for ending, read in zip(endings, given, strict=True)]
-    return Laid([[*kept, *ending] for ending in endings], scored, len(kept), len(kept) < len(context))
+    first = 0 if kept else 1  # the first token of an ending that can be scored
+    counts = [max(0, len(ending) - max(skipped, first)) for ending, skipped in zip(endings, unscored, strict=True)]
+    return PackedQuestion([[*kept, *ending] for ending in endings], counts, len(kept), len(kept) < len(context))
 
 
 @dataclass(frozen=True)
-class Probes:
-    """A split as items, and how many tokens at the end of each of their sequences are scored."""
+class ScoredSplit:
+    """A split as items, and for each item how many tokens at the end of each sequence are scored."""
 
     split: Split
-    scored: Sequence[Sequence[int]]
+    scored_counts: Sequence[Sequence[int]]
 
 
-def load_probes(
-    config: ZeroshotConfig, name: str, vocabulary: Tokenizer, n_positions: int, branches: bool
-) -> Probes | None:
-    """A split of the task as its rule puts it to a model, in plain rows without branches; None: no such split."""
+def load_scored_split(
+    config: ZeroshotConfig, name: str, tokenizer: Tokenizer, n_positions: int, branches: bool
+) -> ScoredSplit | None:
+    """Load a split and apply the task's rule; None if the task has no such split.
+
+    branches=False: no shared prefix, a complete row for each ending.
+    """
     loaded = load_examples(config, name)
     if loaded is None:
         return None
-    examples, dropped = loaded
+    examples, unlabelled = loaded
     zeroshot = config.task.zeroshot
     assert zeroshot.rule is not None
-    cue, opening, *words = vocabulary.encode_batch(
-        map(vocabulary.running, [zeroshot.cue, zeroshot.opening, *zeroshot.words])
+    cue, opening, *words = tokenizer.encode_batch(
+        map(tokenizer.with_leading_space, [zeroshot.cue, zeroshot.opening, *zeroshot.words])
     )
-    items, scored, cuts = [], [], 0
-    for example, texts, choices in encoded(examples, vocabulary):
+    items, scored_counts, truncated = [], [], 0
+    for example, texts, choices in tokenize_examples(examples, tokenizer):
         question = RULES[zeroshot.rule]([*texts, cue] if cue else texts, choices or words)
-        laid = lay(question._replace(context=question.context or opening), n_positions)
-        items.append(Item.of(laid.rows, example.label, laid.shared if branches else 0))
-        scored.append(laid.scored)
-        cuts += laid.cut
-    return Probes(Split(examples, items, cuts, dropped), scored)
+        packed = pack_question(question._replace(context=question.context or opening), n_positions)
+        items.append(Item.from_sequences(packed.rows, example.label, packed.shared_length if branches else 0))
+        scored_counts.append(packed.scored_counts)
+        truncated += packed.truncated
+    return ScoredSplit(Split(examples, items, truncated, unlabelled), scored_counts)
 
 
-# --- log-probabilities -> scores -> answers ---------------------------------------------------------------------------
+# --- log-probabilities -> scores -> predictions -----------------------------------------------------------------------
 
 
-def likelihoods(found: Sequence[Sequence[np.ndarray]], normalise: str, vocabulary: int) -> np.ndarray:
+def ending_scores(token_log_p: Sequence[Sequence[np.ndarray]], normalise: str, vocabulary_size: int) -> np.ndarray:
     """The mean or the sum of each ending's log-probabilities: N x K arrays -> [N,K].
 
-    Where there is nothing to score it is that of one token to a model that knows nothing.
+    An ending without scored tokens gets the log-probability of one token under the uniform distribution.
     """
-    nothing = -math.log(vocabulary)
+    uniform = -math.log(vocabulary_size)
     reduce: Callable[..., np.floating] = np.mean if normalise == "mean" else np.sum
-    return np.array([[reduce(v, dtype=np.float64) if len(v) else nothing for v in values] for values in found])
+    return np.array([[reduce(v, dtype=np.float64) if len(v) else uniform for v in values] for values in token_log_p])
 
 
-def best_threshold(likelihoods: np.ndarray, labels: metrics.Values) -> float:
-    """The threshold with the highest Matthews correlation, for class 1 above it: halfway between two neighbours. [N]
+def best_threshold(scores: np.ndarray, labels: metrics.Values) -> float:
+    """The threshold with the highest Matthews correlation, if scores above it mean class 1. scores, labels [N]
 
-    Of equals the lowest. Matthews correlation is CoLA's own metric, and accuracy would call nearly all acceptable.
+    It lies halfway between two neighbouring scores; of equally good ones it is the lowest. Matthews correlation is
+    CoLA's own metric; accuracy would label nearly all sentences acceptable.
     """
-    order = np.argsort(likelihoods)
-    values, positive = np.asarray(likelihoods)[order], np.asarray(labels, float)[order]
-    cuts = np.flatnonzero(np.diff(values)) + 1  # so many are below the threshold
+    order = np.argsort(scores)
+    values, positive = np.asarray(scores)[order], np.asarray(labels, float)[order]
+    cuts = np.flatnonzero(np.diff(values)) + 1  # the number of scores below each possible threshold
     if not len(cuts):
         return float(values[0])
     fn, all_positive, N = np.cumsum(positive)[cuts - 1], positive.sum(), len(values)
     tn = cuts - fn
     tp, fp = all_positive - fn, (N - all_positive) - tn
     spread = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
-    best = cuts[np.argmax((tp * tn - fp * fn) / np.maximum(spread, 1))]  # a spread of 0: one class only
+    best = cuts[np.argmax((tp * tn - fp * fn) / np.maximum(spread, 1))]  # the spread is 0 if there is only one class
     return float((values[best - 1] + values[best]) / 2)
 
 
-def against(threshold: float, likelihoods: np.ndarray) -> np.ndarray:
-    """Scores of two classes: class 0 has the threshold, class 1 the likelihood. [N,1] -> [N,2]"""
-    return np.concatenate([np.full_like(likelihoods, threshold), likelihoods], axis=1)
+def threshold_scores(threshold: float, scores: np.ndarray) -> np.ndarray:
+    """Scores of two classes: class 0 gets the threshold, class 1 the sentence's score. [N,1] -> [N,2]"""
+    return np.concatenate([np.full_like(scores, threshold), scores], axis=1)
 
 
-def measured(task: TaskConfig, labels: metrics.Values, scores: np.ndarray) -> dict[str, float]:
-    """The task's metrics, and how many examples are tied: two classes or more share the highest score. scores [N,C]
+def compute_zero_shot_metrics(task: TaskConfig, labels: metrics.Values, scores: np.ndarray) -> dict[str, float]:
+    """The task's metrics, and the number of ties: examples whose highest score two or more classes share. scores [N,C]
 
-    In accuracy a tied example counts half (of three classes tied a third); any other metric takes the first of them.
+    A tie between k classes counts 1/k in accuracy; every other metric takes the first of the tied classes.
     """
     best = scores == scores.max(1, keepdims=True)
-    right = best[np.arange(len(best)), np.asarray(labels, int)] / best.sum(1)
-    found = {**metrics.score(task.metrics, labels, best.argmax(1)), "accuracy": float(right.mean())}
-    if len(task.labels) == 2 and not task.choices:  # which needs no threshold
-        found["roc_auc"] = metrics.roc_auc(labels, scores[:, 1] - scores[:, 0])
-    return {**found, "ties": int((best.sum(1) > 1).sum())}
+    correct = best[np.arange(len(best)), np.asarray(labels, int)] / best.sum(1)
+    values = {**metrics.metric_values(task.metrics, labels, best.argmax(1)), "accuracy": float(correct.mean())}
+    if len(task.labels) == 2 and not task.choices:  # AUC needs no threshold
+        values["roc_auc"] = metrics.roc_auc(labels, scores[:, 1] - scores[:, 0])
+    return {**values, "ties": int((best.sum(1) > 1).sum())}
 
 
-def predictions(task: TaskConfig, split: Split, scores: np.ndarray) -> Iterator[dict[str, Any]]:
-    """For each example id, label, prediction, and the score of each label. scores [N,C]"""
+def zero_shot_records(task: TaskConfig, split: Split, scores: np.ndarray) -> Iterator[dict[str, Any]]:
+    """Yield a record for each example: id, label, prediction, and the score of each label. scores [N,C]"""
     for example, row in zip(split.examples, scores.tolist(), strict=True):
         yield {
             "id": example.id,

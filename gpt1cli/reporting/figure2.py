@@ -1,4 +1,8 @@
-"""Figure 2, left: what each transferred layer adds, from runs that differ in transfer_layers."""
+"""Figure 2 of the GPT-1 paper from our own runs.
+
+Left: the score over the number of transferred layers (section 5), from fine-tuning runs that differ in transfer_layers.
+Right: the zero-shot score over the pretraining steps, from runs of gpt1 zeroshot with several checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -12,80 +16,87 @@ from typing import Any
 
 from gpt1cli.config.schema import UserError, display
 from gpt1cli.reporting import plots
-from gpt1cli.reporting.collect import Finished, by_seed, grouped, varying
-from gpt1cli.reporting.page import Block, Table
-from gpt1cli.reporting.plots import Picture, by_factors, draw
+from gpt1cli.reporting.collect import FinishedRun, differing_keys, group_by_seed, group_by_settings
+from gpt1cli.reporting.page import Block, ReportTable
+from gpt1cli.reporting.plots import Picture, draw_picture, log_x_axis
 
-Series = tuple[str, str, dict[int, list[Finished]]]  # task, what else tells it from others, layers -> runs
-STYLES = {"transformer": "o-", "lstm": "o--"}  # as in the paper: solid and dashed
+# --- left: transferred layers -----------------------------------------------------------------------------------------
+
+LayerSeries = tuple[str, str, dict[int, list[FinishedRun]]]  # task, its other settings, number of layers -> runs
 
 
-def series(runs: Sequence[Finished]) -> list[Series]:
-    """Runs of one task that differ in how many layers were transferred and in nothing else."""
+def layer_series(runs: Sequence[FinishedRun]) -> list[LayerSeries]:
+    """Groups of runs of one task that differ only in the number of transferred layers."""
     tuned = [run for run in runs if run.kind == "finetune" and run.settings["pretrained"]]
-    return [found for task in sorted({run.config["task"]["name"] for run in tuned}) for found in _of(task, tuned)]
+    tasks = sorted({run.config["task"]["name"] for run in tuned})
+    return [series for task in tasks for series in _task_series(task, tuned)]
 
 
-def _of(task: str, tuned: Sequence[Finished]) -> Iterator[Series]:
-    chosen = [run for run in tuned if run.config["task"]["name"] == task]
-    keys = [key for key in varying([run.settings for run in chosen]) if key != "transfer_layers"]
-    found: dict[str, dict[int, list[Finished]]] = {}
-    for label, group in grouped(chosen, keys).items():
-        for run in sorted(group, key=transferred):
-            found.setdefault(label, {}).setdefault(transferred(run), []).append(run)
-    curves = {label: by_layers for label, by_layers in found.items() if len(by_layers) > 1}
+def _task_series(task: str, tuned: Sequence[FinishedRun]) -> Iterator[LayerSeries]:
+    task_runs = [run for run in tuned if run.config["task"]["name"] == task]
+    keys = [key for key in differing_keys([run.settings for run in task_runs]) if key != "transfer_layers"]
+    groups: dict[str, dict[int, list[FinishedRun]]] = {}
+    for label, group in group_by_settings(task_runs, keys).items():
+        for run in sorted(group, key=transferred_layers):
+            groups.setdefault(label, {}).setdefault(transferred_layers(run), []).append(run)
+    curves = {label: by_layers for label, by_layers in groups.items() if len(by_layers) > 1}
     for label, by_layers in curves.items():
         yield task, label if len(curves) > 1 else "", by_layers
 
 
-def transferred(run: Finished) -> int:
-    """How many blocks came from init."""
+def transferred_layers(run: FinishedRun) -> int:
+    """The number of layers that a run took from init."""
     layers = run.settings["transfer_layers"]
     return run.settings["model.n_layer"] if layers == "all" else layers
 
 
-def left_figure(found: Sequence[Series]) -> tuple[Picture, Table]:
-    """The headline metric on validation, and on training where it was measured, against the layers."""
+def left_figure(all_series: Sequence[LayerSeries]) -> tuple[Picture, ReportTable]:
+    """Plot and table of the headline metric over the layers: on validation, and on training if it was measured."""
     curves: dict[str, list[tuple[float, float]]] = {}
     rows = []
-    for task, label, by_layers in found:
+    for task, label, by_layers in all_series:
         for layers, runs in by_layers.items():
             metric = runs[0].config["task"]["metrics"][0]
             cells = []
             for split in ("train", "valid"):
-                several = [
+                scores = [
                     100 * statistics.mean(run.result[split][metric] for run in same if metric in run.result[split])
-                    for same in by_seed([run for run in runs if metric in run.result.get(split, {})]).values()
+                    for same in group_by_seed([run for run in runs if metric in run.result.get(split, {})]).values()
                 ]
-                if several:
+                if scores:
                     name = ", ".join(filter(None, (split, task, label)))
-                    curves.setdefault(name, []).append((layers, statistics.mean(several)))
-                spread = f" ± {statistics.stdev(several):.1f}" if len(several) > 1 else ""
-                cells.append(f"{statistics.mean(several):.1f}{spread}" if several else "")
-            rows.append([task, label, str(layers), ", ".join(map(str, by_seed(runs))), metric, *cells])
-    title = "Figure 2, left: what each transferred layer adds"
-    picture = plots.lines("figure2-left", title, "layers transferred", "percent", curves, "train")
+                    curves.setdefault(name, []).append((layers, statistics.mean(scores)))
+                spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+                cells.append(f"{statistics.mean(scores):.1f}{spread}" if scores else "")
+            rows.append([task, label, str(layers), ", ".join(map(str, group_by_seed(runs))), metric, *cells])
+    title = "Figure 2, left: score by number of transferred layers"
+    picture = plots.draw_lines("figure2-left", title, "layers transferred", "percent", curves, "train")
     header = ["task", "variant", "layers", "seeds", "metric", "train", "valid"]
-    return picture, Table(title, header, rows, ["in percent; 0 layers: the embeddings alone"])
+    return picture, ReportTable(title, header, rows, ["in percent; 0 layers: only the embeddings"])
+
+
+# --- right: zero-shot curves ------------------------------------------------------------------------------------------
+
+STYLES = {"transformer": "o-", "lstm": "o--"}  # as in the paper: solid and dashed
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Values after so many updates, of one model on one task."""
+    """Values of one model on one task as points (step, value)."""
 
     label: str
     architecture: str
     points: list[tuple[int, float]]
-    task: str = ""  # curves of one task share a colour
+    task: str = ""  # curves of one task have one colour
 
 
-def relative(score: float, chance: float, reference: float | None) -> float:
-    """0 for chance, 1 for the reference; where that is unknown the score itself."""
+def relative_score(score: float, chance: float, reference: float | None) -> float:
+    """The score scaled so that chance is 0 and the reference 1; without a reference the score itself."""
     return score if reference is None else (score - chance) / (reference - chance)
 
 
-def picture(name: str, caption: str, y: str, curves: Sequence[Curve], zero: bool = True) -> Picture:
-    """The curves, updates on a logarithmic axis; `zero` where 0 means chance, and so is in sight."""
+def draw_curves(name: str, caption: str, y: str, curves: Sequence[Curve], zero: bool = True) -> Picture:
+    """A plot of the curves over a logarithmic axis of steps; `zero` also draws the line of 0, which means chance."""
 
     colours = {key: f"C{n}" for n, key in enumerate(dict.fromkeys(c.task or c.label for c in curves))}
 
@@ -94,57 +105,58 @@ def picture(name: str, caption: str, y: str, curves: Sequence[Curve], zero: bool
             points, colour = zip(*sorted(curve.points), strict=True), colours[curve.task or curve.label]
             style = STYLES[curve.architecture]
             axes.plot(*points, style, color=colour, label=curve.label, markersize=3, linewidth=1)
-        by_factors(axes)
-        if zero:  # noise around it does not look like a slope then
+        log_x_axis(axes)
+        if zero:  # then noise around 0 does not look like a slope
             axes.axhline(0, color="grey", linewidth=0.8)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))  # beside the curves, of any number
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))  # outside: there may be many curves
 
-    return draw(name, caption, "updates", y, marks, (9, 4))
+    return draw_picture(name, caption, "steps", y, marks, (9, 4))
 
 
-def right_figure(runs: Sequence[Finished]) -> list[Block]:
-    """The curves of all runs of gpt1 zeroshot that scored several checkpoints, drawn and in numbers."""
-    found = []
+def curves_csv(curves: Sequence[Curve]) -> str:
+    """The points of the curves as comma-separated values."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["label", "architecture", "step", "value"])
+    rows.writerows([c.label, c.architecture, *point] for c in curves for point in sorted(c.points))
+    return text.getvalue()
+
+
+def read_curves(path: Path) -> list[Curve]:
+    """The curves in a file written from `curves_csv`. Raises UserError if it contains none."""
+    curves: dict[str, Curve] = {}
+    try:
+        for row in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))):
+            curve = curves.setdefault(row["label"], Curve(row["label"], row["architecture"], []))
+            curve.points.append((int(row["step"]), float(row["value"])))
+        unknown = {curve.architecture for curve in curves.values()} - STYLES.keys()
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} contains no curves: {error}") from error
+    if unknown:
+        known = ", ".join(STYLES)
+        raise UserError(f"{path} contains no curves: unknown architecture {display(', '.join(unknown))}, not {known}")
+    return list(curves.values())
+
+
+def right_figure(runs: Sequence[FinishedRun]) -> list[Block]:
+    """Plot and table of the curves of all runs of gpt1 zeroshot that scored several checkpoints."""
+    curves = []
     for run in runs:
-        points = run.folder / "plots" / "zeroshot.csv"
-        if run.result["command"] == "zeroshot" and points.is_file():
+        path = run.folder / "plots" / "zeroshot.csv"
+        if run.result["command"] == "zeroshot" and path.is_file():
             task = run.config["task"]["name"]
             scale = "" if run.settings.get("task.zeroshot.reference") is not None else " (score)"
-            found += [Curve(f"{task}{scale}, {c.label}", c.architecture, c.points, task) for c in read(points)]
-    title = "Figure 2, right: what pretraining alone brings (solid: Transformer, dashed: LSTM)"
-    if not found:
+            curves += [Curve(f"{task}{scale}, {c.label}", c.architecture, c.points, task) for c in read_curves(path)]
+    title = "Figure 2, right: zero-shot performance during pretraining (solid: Transformer, dashed: LSTM)"
+    if not curves:
         return []
-    steps = sorted({step for curve in found for step, _ in curve.points})
+    steps = sorted({step for curve in curves for step, _ in curve.points})
     rows = []
-    for curve in found:
+    for curve in curves:
         values = dict(curve.points)
         rows.append([curve.label, *(f"{values[step]:.3f}" if step in values else "" for step in steps)])
     return [
-        picture("figure2-right", title, "from chance (0) to reference (1), else the score", found),
-        Table("Figure 2, right: after so many updates", ["task, run", *(f"{step:,}" for step in steps)], rows),
+        draw_curves("figure2-right", title, "from chance (0) to reference (1), else the score", curves),
+        ReportTable("Figure 2, right: values by step", ["task, run", *(f"{step:,}" for step in steps)], rows),
     ]
-
-
-def read(path: Path) -> list[Curve]:
-    """The curves of a table. UserError where it is none."""
-    found: dict[str, Curve] = {}
-    try:
-        for row in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))):
-            curve = found.setdefault(row["label"], Curve(row["label"], row["architecture"], []))
-            curve.points.append((int(row["step"]), float(row["value"])))
-        unknown = {curve.architecture for curve in found.values()} - STYLES.keys()
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} holds no curves: {error}") from error
-    if unknown:
-        raise UserError(f"{path} holds no curves: there is no architecture {display(', '.join(unknown))}")
-    return list(found.values())
-
-
-def table(curves: Sequence[Curve]) -> str:
-    """The points of the curves, as a file of comma-separated values."""
-    found = io.StringIO()
-    rows = csv.writer(found, lineterminator="\n")
-    rows.writerow(["label", "architecture", "step", "value"])
-    rows.writerows([c.label, c.architecture, *point] for c in curves for point in sorted(c.points))
-    return found.getvalue()

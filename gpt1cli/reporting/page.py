@@ -1,7 +1,7 @@
-"""Pages in two dresses: report.md for a reader of files, report.html for a browser, whole in one file.
+"""Reports in two formats: report.md, and report.html for a browser, complete in one file.
 
-A page is a list of blocks. Whatever a run brings along (names, paths, settings) is the text of a stranger: it is
-escaped, and the html page forbids itself every script and every request, so that it can be sent to anybody.
+A page is a list of blocks. Names, paths and settings of a run are untrusted text: they are escaped, and the html page
+forbids all scripts and requests, so that it can be sent to anybody.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from gpt1cli.reporting.plots import Picture
 from gpt1cli.runs import files
 from gpt1cli.runs.files import write_bytes, write_text
 
-WIDTH = 160  # columns of a table that no terminal fits
-WORD = 20  # letters of a word that a table keeps in one piece
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # no script, no request; drawings have styles of their own
+PIPE_WIDTH = 160  # characters in a line of output that is no terminal
+MAX_UNBROKEN = 20  # characters: words up to this length are not broken in a table
+SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # no script, no request; drawings contain styles
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
@@ -36,7 +36,7 @@ figcaption { color: #555; }
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """A title, a header, rows of text, and notes below."""
 
     title: str
@@ -45,16 +45,20 @@ class Table:
     notes: Sequence[str] = ()
 
     def markdown(self) -> str:
-        """The table as GitHub reads it."""
+        """The table in GitHub's Markdown."""
         lines = [self.header, ["---"] * len(self.header), *self.rows]
-        body = "\n".join("| " + " | ".join(_inline(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
-        notes = "".join(f"\n- {_inline(note)}" for note in self.notes)
-        return f"## {_inline(self.title)}\n\n{body}\n" + (f"{notes}\n" if notes else "")
+        body = "\n".join(
+            "| " + " | ".join(_escape_inline(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+        )
+        notes = "".join(f"\n- {_escape_inline(note)}" for note in self.notes)
+        return f"## {_escape_inline(self.title)}\n\n{body}\n" + (f"{notes}\n" if notes else "")
 
     def html(self) -> str:
-        """The table as a browser reads it."""
+        """The table in html."""
         head = "".join(f"<th>{escape(name)}</th>" for name in self.header)
-        rows = "\n".join("<tr>" + "".join(f"<td>{_together(cell)}</td>" for cell in row) + "</tr>" for row in self.rows)
+        rows = "\n".join(
+            "<tr>" + "".join(f"<td>{_unbroken_cell(cell)}</td>" for cell in row) + "</tr>" for row in self.rows
+        )
         notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
         return (
             f'<h2>{escape(self.title)}</h2>\n<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n'
@@ -62,49 +66,49 @@ class Table:
         )
 
     def show(self) -> None:
-        """Print the table, fitted to the terminal; into a pipe or a file WIDTH columns wide.
+        """Print the table in the width of the terminal, or PIPE_WIDTH characters wide into a pipe or a file.
 
-        What is too wide is printed as several tables, each with the first column.
+        A table that is too wide is printed as several tables, each with the first column.
         """
         import rich.table
         from rich.console import Console
         from rich.markup import escape
 
         def plain(text: str) -> str:
-            return escape(held(text, sys.stdout.encoding or "utf-8"))
+            return escape(encodable(text, sys.stdout.encoding or "utf-8"))
 
-        fitted = sys.stdout.isatty() or "COLUMNS" in os.environ
-        console = Console(width=None if fitted else WIDTH)
-        for number, columns in enumerate(self.side_by_side(console.width)):
-            drawn = rich.table.Table(title=None if number else self.title, title_justify="left")
+        has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+        console = Console(width=None if has_width else PIPE_WIDTH)
+        for number, columns in enumerate(self.split_columns(console.width)):
+            rich_table = rich.table.Table(title=None if number else self.title, title_justify="left")
             for i in columns:
-                drawn.add_column(plain(self.header[i]), overflow="fold")  # paths differ at their ends
+                rich_table.add_column(plain(self.header[i]), overflow="fold")  # paths differ at their end
             for row in self.rows:
-                drawn.add_row(*(plain(row[i]) for i in columns))
-            console.print(drawn)
+                rich_table.add_row(*(plain(row[i]) for i in columns))
+            console.print(rich_table)
         for note in self.notes:
             console.print(plain(f"  {note}"))
 
-    def side_by_side(self, width: int) -> list[list[int]]:
-        """The columns of each table into which this one is cut, so that no word of at most WORD letters is broken."""
-        parts, used = [[0]], self._least(0)
+    def split_columns(self, width: int) -> list[list[int]]:
+        """The columns of each part if the table is split so that no word up to MAX_UNBROKEN characters is broken."""
+        parts, used = [[0]], self._min_width(0)
         for i in range(1, len(self.header)):
-            if used + self._least(i) + 1 > width and len(parts[-1]) > 1:
+            if used + self._min_width(i) + 1 > width and len(parts[-1]) > 1:
                 parts.append([0])
-                used = self._least(0)
+                used = self._min_width(0)
             parts[-1].append(i)
-            used += self._least(i)
+            used += self._min_width(i)
         return parts
 
-    def _least(self, column: int) -> int:
-        """The letters that a column takes at least, with its frame."""
+    def _min_width(self, column: int) -> int:
+        """The minimal width of a column in characters, with its frame."""
         cells = [self.header[column], *(row[column] for row in self.rows)]
-        return 3 + max((min(len(word), WORD) for cell in cells for word in cell.split()), default=0)
+        return 3 + max((min(len(word), MAX_UNBROKEN) for cell in cells for word in cell.split()), default=0)
 
 
 @dataclass(frozen=True)
-class Command:
-    """A command line, to be typed again."""
+class CommandLine:
+    """A command line for the user to type."""
 
     words: Sequence[str]
 
@@ -112,33 +116,33 @@ class Command:
         return " ".join(shlex.join(["gpt1", *self.words]).split("\n"))
 
 
-Block = Table | Picture | Command
+Block = ReportTable | Picture | CommandLine
 
 
-def write(folder: Path, title: str, blocks: Sequence[Block]) -> None:
-    """report.md and report.html; the pictures are in the latter, and in plots/ for the former."""
+def write_page(folder: Path, title: str, blocks: Sequence[Block]) -> None:
+    """Write report.md and report.html. Pictures are inside report.html, and in plots/ for report.md."""
     for block in blocks:
         if isinstance(block, Picture):
             picture = folder / "plots" / f"{block.name}.png"
-            with files.writing(picture):
+            with files.name_write_errors(picture):
                 picture.parent.mkdir(exist_ok=True)
             write_bytes(picture, block.png)
-    write_text(folder / "report.md", held("\n".join([f"# {_inline(title)}\n", *map(_markdown, blocks)])))
-    write_text(folder / "report.html", held(html(title, blocks)))
+    write_text(folder / "report.md", encodable("\n".join([f"# {_escape_inline(title)}\n", *map(_markdown, blocks)])))
+    write_text(folder / "report.html", encodable(html_page(title, blocks)))
 
 
-def held(text: str, encoding: str = "utf-8") -> str:
-    """The text with escapes for what the encoding cannot hold, as half a character, or odd bytes of a path."""
+def encodable(text: str, encoding: str = "utf-8") -> str:
+    """The text with escapes for characters that the encoding does not have, as lone surrogates or bytes of a path."""
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def html(title: str, blocks: Sequence[Block]) -> str:
-    """A page that needs nothing but itself."""
+def html_page(title: str, blocks: Sequence[Block]) -> str:
+    """A complete html page that loads nothing."""
     return "\n".join(
         [
             "<!DOCTYPE html>",
             '<html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+            f'<meta http-equiv="Content-Security-Policy" content="{SECURITY_POLICY}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title>\n<style>{STYLE}</style></head>",
             f"<body><h1>{escape(title)}</h1>",
@@ -149,26 +153,26 @@ def html(title: str, blocks: Sequence[Block]) -> str:
 
 
 def _markdown(block: Block) -> str:
-    if isinstance(block, Table):
+    if isinstance(block, ReportTable):
         return block.markdown()
-    if isinstance(block, Command):
+    if isinstance(block, CommandLine):
         return f"    {block}\n"
-    return f"![{_inline(block.caption)}](plots/{block.name}.png)\n"
+    return f"![{_escape_inline(block.caption)}](plots/{block.name}.png)\n"
 
 
 def _html(block: Block) -> str:
-    if isinstance(block, Table):
+    if isinstance(block, ReportTable):
         return block.html()
-    if isinstance(block, Command):
+    if isinstance(block, CommandLine):
         return f"<pre>{escape(str(block))}</pre>"
     return f"<figure>{block.svg}<figcaption>{escape(block.caption)}</figcaption></figure>"
 
 
-def _together(cell: str) -> str:
-    """A cell for html in which no line ends between a mean and its deviation."""
+def _unbroken_cell(cell: str) -> str:
+    """A cell for html, without a line break between a mean and its standard deviation."""
     return escape(cell).replace(" ± ", "&nbsp;±&nbsp;")
 
 
-def _inline(text: str) -> str:
-    """A stranger's text within a line of Markdown, where html would be read as such."""
+def _escape_inline(text: str) -> str:
+    """Untrusted text for a line of Markdown, with its html escaped."""
     return escape(" ".join(text.split("\n")), quote=False)

@@ -1,4 +1,4 @@
-"""Drawings of runs and studies, each as a picture for Markdown and as vectors that stand inside an html page."""
+"""Plots of runs and studies, each as PNG for Markdown and as SVG inside an html page."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any
 from gpt1cli.runs import files
 from gpt1cli.runs.files import write_bytes
 
-# Texts stay texts, the same drawing has the same bytes, and a dollar sign in a name opens no formula.
+# Text stays text, the same plot has the same bytes, and a dollar sign in a name starts no formula.
 STYLE: dict[Any, Any] = {"svg.fonttype": "none", "text.parse_math": False, "font.family": "sans-serif"}
-NOTHING = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # metadata, full of addresses
-POINTS = 2000  # in a scatter plot: each is an element of the page
+NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # the metadata would contain URLs
+MAX_POINTS = 2000  # in a scatter plot: each is an element of the html page
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawing: `name` is that of its file, `svg` an element for an html page."""
+    """A plot: `name` is its file name without suffix, `svg` an element for an html page."""
 
     name: str
     caption: str
@@ -29,8 +29,10 @@ class Picture:
     png: bytes
 
 
-def draw(name: str, caption: str, x: str, y: str, marks: Callable[[Any], None], size: tuple[float, float]) -> Picture:
-    """A picture of whatever `marks` draws into the axes it is given. x and y name the axes, size is in inches."""
+def draw_picture(
+    name: str, caption: str, x: str, y: str, marks: Callable[[Any], None], size: tuple[float, float]
+) -> Picture:
+    """A plot that `marks` draws into the given axes. `x` and `y` are the labels of the axes, `size` is in inches."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -40,25 +42,27 @@ def draw(name: str, caption: str, x: str, y: str, marks: Callable[[Any], None], 
         figure, axes = pyplot.subplots(figsize=size, layout="constrained")
         marks(axes)
         axes.set_xlabel(x)
-        axes.set_ylabel("\n".join(textwrap.wrap(y, 40, break_long_words=False)))  # longer than the axis it is cut
+        axes.set_ylabel(
+            "\n".join(textwrap.wrap(y, 40, break_long_words=False))
+        )  # a label longer than the axis would be truncated
         png, svg = io.BytesIO(), io.StringIO()
         figure.savefig(png, format="png", dpi=120)
-        figure.savefig(svg, format="svg", metadata=NOTHING)
+        figure.savefig(svg, format="svg", metadata=NO_METADATA)
         pyplot.close(figure)
-    return Picture(name, caption, _embedded(svg.getvalue(), name), png.getvalue())
+    return Picture(name, caption, _embed_svg(svg.getvalue(), name), png.getvalue())
 
 
-def _embedded(svg: str, name: str) -> str:
-    """The svg element alone: no prologue, no namespaces (html knows them), names of its own within a page."""
+def _embed_svg(svg: str, name: str) -> str:
+    """The svg element without prologue and namespaces, which html does not need, and with ids unique in a page."""
     element = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg[svg.index("<svg") :])
     element = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", element)
     return element.replace("xlink:href", "href").strip()
 
 
-def lines(
+def draw_lines(
     name: str, caption: str, x: str, y: str, curves: Mapping[str, Sequence[tuple[float, float]]], dotted: str = ""
 ) -> Picture:
-    """Curves by their labels, as points (x, y); one whose label starts with `dotted` has no marks at its points."""
+    """A plot of curves: label -> points (x, y). A curve whose label starts with `dotted` is dashed, without markers."""
 
     def marks(axes: Any) -> None:
         for label, points in curves.items():
@@ -68,31 +72,31 @@ def lines(
         axes.grid(alpha=0.3)
         axes.legend()
 
-    return draw(name, caption, x, y, marks, (7, 4))
+    return draw_picture(name, caption, x, y, marks, (7, 4))
 
 
-def bands(
+def draw_bands(
     name: str, caption: str, x: str, y: str, curves: Mapping[str, Sequence[tuple[int, Mapping[str, float]]]]
 ) -> Picture:
-    """Curves of means by their labels, as (x, {mean, min, max}), each in the band of its range; x grows by factors."""
+    """A plot of means with bands from min to max: label -> (x, {mean, min, max}); the x axis is logarithmic."""
 
     def marks(axes: Any) -> None:
         for label, points in curves.items():
-            places = [place for place, _ in points]
+            xs = [x for x, _ in points]
             low, mean, high = ([values[key] for _, values in points] for key in ("min", "mean", "max"))
-            (drawn,) = axes.plot(places, mean, "o-", label=label, markersize=3, linewidth=1)
-            axes.fill_between(places, low, high, color=drawn.get_color(), alpha=0.15, linewidth=0)
-        axes.set_xscale("symlog", base=2, linthresh=1)  # 0 has a place too
-        ticks = sorted({place for points in curves.values() for place, _ in points})
+            (line,) = axes.plot(xs, mean, "o-", label=label, markersize=3, linewidth=1)
+            axes.fill_between(xs, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        axes.set_xscale("symlog", base=2, linthresh=1)  # includes 0
+        ticks = sorted({x for points in curves.values() for x, _ in points})
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.grid(alpha=0.3)
         axes.legend()
 
-    return draw(name, caption, x, y, marks, (7, 4))
+    return draw_picture(name, caption, x, y, marks, (7, 4))
 
 
-def by_factors(axes: Any) -> None:
-    """Give the x axis a logarithmic scale, its numbers written out."""
+def log_x_axis(axes: Any) -> None:
+    """Give the x axis a logarithmic scale with numbers written in full."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.set_xscale("log")
@@ -102,96 +106,96 @@ def by_factors(axes: Any) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def losses(metrics: Sequence[Mapping[str, Any]]) -> Picture:
-    """Training and validation loss against the updates."""
-    # what fine-tuning minimises also holds the language-model loss; the validation loss is the task's alone
-    curves = _curves(metrics, lambda line: line.get("task_loss", line["loss"]))
-    return lines("loss", "training and validation loss", "updates", "loss (nats)", curves, "train")
+def draw_losses(metrics: Sequence[Mapping[str, Any]]) -> Picture:
+    """A plot of training and validation loss over the steps."""
+    # the training loss of fine-tuning includes the language-model loss, the validation loss does not
+    curves = _split_curves(metrics, lambda line: line.get("task_loss", line["loss"]))
+    return draw_lines("loss", "training and validation loss", "steps", "loss (nats)", curves, "train")
 
 
-def metric(metrics: Sequence[Mapping[str, Any]], name: str) -> Picture:
-    """A metric on the validation split against the updates."""
-    curves = _curves([line for line in metrics if name in line], lambda line: line[name])
-    return lines("metric", f"{name} on the validation split", "updates", name, curves)
+def draw_metric(metrics: Sequence[Mapping[str, Any]], name: str) -> Picture:
+    """A plot of a metric on the validation split over the steps."""
+    curves = _split_curves([line for line in metrics if name in line], lambda line: line[name])
+    return draw_lines("metric", f"{name} on the validation split", "steps", name, curves)
 
 
-def _curves(
+def _split_curves(
     metrics: Sequence[Mapping[str, Any]], value: Callable[[Mapping[str, Any]], float]
 ) -> dict[str, list[tuple[float, float]]]:
-    found = {s: [(line["step"], value(line)) for line in metrics if line["split"] == s] for s in ("train", "valid")}
-    return {split: points for split, points in found.items() if points}
+    curves = {s: [(line["step"], value(line)) for line in metrics if line["split"] == s] for s in ("train", "valid")}
+    return {split: points for split, points in curves.items() if points}
 
 
-def confusion(split: str, labels: Sequence[str], counts: Sequence[Sequence[int]]) -> Picture:
-    """How often each class (a row) was called what (a column)."""
+def draw_confusion(split: str, labels: Sequence[str], counts: Sequence[Sequence[int]]) -> Picture:
+    """A confusion matrix: label (row) against prediction (column)."""
 
     def marks(axes: Any) -> None:
         shades = [[n / max(1, sum(row)) for n in row] for row in counts]
         axes.pcolormesh(shades, cmap="Blues", vmin=0, vmax=1, edgecolors="white")
         for i, row in enumerate(counts):
             for j, n in enumerate(row):
-                ink = "white" if shades[i][j] > 0.6 else "black"
-                axes.text(j + 0.5, i + 0.5, f"{n:,}", ha="center", va="center", color=ink)
+                color = "white" if shades[i][j] > 0.6 else "black"
+                axes.text(j + 0.5, i + 0.5, f"{n:,}", ha="center", va="center", color=color)
         middles = [i + 0.5 for i in range(len(labels))]
         axes.set_xticks(middles, labels)
         axes.set_yticks(middles, labels)
         axes.invert_yaxis()
 
     side = 2 + 0.9 * len(labels)
-    caption = f"predictions on {split}, shaded by their share of the label"
-    return draw(f"confusion-{split}", caption, "prediction", "label", marks, (side + 1, side))
+    caption = f"predictions on {split}, shaded by the share of each label"
+    return draw_picture(f"confusion-{split}", caption, "prediction", "label", marks, (side + 1, side))
 
 
-def scatter(split: str, labels: Sequence[float], predictions: Sequence[float]) -> Picture:
-    """Predicted scores against their labels."""
+def draw_scatter(split: str, labels: Sequence[float], predictions: Sequence[float]) -> Picture:
+    """A plot of predicted scores against their labels."""
 
     def marks(axes: Any) -> None:
-        axes.plot(labels[:POINTS], predictions[:POINTS], "o", markersize=3, alpha=0.4)
+        axes.plot(labels[:MAX_POINTS], predictions[:MAX_POINTS], "o", markersize=3, alpha=0.4)
         ends = [min(labels), max(labels)]
         axes.plot(ends, ends, "--", color="gray", linewidth=1)
         axes.grid(alpha=0.3)
 
-    some = f", the first {POINTS:,}" if len(labels) > POINTS else ""
-    return draw(f"scatter-{split}", f"predictions on {split}{some}", "label", "prediction", marks, (5, 5))
+    some = f", the first {MAX_POINTS:,}" if len(labels) > MAX_POINTS else ""
+    return draw_picture(f"scatter-{split}", f"predictions on {split}{some}", "label", "prediction", marks, (5, 5))
 
 
-def save_sizes(label: str, sizes: Sequence[float], unit: str, rates: Sequence[float], path: Path) -> None:
-    """A rate against a size that grows by factors, as a picture in a file."""
+def save_scaling_plot(label: str, sizes: Sequence[float], unit: str, rates: Sequence[float], path: Path) -> None:
+    """Save a plot of rates (`unit`) over sizes, with a logarithmic x axis, as PNG."""
 
     def marks(axes: Any) -> None:
         axes.plot(sizes, rates, "o-", markersize=4, linewidth=1)
-        by_factors(axes)
+        log_x_axis(axes)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
 
-    picture = draw(path.stem, label, label, unit, marks, (7, 4)).png
-    with files.writing(path):
+    picture = draw_picture(path.stem, label, label, unit, marks, (7, 4)).png
+    with files.name_write_errors(path):
         path.parent.mkdir(exist_ok=True)
     write_bytes(path, picture)
 
 
-def dots(
+def draw_dots(
     name: str,
     caption: str,
     columns: Sequence[str],
     filled: Mapping[str, Mapping[str, Sequence[float]]],
     hollow: Mapping[str, Mapping[str, Sequence[float]]],
 ) -> Picture:
-    """In each column the values of every series, side by side: their mean large, each of them small."""
+    """A plot with the values of every series in each column: their mean as a large point, each value as a small one."""
 
     def marks(axes: Any) -> None:
         series = [(label, values, True) for label, values in filled.items()]
         series += [(label, values, False) for label, values in hollow.items()]
         for i, (label, values, full) in enumerate(series):
-            x = [columns.index(column) + 0.7 * ((i + 0.5) / len(series) - 0.5) for column in values]
+            xs = [columns.index(column) + 0.7 * ((i + 0.5) / len(series) - 0.5) for column in values]
             means = [sum(several) / len(several) for several in values.values()]
             face = {} if full else {"markerfacecolor": "none"}
-            (drawn,) = axes.plot(x, means, "o" if full else "D", markersize=6, label=label, **face)
-            for place, several in zip(x, values.values(), strict=True):
+            (line,) = axes.plot(xs, means, "o" if full else "D", markersize=6, label=label, **face)
+            for x, several in zip(xs, values.values(), strict=True):
                 if len(several) > 1:
-                    axes.plot([place] * len(several), several, ".", markersize=3, color=drawn.get_color())
+                    axes.plot([x] * len(several), several, ".", markersize=3, color=line.get_color())
         axes.set_xticks(range(len(columns)), columns, rotation=20)
         axes.grid(alpha=0.3, axis="y")
         axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
 
-    return draw(name, caption, "", "percent", marks, (11, 4))
+    return draw_picture(name, caption, "", "percent", marks, (11, 4))

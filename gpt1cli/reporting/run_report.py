@@ -1,4 +1,4 @@
-"""A run's own page: how it went, what came out, in which settings it differs from the default, how to repeat it."""
+"""The report of one run: the command that repeats it, its curves, its result, and its non-default settings."""
 
 from __future__ import annotations
 
@@ -10,50 +10,53 @@ from typing import Any
 
 from gpt1cli.config import options
 from gpt1cli.config.commands import COMMANDS
-from gpt1cli.config.schema import annotation_of, display, flat
+from gpt1cli.config.schema import annotation_of, display, flatten
 from gpt1cli.reporting import page, plots
-from gpt1cli.reporting.page import Block, Command, Table
+from gpt1cli.reporting.page import Block, CommandLine, ReportTable
 from gpt1cli.reporting.plots import Picture
 from gpt1cli.runs.files import read_config, read_jsonl
-from gpt1cli.runs.record import environment
+from gpt1cli.runs.record import read_environment
 
-WHERE = ("name", "out", "cache", "hub")  # settings that say where, and not what
+LOCATION_KEYS = ("name", "out", "cache", "hub")  # settings that do not change the result
+SETTINGS_NOTE = "all settings: config.yaml"
 
 
-def write_run_report(folder: Path, result: Mapping[str, Any], drawn: Sequence[Block] = ()) -> None:
-    """report.md, report.html and plots/ from a run's own files, what it is about to declare, and what it has drawn."""
+def write_run_report(folder: Path, result: Mapping[str, Any], extra: Sequence[Block] = ()) -> None:
+    """Write report.md, report.html and plots/ from a run's files, its result, and `extra` blocks of its command."""
     path = folder / "config.yaml"
     config = read_config(path) if path.exists() else {}
-    facts = [[key, _shown(value)] for key, value in flat(result)]
+    facts = [[key, _format_value(value)] for key, value in flatten(result)]
     changed = [
-        [key, display(value), display(default)] for key, value, default in differences(result["command"], config)
+        [key, display(value), display(default)] for key, value, default in changed_settings(result["command"], config)
     ]
     blocks: list[Block] = [
-        Command(again(folder, result["command"])),
-        *_curves(folder, config),
-        *drawn,
-        Table("Result", ["what", "value"], facts),
-        *_predicted(folder, config, result),
-        Table("Settings that differ from the default", ["key", "value", "default"], changed, ["all: config.yaml"]),
+        CommandLine(repeat_command(folder, result["command"])),
+        *_draw_curves(folder, config),
+        *extra,
+        ReportTable("Result", ["what", "value"], facts),
+        *_draw_predictions(folder, config, result),
+        ReportTable(
+            "Settings that differ from the default", ["key", "value", "default"], changed, ["all: config.yaml"]
+        ),
     ]
-    page.write(folder, f"{result['command']} {result['name']}", blocks)
+    page.write_page(folder, f"{result['command']} {result['name']}", blocks)
 
 
-def again(folder: Path, command: str) -> list[str]:
-    """The words that repeat the run: its own, or its configuration where those were a whole sweep's.
+def repeat_command(folder: Path, command: str) -> list[str]:
+    """The words that repeat the run: its command line, or config= if that was the command line of a whole sweep.
 
-    A command that takes no config= is told as the sweep that it was.
+    A command without config= repeats the whole sweep.
     """
-    words = environment(folder).get("command_line", [command])
+    words = read_environment(folder).get("command_line", [command])
     sweep = {"-m", "--multirun"} & {*words}
-    repeats = annotation_of(COMMANDS[command].config, "config") is not None
-    return [command, f"config={folder / 'config.yaml'}"] if sweep and repeats else words
+    takes_config = annotation_of(COMMANDS[command].config, "config") is not None
+    return [command, f"config={folder / 'config.yaml'}"] if sweep and takes_config else words
 
 
-def differences(command: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Key, value, default: of a group its option, and what in it is not as that option has it."""
+def changed_settings(command: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Key, value, default of each changed setting: the option of a group, and values that differ from that option."""
     groups, defaults = options.defaults(command)
-    known = dict(flat(defaults))
+    known = dict(flatten(defaults))
     for group, default in groups.items():
         option = config[group].get("name") if isinstance(config.get(group), Mapping) else None
         if option is None:
@@ -61,35 +64,35 @@ def differences(command: str, config: Mapping[str, Any]) -> Iterator[tuple[str, 
         if option != default and group != "runtime":
             yield group, option, default
         if option not in options.names(group):
-            option = default  # a file of one's own, or a model that came with init
-        known |= {f"{group}.{key}": value for key, value in flat(options.values(group, option))} if option else {}
-    for key, value in flat(config):
-        default = _resolved(known.get(key), config)
-        if key not in WHERE and not key.endswith(".name") and key in known and value != default:
+            option = default  # the user's own file, or a model that came with init
+        known |= {f"{group}.{key}": value for key, value in flatten(options.values(group, option))} if option else {}
+    for key, value in flatten(config):
+        default = _resolve_reference(known.get(key), config)
+        if key not in LOCATION_KEYS and not key.endswith(".name") and key in known and value != default:
             yield key, value, default
 
 
-def _resolved(default: Any, config: Mapping[str, Any]) -> Any:
-    """A default that follows another key, `${model.finetuning.lr}`, has that key's value."""
+def _resolve_reference(default: Any, config: Mapping[str, Any]) -> Any:
+    """A default; for one that refers to another key, `${model.finetuning.lr}`, the value of that key."""
     if isinstance(default, str) and default.startswith("${"):
-        return dict(flat(config)).get(default[2:-1])
+        return dict(flatten(config)).get(default[2:-1])
     return default
 
 
-def _curves(folder: Path, config: Mapping[str, Any]) -> Iterator[Picture]:
+def _draw_curves(folder: Path, config: Mapping[str, Any]) -> Iterator[Picture]:
     if not (folder / "metrics.jsonl").exists():
         return
     lines = read_jsonl(folder / "metrics.jsonl")
-    if not any("loss" in line for line in lines):  # nothing was trained
+    if not any("loss" in line for line in lines):  # no training
         return
-    yield plots.losses(lines)
+    yield plots.draw_losses(lines)
     headline = config["task"]["metrics"][0] if "task" in config else "perplexity"
     if any(headline in line for line in lines):
-        yield plots.metric(lines, headline)
+        yield plots.draw_metric(lines, headline)
 
 
-def _predicted(folder: Path, config: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[Block]:
-    """What was predicted beside what was right, for each labelled split."""
+def _draw_predictions(folder: Path, config: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[Block]:
+    """For each labelled split a plot of predictions against labels."""
     if "task" not in config:
         return
     for split in {**config["task"]["splits"], **result.get("examples", {})}:
@@ -97,16 +100,16 @@ def _predicted(folder: Path, config: Mapping[str, Any], result: Mapping[str, Any
         if split not in result or not path.exists():
             continue
         lines = read_jsonl(path)
-        if lines and "shots" in lines[0]:  # of gpt1 fewshot, the same examples many times
+        if lines and "shots" in lines[0]:  # of gpt1 fewshot: the same examples several times
             continue
         rows = [(line["label"], line["prediction"]) for line in lines]
         if not (classes := config["task"]["labels"]):
-            yield plots.scatter(split, [label for label, _ in rows], [score for _, score in rows])
+            yield plots.draw_scatter(split, [label for label, _ in rows], [score for _, score in rows])
             continue
         counts = Counter(rows)
-        table = [[counts[label, called] for called in classes] for label in classes]
-        yield plots.confusion(split, classes, table)
+        matrix = [[counts[label, prediction] for prediction in classes] for label in classes]
+        yield plots.draw_confusion(split, classes, matrix)
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) and math.isfinite(value) else str(value)

@@ -1,4 +1,4 @@
-"""How a run talks to its user: one live line on a terminal, a plain line now and then anywhere else, and run.log."""
+"""Progress of a run: one live line on a terminal, a plain line every 10 seconds anywhere else, and run.log."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from gpt1cli.runs import files
 
 Mode = Literal["auto", "live", "plain", "none"]
 
-PLAIN_EVERY = 10.0  # seconds between two plain lines: a log that is read later stays short
-LIVE_PER_SECOND = 2  # redraws, by a thread of rich's own: the clock ticks while an update takes long
+PLAIN_LINE_SECONDS = 10.0  # keeps a log that is read later short
+REDRAWS_PER_SECOND = 2  # by a thread of rich: the clock runs also during a long step
 
 
 class Progress:
-    """One stretch of work with a known end, as a context manager: `update` moves it, `say` tells something for good.
+    """Progress of work with a known total, as a context manager: `update` advances it, `say` prints a permanent line.
 
-    `total` and the steps handed to `update` count updates, bytes, documents: `unit` names them; `start` is where a
-    resumed run takes up. `folder` is the run's, for run.log; None writes no log. Mode `auto` is live on a terminal
-    outside CI and plain elsewhere; `none` prints nothing at all. Plain and none start no thread and print no escape
-    code. One terminal has room for one live line: leave one Progress before entering the next.
+    `total` and the steps given to `update` count training steps, bytes or documents; `unit` is their name. `start` is
+    the step at which a resumed run continues. `folder` is the run's, for run.log; None writes no log. Mode `auto` is
+    live on a terminal outside CI and plain elsewhere; `none` prints nothing. Plain and none start no thread and print
+    no escape code. A terminal shows only one live line: leave one Progress before entering the next.
     """
 
     def __init__(
@@ -44,18 +44,18 @@ class Progress:
     ) -> None:
         self.folder = folder
         self.total, self.step, self.unit, self.description = total, start, unit, description
-        self.mode = mode if mode != "auto" else "live" if _on_terminal() else "plain"
+        self.mode = mode if mode != "auto" else "live" if _is_terminal() else "plain"
         self.values: dict[str, float] = {}
-        self.began = self.updated = monotonic()
-        self.first: tuple[int, float] | None = None  # step and time of the first update, where the pace is taken from
-        self.printed: float | None = None  # when the last plain line was printed
+        self.start_time = self.update_time = monotonic()
+        self.first_update: tuple[int, float] | None = None  # its step and time: the speed is measured from there
+        self.print_time: float | None = None  # of the last plain line
         self.live: Live | None = None
 
     def __enter__(self) -> Self:
-        self.began = self.updated = monotonic()
+        self.start_time = self.update_time = monotonic()
         if self.mode == "live":
             console = Console(force_terminal=True)
-            self.live = Live(console=console, get_renderable=self._drawn, refresh_per_second=LIVE_PER_SECOND)
+            self.live = Live(console=console, get_renderable=self._render_line, refresh_per_second=REDRAWS_PER_SECOND)
             self.live.start()
         return self
 
@@ -63,13 +63,13 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self.live:
-            self.live.stop()  # draws the last state, gives the cursor and the streams back
+            self.live.stop()  # draws the last state and restores the cursor and the streams
             self.live = None
-        elif self.mode == "plain" and self.first and self.printed != self.updated:
+        elif self.mode == "plain" and self.first_update and self.print_time != self.update_time:
             print(self.line(), flush=True)
 
     def say(self, text: str) -> None:
-        """One line for good: above the live line or on plain stdout, and with the time of day in run.log."""
+        """Print a permanent line, above the live line or on plain stdout, and write it with its time to run.log."""
         if self.folder:
             write_log(self.folder, text)
         if self.live:
@@ -78,48 +78,48 @@ class Progress:
             print(text, flush=True)
 
     def update(self, step: int, **values: float) -> None:
-        """The work stands at `step`; values (loss, lr, tokens_per_second, ...) are shown until newer ones come."""
-        self.step, self.updated = step, monotonic()
+        """Set the current step; values (loss, lr, tokens_per_second, ...) are shown until they are replaced."""
+        self.step, self.update_time = step, monotonic()
         self.values = {**self.values, **values}
-        self.first = self.first or (step, self.updated)
-        due = self.printed is None or self.updated - self.printed >= PLAIN_EVERY or step >= self.total
+        self.first_update = self.first_update or (step, self.update_time)
+        due = self.print_time is None or self.update_time - self.print_time >= PLAIN_LINE_SECONDS or step >= self.total
         if self.mode == "plain" and due:
             print(self.line(), flush=True)
-            self.printed = self.updated
+            self.print_time = self.update_time
 
     def line(self) -> str:
-        """All there is to tell: `step 120/600  loss 4.2130  lr 0.00025  12.3k tokens/s  0:01:23  left 0:05:12`."""
-        count = short if self.unit else "{:,}".format
+        """The line of text: `step 120/600  loss 4.2130  lr 0.00025  12.3k tokens/s  0:01:23  left 0:05:12`."""
+        count = abbreviate_number if self.unit else "{:,}".format
         parts = [f"{self.description} {count(self.step)}/{count(self.total)} {self.unit}".rstrip()]
-        parts += [_worded(name, value) for name, value in self.values.items()]
-        parts.append(clock(monotonic() - self.began))
+        parts += [_format_metric(name, value) for name, value in self.values.items()]
+        parts.append(format_duration(monotonic() - self.start_time))
         if (left := self.seconds_left()) is not None:
-            parts.append(f"left {clock(left)}")
+            parts.append(f"left {format_duration(left)}")
         return "  ".join(parts)
 
     def seconds_left(self) -> float | None:
-        """At the pace since the first update, None before the second: what came earlier, as compiling, comes once."""
-        if self.first is None or self.step <= self.first[0]:
+        """The time left at the speed since the first update, None before the second: compiling happens only once."""
+        if self.first_update is None or self.step <= self.first_update[0]:
             return None
-        pace = (self.updated - self.first[1]) / (self.step - self.first[0])
-        return max(0.0, pace * (self.total - self.step) - (monotonic() - self.updated))
+        seconds_per_step = (self.update_time - self.first_update[1]) / (self.step - self.first_update[0])
+        return max(0.0, seconds_per_step * (self.total - self.step) - (monotonic() - self.update_time))
 
-    def _drawn(self) -> Table:
-        """The live line: the text, and a bar in what room it leaves."""
+    def _render_line(self) -> Table:
+        """The live line: the text, and a progress bar in the remaining width."""
         row = Table.grid(Column(no_wrap=True, overflow="ellipsis"), Column(max_width=32), padding=(0, 1))
         row.add_row(Text(self.line()), ProgressBar(total=max(1, self.total), completed=self.step))
         return row
 
 
 def write_log(folder: Path, text: str) -> None:
-    """A line of a run's run.log, with the time of day."""
+    """Append a line with its date and time to a run's run.log."""
     path = folder / "run.log"
-    with files.writing(path), path.open("a", encoding="utf-8") as log:
+    with files.name_write_errors(path), path.open("a", encoding="utf-8") as log:
         log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
 
 
-def short(number: float) -> str:
-    """Three significant digits and a suffix: 12345 -> 12.3k."""
+def abbreviate_number(number: float) -> str:
+    """A number with three significant digits and a suffix: 12345 -> 12.3k."""
     for suffix in ("", "k", "M", "G"):
         if abs(number) < 999.5:  # 999.5 would be rounded to 1e+03
             return f"{number:.3g}{suffix}"
@@ -127,19 +127,19 @@ def short(number: float) -> str:
     return f"{number:.3g}T"
 
 
-def clock(seconds: float) -> str:
-    """Hours, minutes, seconds: 5025 -> 1:23:45."""
+def format_duration(seconds: float) -> str:
+    """Seconds as hours, minutes, seconds: 5025 -> 1:23:45."""
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def _worded(name: str, value: float) -> str:
+def _format_metric(name: str, value: float) -> str:
     if name == "tokens_per_second":
-        return f"{short(value)} tokens/s"
+        return f"{abbreviate_number(value)} tokens/s"
     return f"{name} {value:.4f}" if name.endswith("loss") else f"{name} {value:.3g}"
 
 
-def _on_terminal() -> bool:
-    """Whether somebody looks at stdout while it is written; TERM=dumb cannot redraw a line."""
+def _is_terminal() -> bool:
+    """Whether stdout is a terminal with a user in front of it; TERM=dumb cannot redraw a line."""
     in_ci = os.environ.get("CI", "").lower() not in ("", "0", "false")
     return sys.stdout.isatty() and not in_ci and os.environ.get("TERM") != "dumb"

@@ -1,4 +1,4 @@
-"""The signals that end a run with its checkpoint, and what happens behind it."""
+"""The signals that stop a run after it has saved its checkpoint: Ctrl-C, SIGTERM and pre-emption."""
 
 from __future__ import annotations
 
@@ -11,70 +11,75 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
 
-# What submitit sends before a job's time runs out; anybody may (sbatch --signal=USR2@120).
+# submitit sends it before a job's time runs out; it can also be requested with sbatch --signal=USR2@120.
 PREEMPTION = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}", signal.SIGUSR2)
-BY_HAND = (signal.SIGINT, signal.SIGTERM)
-STOPPED = {128 + number for number in (*BY_HAND, PREEMPTION)}  # exit statuses of a run that saved its checkpoint first
-PATIENCE = 600.0  # seconds between Slurm's warning and the end of the job
+MANUAL_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Exit statuses of a run that saved its checkpoint before it stopped.
+STOPPED_STATUSES = {128 + number for number in (*MANUAL_SIGNALS, PREEMPTION)}
+SLURM_GRACE_SECONDS = 600.0  # seconds between Slurm's warning and the end of the job
 
 
 @contextlib.contextmanager
-def noted() -> Iterator[list[int]]:
-    """A list that Ctrl-C, SIGTERM and pre-emption put their number into; a second one by hand acts as it did before.
+def record_stop_signals() -> Iterator[list[int]]:
+    """A list of the numbers of received signals: Ctrl-C, SIGTERM and pre-emption.
 
-    A pre-emption that follows a SIGTERM is noted too: what it did before would leave without the checkpoint.
+    After the first Ctrl-C or SIGTERM a second one acts as before. A pre-emption after SIGTERM is recorded too: its
+    previous handler would exit without the checkpoint.
     """
-    stopped: list[int] = []
+    received: list[int] = []
 
-    def note(number: int, _: object) -> None:
-        stopped.append(number)
-        for signum in set(BY_HAND) & before.keys() if number in BY_HAND else ():
+    def record_signal(number: int, _: object) -> None:
+        received.append(number)
+        for signum in set(MANUAL_SIGNALS) & before.keys() if number in MANUAL_SIGNALS else ():
             signal.signal(signum, before[signum])
 
-    before = {number: signal.signal(number, note) for number in heard()}
+    before = {number: signal.signal(number, record_signal) for number in handled_signals()}
     try:
-        yield stopped
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def foremost(stopped: Sequence[int]) -> int:
-    """The signal that says how a run ends that got several: somebody waits to hear of a pre-emption."""
-    return PREEMPTION if PREEMPTION in stopped else stopped[0]
+def deciding_signal(received: Sequence[int]) -> int:
+    """The signal that decides how a run ends after several: pre-emption, because submitit must requeue the job."""
+    return PREEMPTION if PREEMPTION in received else received[0]
 
 
-def end(number: int) -> NoReturn:
-    """End a run whose checkpoint is saved, as the signal has it: submitit's own handler puts its job into the queue."""
+def exit_after_signal(number: int) -> NoReturn:
+    """Exit after the checkpoint is saved. On pre-emption, submitit's own handler requeues the job first."""
     if PREEMPTION != number == signal.SIGTERM and os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
-        # NOTE Slurm warns so before it ends a job, and puts back into its queue what it has ended, not what left first.
-        time.sleep(PATIENCE)
+        # NOTE Slurm sends this signal before it ends a job. It requeues a job that it ended, not one that exited first.
+        time.sleep(SLURM_GRACE_SECONDS)
     if number == PREEMPTION and callable(handler := signal.getsignal(number)):
         handler(number, None)
     raise SystemExit(128 + number)
 
 
-def leave(number: int, _: FrameType | None) -> NoReturn:
-    """A handler: end the process as Ctrl-C does, with clean-up."""
+def exit_on_signal(number: int, _: FrameType | None) -> NoReturn:
+    """Signal handler: exit with clean-up, as after Ctrl-C."""
     raise SystemExit(128 + number)
 
 
-def deaf(number: int, _: FrameType | None) -> None:
-    """A handler: Ctrl-C reaches every process of a terminal, and is for the first of them, which sends SIGTERM on."""
+def ignore(number: int, _: FrameType | None) -> None:
+    """Signal handler of child processes: Ctrl-C reaches all of them, but the main process sends them SIGTERM."""
 
 
-def heard() -> list[int]:
-    """The signals that end a run, but for those that the process is deaf to."""
-    return [int(number) for number in (*BY_HAND, PREEMPTION) if signal.getsignal(number) is not deaf]
+def handled_signals() -> list[int]:
+    """The numbers of the signals that stop a run, without those that this process ignores."""
+    return [int(number) for number in (*MANUAL_SIGNALS, PREEMPTION) if signal.getsignal(number) is not ignore]
 
 
 @contextlib.contextmanager
-def terminable(alone: bool = True) -> Iterator[None]:
-    """Let SIGTERM end the process as Ctrl-C does: with clean-up, and status 143. One of several is deaf to Ctrl-C."""
+def handle_sigterm(alone: bool = True) -> Iterator[None]:
+    """Let SIGTERM end the process with clean-up and status 143.
+
+    A process that is not `alone`, but one of several, also ignores Ctrl-C.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers = {signal.SIGTERM: leave} if alone else {signal.SIGTERM: leave, signal.SIGINT: deaf}
+    handlers = {signal.SIGTERM: exit_on_signal} if alone else {signal.SIGTERM: exit_on_signal, signal.SIGINT: ignore}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield

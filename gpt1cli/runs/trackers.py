@@ -1,8 +1,8 @@
-"""Experiment trackers: TensorBoard, Weights & Biases, MLflow or Trackio on the heels of metrics.jsonl.
+"""Experiment trackers: TensorBoard, Weights & Biases, MLflow or Trackio, fed from metrics.jsonl.
 
-metrics.jsonl is the truth, and a tracker is fed from its very lines. It first gets what the file holds and it lacks: of
-a run that goes on, of one that names it only now, of one that is finished. A tracker that fails costs nothing but a
-warning. Each library is imported when its tracker is opened.
+metrics.jsonl is the reference, and a tracker receives its lines. It first receives those lines of the file that it does
+not have yet: of a resumed run, of a run that sets logger= only now, of a finished run. If a tracker fails, the run
+prints a warning and continues. Each library is imported when its tracker is opened.
 """
 
 from __future__ import annotations
@@ -22,44 +22,44 @@ from shlex import quote
 from typing import Any
 
 from gpt1cli.config.commands import FewshotConfig, TrainConfig, ZeroshotConfig
-from gpt1cli.config.schema import UserError, display, flat
+from gpt1cli.config.schema import UserError, display, flatten
 from gpt1cli.config.training import LoggerConfig
 from gpt1cli.runs.files import append_jsonl, read_config, read_json, read_jsonl, write_json
-from gpt1cli.runs.record import environment
+from gpt1cli.runs.record import read_environment
 
 Line = Mapping[str, Any]
 Log = Callable[[Line], None]
 
-NEEDED = {  # tracker -> what is imported for it: its extra in pyproject.toml
+REQUIRED_PACKAGES = {  # tracker -> the packages it imports: its extra in pyproject.toml
     "none": (),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),
     "trackio": ("trackio",),
 }
-ELSEWHERE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")  # would have trackio send what gpt1 writes to its folder
-FURTHER = re.compile(r"(valid|test)(_\w+)?")  # splits whose scores may stand in result.json alone
-UNNAMEABLE = r"[^\w/ .:-]"  # what MLflow does not take in the name of a metric
-AT_ONCE = 50  # lines in one request to MLflow, which takes a thousand numbers
+REMOTE_VARIABLES = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")  # with these trackio would send its folder elsewhere
+FINAL_SPLITS = re.compile(r"(valid|test)(_\w+)?")  # splits whose scores may be in result.json only
+MLFLOW_FORBIDDEN = r"[^\w/ .:-]"  # characters that MLflow does not allow in the name of a metric
+MLFLOW_LINES = 50  # in one request; MLflow accepts a thousand numbers
 
 
 @dataclass(frozen=True)
-class Row:
-    """A line of metrics.jsonl as a tracker takes it."""
+class TrackerRow:
+    """A line of metrics.jsonl in the form for trackers."""
 
-    where: str  # its split; where one run asks several others, behind the label of that other
+    series: str  # its split; if a run scores several other runs, LABEL/SPLIT
     step: int
-    time: float  # seconds since 1970, as if all sessions of the run had followed its beginning without a pause
-    values: dict[str, float]  # `<where>/<metric>` -> number
+    time: float  # seconds since 1970, as if the run had continued without a pause from its start
+    values: dict[str, float]  # `<series>/<metric>` -> number
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a tracker is told of a run."""
+class TrackedRun:
+    """The description of a run that trackers receive."""
 
-    id: str  # under which every tracker knows it
-    name: str  # its folder below out
-    group: str  # the folder around that one
+    id: str  # the same in every tracker
+    name: str  # its folder, relative to out
+    group: str  # the parent of that folder
     folder: Path
     out: Path
     project: str
@@ -70,55 +70,53 @@ class Run:
 class Tracker:
     """An open tracker."""
 
-    told: str  # where the run is to be seen
-    send: Callable[[Sequence[Row]], object]
-    close: Callable[[bool], object]  # whether the run has ended well
-    seen: Mapping[str, int] = field(default_factory=dict)  # where -> the last update that it has already
+    location: str  # where the user finds the run: a URL or a command
+    send: Callable[[Sequence[TrackerRow]], object]
+    close: Callable[[bool], object]  # the argument: whether the run succeeded
+    last_steps: Mapping[str, int] = field(default_factory=dict)  # series -> the last step that the tracker already has
 
 
-def check(config: LoggerConfig) -> None:
-    """UserError where the tracker is not installed, or told to send what gpt1 leaves on this machine."""
-    specs = [importlib.util.find_spec(name) for name in NEEDED[config.name]]
-    if not all(spec and spec.origin for spec in specs):  # without an origin it is a mere folder of that name
-        way = f"pip install 'gpt1[{config.name}]', or name logger=none"
-        raise UserError(f"logger={config.name}: it is not installed; {way}")
-    if config.name == "trackio" and (named := [name for name in ELSEWHERE if os.environ.get(name)]):
+def check_tracker(config: LoggerConfig) -> None:
+    """Raise UserError if the tracker is not installed, or would send data elsewhere that stays on this machine."""
+    specs = [importlib.util.find_spec(name) for name in REQUIRED_PACKAGES[config.name]]
+    if not all(spec and spec.origin for spec in specs):  # without an origin it is only a folder with that name
+        raise UserError(f"logger={config.name}: not installed; pip install 'gpt1[{config.name}]', or use logger=none")
+    if config.name == "trackio" and (variables := [name for name in REMOTE_VARIABLES if os.environ.get(name)]):
         raise UserError(
-            f"logger=trackio writes to a folder of this machine, but {' and '.join(named)} is set: unset it;"
-            " trackio sync sends that folder to a Space"
+            f"logger=trackio writes to a folder of this machine, but {' and '.join(variables)} is set: unset it;"
+            " afterwards trackio sync can send this folder to a Space"
         )
 
 
 @contextlib.contextmanager
-def recording(
+def metrics_log(
     config: TrainConfig | ZeroshotConfig | FewshotConfig,
     folder: Path,
     say: Callable[[str], object],
     labels: Mapping[str, str] | None = None,
     send: bool = True,
 ) -> Iterator[Log]:
-    """Where a run's metrics go: a function that appends a line to metrics.jsonl and sends it to the run's tracker.
+    """A function that appends a line to metrics.jsonl and sends it to the run's tracker.
 
-    The scores that result.json alone holds follow at the end. `say` takes what there is to tell; `labels` tell lines of
-    several `init`, or of several `seed`, apart. Without `send` nothing goes to the tracker:
-    of several processes only one sends.
+    Scores that are only in result.json are sent at the end. `say` prints messages; `labels` are the names of several
+    `init`, or of several `seed`, in one run. `send` is False in all but one of several processes: nothing is sent.
     """
-    follower = Follower(config, folder, say, labels or {}, send)
+    feed = TrackerFeed(config, folder, say, labels or {}, send)
 
     def log(line: Line) -> None:
         append_jsonl(folder / "metrics.jsonl", line)
-        follower.send([line])
+        feed.send([line])
 
     try:
         yield log
     except BaseException:
-        follower.close(well=False)
+        feed.close(succeeded=False)
         raise
-    follower.close(well=True)
+    feed.close(succeeded=True)
 
 
-class Follower:
-    """The tracker of a run until it fails, which is told once; from then on, as without one, nothing is sent."""
+class TrackerFeed:
+    """The tracker of a run. After its first error the run prints one warning, and nothing more is sent."""
 
     def __init__(
         self,
@@ -134,64 +132,64 @@ class Follower:
             self._attempt(self._open)
 
     def send(self, lines: Iterable[Line]) -> None:
-        """Send what the tracker does not have yet."""
+        """Send the lines that the tracker does not have yet."""
         if tracker := self.tracker:
             self._attempt(lambda: self._send(tracker, lines))
 
-    def close(self, well: bool) -> None:
-        """Send what result.json adds, where the run has ended well, and close the tracker."""
-        if well:
-            self.send(ends(self.folder))
+    def close(self, succeeded: bool) -> None:
+        """If the run succeeded, send the scores of result.json; close the tracker."""
+        if succeeded:
+            self.send(final_scores(self.folder))
         if tracker := self.tracker:
             self.tracker = None
-            self._attempt(lambda: tracker.close(well))
+            self._attempt(lambda: tracker.close(succeeded))
 
-    def _attempt(self, act: Callable[[], object]) -> None:
+    def _attempt(self, action: Callable[[], object]) -> None:
         try:
-            act()
-        except Exception as error:  # whatever a library of somebody else's stumbles over
+            action()
+        except Exception as error:  # a tracker's library may raise anything
             self.tracker = None
-            why = display(" ".join(f"{type(error).__name__}: {error}".split()))
-            later = f", and resume={self.folder} sends the rest" if hasattr(self.config, "resume") else ""
+            reason = display(" ".join(f"{type(error).__name__}: {error}".split()))
+            later = f"; resume={self.folder} sends the rest" if hasattr(self.config, "resume") else ""
             self.say(
-                f"warning: logger={self.config.logger.name} failed, and the run goes on without it: {why};"
-                f" metrics.jsonl has everything{later}"
+                f"warning: logger={self.config.logger.name} failed, and the run continues without it: {reason};"
+                f" metrics.jsonl has all metrics{later}"
             )
 
     def _open(self) -> None:
-        self.began = datetime.fromisoformat(environment(self.folder)["date"]).timestamp()
-        self.tracker = TRACKERS[self.config.logger.name](run_of(self.config, self.folder))
-        self.say(f"{self.config.logger.name}: {self.tracker.told}")
+        self.start_time = datetime.fromisoformat(read_environment(self.folder)["date"]).timestamp()
+        self.tracker = TRACKERS[self.config.logger.name](tracked_run(self.config, self.folder))
+        self.say(f"{self.config.logger.name}: {self.tracker.location}")
         if (path := self.folder / "metrics.jsonl").exists():
             self._send(self.tracker, read_jsonl(path))
 
     def _send(self, tracker: Tracker, lines: Iterable[Line]) -> None:
-        rows = [row_of(line, self.began, self.labels) for line in lines]
-        if fresh := [row for row in rows if row.step > tracker.seen.get(row.where, -1)]:
-            tracker.send(fresh)
+        rows = [tracker_row(line, self.start_time, self.labels) for line in lines]
+        if new_rows := [row for row in rows if row.step > tracker.last_steps.get(row.series, -1)]:
+            tracker.send(new_rows)
 
 
-def ends(folder: Path) -> Iterator[Line]:
-    """The scores of result.json for splits that metrics.jsonl has no line of, at the last update."""
+def final_scores(folder: Path) -> Iterator[Line]:
+    """The scores in result.json of splits without a line in metrics.jsonl, as lines at the last step."""
     if (folder / "result.json").exists():
         result = read_json(folder / "result.json")
-        there = {line["split"] for line in read_jsonl(folder / "metrics.jsonl")}
+        logged_splits = {line["split"] for line in read_jsonl(folder / "metrics.jsonl")}
         for name in result:
-            if FURTHER.fullmatch(name) and name not in there:
+            if FINAL_SPLITS.fullmatch(name) and name not in logged_splits:
                 yield {"step": result["steps"], "split": name, "seconds": result["seconds"], **result[name]}
 
 
-def run_of(config: TrainConfig | ZeroshotConfig | FewshotConfig, folder: Path) -> Run:
-    """What a tracker is told of a run; the id that it has with all of them is made the first time, and kept."""
+def tracked_run(config: TrainConfig | ZeroshotConfig | FewshotConfig, folder: Path) -> TrackedRun:
+    """The description of a run for trackers. Its id is created the first time and kept in tracker.json."""
     path = folder / "tracker.json"
     if not path.exists():
         write_json(path, {"id": uuid.uuid4().hex[:16]})
     home, out = folder.resolve(), Path(config.out).resolve()
-    place = home.relative_to(out) if home.is_relative_to(out) else home
-    return Run(
+    name = home.relative_to(out) if home.is_relative_to(out) else home
+    return TrackedRun(
         id=read_json(path)["id"],
-        name=str(place),
-        group=str(place.parent),
+        name=str(name),
+        group=str(name.parent),
         folder=home,
         out=out,
         project=config.logger.project or "",
@@ -199,34 +197,34 @@ def run_of(config: TrainConfig | ZeroshotConfig | FewshotConfig, folder: Path) -
     )
 
 
-def row_of(line: Line, began: float, labels: Mapping[str, str]) -> Row:
-    """A line of metrics.jsonl as a tracker takes it; what has no number of updates, as published weights, is at 0."""
+def tracker_row(line: Line, start_time: float, labels: Mapping[str, str]) -> TrackerRow:
+    """A line of metrics.jsonl in the form for trackers; published weights have no step, and are logged at step 0."""
     label = labels.get(str(line.get("init", line.get("seed", ""))))
-    where = f"{re.sub(UNNAMEABLE, '_', label)}/{line['split']}" if label else line["split"]
+    series = f"{re.sub(MLFLOW_FORBIDDEN, '_', label)}/{line['split']}" if label else line["split"]
     numbers = {name: value for name, value in line.items() if type(value) in (int, float) and name != "step"}
-    values = {f"{where}/{name}": float(value) for name, value in numbers.items()}
-    return Row(where, line["step"] or 0, began + line.get("seconds", 0.0), values)
+    values = {f"{series}/{name}": float(value) for name, value in numbers.items()}
+    return TrackerRow(series, line["step"] or 0, start_time + line.get("seconds", 0.0), values)
 
 
-def words(config: Mapping[str, Any]) -> dict[str, str]:
-    """The configuration, flat, each value as text of one line."""
-    plain = {key: isinstance(value, str) and "\n" not in value for key, value in flat(config)}
-    return {key: value if plain[key] else json.dumps(value) for key, value in flat(config)}
+def flat_texts(config: Mapping[str, Any]) -> dict[str, str]:
+    """The configuration as `key -> one line of text`."""
+    plain = {key: isinstance(value, str) and "\n" not in value for key, value in flatten(config)}
+    return {key: value if plain[key] else json.dumps(value) for key, value in flatten(config)}
 
 
 # --- the trackers -----------------------------------------------------------------------------------------------------
 
 
-def to_tensorboard(run: Run) -> Tracker:
-    """Event files in the run's folder, written anew each time: they are derived."""
+def open_tensorboard(run: TrackedRun) -> Tracker:
+    """Event files in the run's folder, rewritten each time: they are derived from metrics.jsonl."""
     from torch.utils.tensorboard import SummaryWriter
 
-    if (place := run.folder / "tensorboard").exists():
-        shutil.rmtree(place)
-    writer = SummaryWriter(place)
-    writer.add_text("config", "".join(f"    {key}: {value}\n" for key, value in words(run.config).items()))
+    if (folder := run.folder / "tensorboard").exists():
+        shutil.rmtree(folder)
+    writer = SummaryWriter(folder)
+    writer.add_text("config", "".join(f"    {key}: {value}\n" for key, value in flat_texts(run.config).items()))
 
-    def send(rows: Sequence[Row]) -> None:
+    def send(rows: Sequence[TrackerRow]) -> None:
         for row in rows:
             for name, value in row.values.items():
                 writer.add_scalar(name, value, row.step, row.time)
@@ -235,54 +233,54 @@ def to_tensorboard(run: Run) -> Tracker:
     return Tracker(f"tensorboard --logdir {quote(str(run.out))}", send, lambda _: writer.close())
 
 
-def to_wandb(run: Run) -> Tracker:
-    """A run of the server for who is logged in, else a file in the run's folder, written anew each time."""
+def open_wandb(run: TrackedRun) -> Tracker:
+    """A run on the server if the user is logged in, else a file in the run's folder, rewritten each time."""
     import wandb
 
     settings = wandb.setup().settings
-    away = settings.mode == "online" and not wandb.login(prompt=False, verify=False)
-    offline = away or settings.mode == "offline"
+    logged_out = settings.mode == "online" and not wandb.login(prompt=False, verify=False)
+    offline = logged_out or settings.mode == "offline"
     for derived in run.folder.glob("wandb/offline-run-*") if offline else ():
         shutil.rmtree(derived)
-    opened = wandb.init(
+    wandb_run = wandb.init(
         project=run.project,
         id=run.id,
-        name=run.name[-128:],  # the longest that the server takes
+        name=run.name[-128:],  # the longest name that the server accepts
         group=run.group[-128:],
         dir=run.folder,
         config=run.config,
-        mode="offline" if offline else None,  # None: as the user has set it up
+        mode="offline" if offline else None,  # None: as the user configured it
         resume=None if offline else "allow",
         reinit="create_new",
-        # of the training alone nothing is captured, and a server that is gone does not keep it from ending
+        # The console output is not captured, and a server that does not answer does not keep the run from ending.
         settings=wandb.Settings(
             console="off", silent=True, finish_timeout=settings.finish_timeout or 60, finish_timeout_raises=True
         ),
     )
     defined = set()
 
-    def send(rows: Sequence[Row]) -> None:
+    def send(rows: Sequence[TrackerRow]) -> None:
         for row in rows:
-            if row.where not in defined:  # wandb's own step counts lines; each split is drawn over its updates
-                opened.define_metric(f"{row.where}/*", step_metric=f"{row.where}/step")
-                defined.add(row.where)
-            opened.log({f"{row.where}/step": row.step, **row.values, "_timestamp": row.time})
+            if row.series not in defined:  # wandb's own step counts lines; plot each split over its training steps
+                wandb_run.define_metric(f"{row.series}/*", step_metric=f"{row.series}/step")
+                defined.add(row.series)
+            wandb_run.log({f"{row.series}/step": row.step, **row.values, "_timestamp": row.time})
 
     if offline:
-        why = " (nobody is logged in)" if away else ""
-        told = f"offline{why}; wandb sync {quote(str(Path(opened.dir).parent))} sends the run"
+        reason = " (not logged in)" if logged_out else ""
+        location = f"offline{reason}; wandb sync {quote(str(Path(wandb_run.dir).parent))} sends the run"
     else:
-        told = str(opened.url or settings.mode)
-    last = [name for name in opened.summary.keys() if name.endswith("/step")]  # noqa: SIM118 (it is no dict)
-    seen = {name.removesuffix("/step"): opened.summary[name] for name in last}
-    return Tracker(told, send, lambda well: opened.finish(exit_code=0 if well else 1), seen)
+        location = str(wandb_run.url or settings.mode)
+    names = [name for name in wandb_run.summary.keys() if name.endswith("/step")]  # noqa: SIM118 (it is not a dict)
+    last_steps = {name.removesuffix("/step"): wandb_run.summary[name] for name in names}
+    return Tracker(location, send, lambda succeeded: wandb_run.finish(exit_code=0 if succeeded else 1), last_steps)
 
 
-def to_mlflow(run: Run) -> Tracker:
-    """A run on the server of MLFLOW_TRACKING_URI, else in a database in `out`."""
+def open_mlflow(run: TrackedRun) -> Tracker:
+    """A run on the server MLFLOW_TRACKING_URI, else in a database in `out`."""
     quiet = {"MLFLOW_LOGGING_LEVEL": "WARNING", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    patience = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}  # it is 120 s, seven times
-    for name, value in {**quiet, **patience}.items():
+    timeouts = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}  # not 120 s, seven times
+    for name, value in {**quiet, **timeouts}.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
@@ -298,44 +296,48 @@ def to_mlflow(run: Run) -> Tracker:
     except MlflowException:
         if (known := client.get_experiment_by_name(run.project)) is None:
             raise
-        experiment = known.experiment_id  # it was there before
-    found = client.search_runs([experiment], f"tags.gpt1 = '{run.id}'")
+        experiment = known.experiment_id  # it already exists
+    runs = client.search_runs([experiment], f"tags.gpt1 = '{run.id}'")
     tags = {"gpt1": run.id, "group": run.group, "folder": str(run.folder)}
-    opened = found[0] if found else client.create_run(experiment, tags=tags, run_name=run.name)
-    number = opened.info.run_id
-    client.update_run(number, status="RUNNING")
-    params = [Param(key, value) for key, value in words(run.config).items() if key not in opened.data.params]
-    for start in range(0, len(params), 100):  # the most it takes in one request
-        client.log_batch(number, params=params[start : start + 100])
-    seen: dict[str, int] = {}
-    for name in opened.data.metrics:
-        where, last = name.rpartition("/")[0], max(one.step for one in client.get_metric_history(number, name))
-        seen[where] = max(last, seen.get(where, -1))
+    mlflow_run = runs[0] if runs else client.create_run(experiment, tags=tags, run_name=run.name)
+    run_id = mlflow_run.info.run_id
+    client.update_run(run_id, status="RUNNING")
+    params = [Param(key, value) for key, value in flat_texts(run.config).items() if key not in mlflow_run.data.params]
+    for start in range(0, len(params), 100):  # the most that one request may contain
+        client.log_batch(run_id, params=params[start : start + 100])
+    last_steps: dict[str, int] = {}
+    for name in mlflow_run.data.metrics:
+        series, last = name.rpartition("/")[0], max(point.step for point in client.get_metric_history(run_id, name))
+        last_steps[series] = max(last, last_steps.get(series, -1))
 
-    def send(rows: Sequence[Row]) -> None:
-        for start in range(0, len(rows), AT_ONCE):
-            some = rows[start : start + AT_ONCE]
-            metrics = [Metric(n, v, int(row.time * 1000), row.step) for row in some for n, v in row.values.items()]
-            client.log_batch(number, metrics)
+    def send(rows: Sequence[TrackerRow]) -> None:
+        for start in range(0, len(rows), MLFLOW_LINES):
+            part = rows[start : start + MLFLOW_LINES]
+            metrics = [Metric(n, v, int(row.time * 1000), row.step) for row in part for n, v in row.values.items()]
+            client.log_batch(run_id, metrics)
 
-    told = f"mlflow ui --backend-store-uri {quote(uri)}" if files else f"run {number} on {uri}"
-    return Tracker(told, send, lambda well: client.set_terminated(number, "FINISHED" if well else "FAILED"), seen)
+    location = f"mlflow ui --backend-store-uri {quote(uri)}" if files else f"run {run_id} on {uri}"
+
+    def close(succeeded: bool) -> None:
+        client.set_terminated(run_id, "FINISHED" if succeeded else "FAILED")
+
+    return Tracker(location, send, close, last_steps)
 
 
-def to_trackio(run: Run) -> Tracker:
+def open_trackio(run: TrackedRun) -> Tracker:
     """A database in `out`.
 
-    It is written to directly: behind trackio.init() a thread does that half a second later, keeps errors to itself, and
-    loses what it has not written when the process is killed.
+    We write to it directly: trackio.init() starts a thread that writes half a second later, hides errors, and loses
+    unwritten lines when the process is killed.
     """
     os.environ.setdefault("TRACKIO_DIR", str(run.out / "trackio"))
     from trackio.sqlite_storage import SQLiteStorage
     from trackio.utils import TRACKIO_DIR
 
     SQLiteStorage.validate_project_name(run.project)
-    config = [{**words(run.config), "_Group": run.group}]  # told with the first lines
+    config = [{**flat_texts(run.config), "_Group": run.group}]  # sent with the first lines
 
-    def send(rows: Sequence[Row]) -> None:
+    def send(rows: Sequence[TrackerRow]) -> None:
         SQLiteStorage.bulk_log(
             project=run.project,
             run=run.name,
@@ -343,17 +345,17 @@ def to_trackio(run: Run) -> Tracker:
             metrics_list=[row.values for row in rows],
             steps=[row.step for row in rows],
             timestamps=[datetime.fromtimestamp(row.time, UTC).isoformat() for row in rows],
-            log_ids=[f"{run.id}/{row.where}/{row.step}" for row in rows],  # one that is there already is left alone
+            log_ids=[f"{run.id}/{row.series}/{row.step}" for row in rows],  # a line that exists already is kept
             config=config.pop() if config else None,
         )
 
-    told = f"TRACKIO_DIR={quote(str(TRACKIO_DIR))} trackio show --project {run.project}"
-    return Tracker(told, send, lambda _: None)
+    location = f"TRACKIO_DIR={quote(str(TRACKIO_DIR))} trackio show --project {run.project}"
+    return Tracker(location, send, lambda _: None)
 
 
-TRACKERS: dict[str, Callable[[Run], Tracker]] = {
-    "tensorboard": to_tensorboard,
-    "wandb": to_wandb,
-    "mlflow": to_mlflow,
-    "trackio": to_trackio,
+TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {
+    "tensorboard": open_tensorboard,
+    "wandb": open_wandb,
+    "mlflow": open_mlflow,
+    "trackio": open_trackio,
 }

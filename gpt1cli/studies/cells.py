@@ -1,7 +1,7 @@
-"""Runs inside a run: what a study and a search are made of, each an ordinary run with a folder of its own.
+"""Cells: the runs of a study or a search; each is an ordinary run with its own folder.
 
-A cell is composed from overrides, as one would type them, before the first one runs. It is begun, or gone on with where
-it was interrupted; what has a result is left alone.
+All cells are composed from overrides, as a user would type them, before the first one runs. A cell is started, or
+resumed if it was interrupted; a cell that has a result is skipped.
 """
 
 from __future__ import annotations
@@ -20,89 +20,94 @@ from types import ModuleType
 from typing import Any
 
 from gpt1cli.cli import execute
-from gpt1cli.cli.hydra_loader import Composer, Source
+from gpt1cli.cli.hydra_loader import Composer, ConfigSource
 from gpt1cli.cli.overrides import quote
 from gpt1cli.cli.resolve import compose
 from gpt1cli.config import options
 from gpt1cli.config.commands import COMMANDS, RunConfig, SearchConfig, SweepsConfig, TrainConfig
-from gpt1cli.config.schema import UserError, annotation_of, display, flat
+from gpt1cli.config.schema import UserError, annotation_of, display, flatten
 from gpt1cli.config.training import LoggerConfig
-from gpt1cli.runs.console import clock, write_log
+from gpt1cli.runs.console import format_duration, write_log
 from gpt1cli.runs.files import read_config, read_json
-from gpt1cli.runs.folder import claim, clear, is_finished, is_run, lock
+from gpt1cli.runs.folder import clear_folder, create_folder, is_finished, is_run, lock_folder
 
-HOW = ("runtime.", "logger.")  # how a cell is executed and followed: its parent's own, handed to each
-Parent = SweepsConfig | SearchConfig
+EXECUTION_KEYS = ("runtime.", "logger.")  # execution and tracking: every cell gets its parent's settings
+ParentConfig = SweepsConfig | SearchConfig
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run inside of another."""
+    """One run of a study or a search."""
 
     name: str  # of its folder
     command: str
-    words: tuple[str, ...]  # its overrides, as one would type them
+    overrides: tuple[str, ...]  # as a user would type them
     config: RunConfig
-    after: tuple[str, ...] = ()  # the cells without whose result it cannot begin
-    group: str = ""  # of cells that differ in a grid's values, of which validation chooses one
+    depends_on: tuple[str, ...] = ()  # names of cells that must succeed before it
+    group: str = ""  # shared by the cells of one grid; validation chooses one of them
 
-    def also(self, name: str, **settings: Any) -> Cell:
-        """The same run with other values of some of its own keys, of which no other key follows."""
-        words = tuple(f"{key}={value}" for key, value in settings.items())
+    def with_settings(self, name: str, **settings: Any) -> Cell:
+        """The cell with other values of keys on which no other key depends; `name` is added to its name."""
+        overrides = (*self.overrides, *(f"{key}={value}" for key, value in settings.items()))
         config = dataclasses.replace(self.config, **settings)
-        return dataclasses.replace(self, name=f"{self.name}-{name}", words=(*self.words, *words), config=config)
+        return dataclasses.replace(self, name=f"{self.name}-{name}", overrides=overrides, config=config)
 
 
 # --- composing --------------------------------------------------------------------------------------------------------
 
 
-def composed(name: str, command: str, given: Sequence[str], parent: Parent, after: Sequence[str] = ()) -> Cell:
-    """The cell of these overrides. UserError names the cell and what is wrong with it."""
-    composer = composer_of(command, parent)
-    words = (*_shared(parent, composer.cls), *given)
+def compose_cell(
+    name: str, command: str, overrides: Sequence[str], parent: ParentConfig, depends_on: Sequence[str] = ()
+) -> Cell:
+    """Compose a cell from overrides. Raises UserError that names the cell and the problem."""
+    composer = cell_composer(command, parent)
+    words = (*_inherited_overrides(parent, composer.cls), *overrides)
     try:
-        # one at a time, as a later word may stand against an earlier one; what a search's own cells get, it gathers
-        together = [words] if command == "search" else [[word] for word in words]
-        checked = [word for some in together for word in composer.check([*some], whole=False)]
-        return Cell(name, command, words, execute.resolved(compose(composer, checked).config), tuple(after))
+        # Checked one by one, because a later word may contradict an earlier one. A search collects those for its own
+        # cells from all words, so its words are checked together.
+        groups = [words] if command == "search" else [[word] for word in words]
+        checked = [word for group in groups for word in composer.check_overrides([*group], complete=False)]
+        return Cell(name, command, words, execute.complete_config(compose(composer, checked).config), tuple(depends_on))
     except UserError as error:
         raise UserError(f"cell {name}: {error}") from None
 
 
-def differences(cell: Cell, stored: Mapping[str, Any]) -> list[str]:
-    """In what a run that has begun is not what the cell would be now: `key=stored, now value`."""
-    before, now = (dict(flat(one)) for one in (stored, dataclasses.asdict(cell.config)))
-    # besides where and how it is executed and followed, and what init tells of init_lstm
-    apart = ("resume", "config", "cache", "hub", "out", "name", "init_lstm")
-    keys = [key for key in now if before.get(key) != now[key] and not key.startswith(HOW) and key not in apart]
+def config_differences(cell: Cell, stored: Mapping[str, Any]) -> list[str]:
+    """The settings in which an existing run differs from the cell: `key=stored, now value`."""
+    before, now = (dict(flatten(config)) for config in (stored, dataclasses.asdict(cell.config)))
+    # Places, execution and tracking may differ; init_lstm is compared through init.
+    ignored = ("resume", "config", "cache", "hub", "out", "name", "init_lstm")
+    keys = [
+        key for key in now if before.get(key) != now[key] and not key.startswith(EXECUTION_KEYS) and key not in ignored
+    ]
     return [f"{key}={display(before.get(key))}, now {display(now[key])}" for key in keys]
 
 
-def composer_of(command: str, parent: Parent) -> Composer:
-    """What composes the cells, from the folders that composed their parent."""
-    return _composer(command, parent.config_dir)
+def cell_composer(command: str, parent: ParentConfig) -> Composer:
+    """The composer of a command's cells, with the same config folders as their parent."""
+    return _cached_composer(command, parent.config_dir)
 
 
 @functools.cache
-def _composer(command: str, config_dir: str | None) -> Composer:
-    return Composer(command, Source(extra=config_dir))
+def _cached_composer(command: str, config_dir: str | None) -> Composer:
+    return Composer(command, ConfigSource(extra=config_dir))
 
 
-def _shared(parent: Parent, cls: type) -> Iterator[str]:
-    """What the cells have in common with their parent: where things lie, and how they are executed and followed."""
+def _inherited_overrides(parent: ParentConfig, cls: type) -> Iterator[str]:
+    """Overrides that cells inherit from their parent: folders, execution and tracking."""
     for key in ("out", "cache", "hub"):
         if (value := getattr(parent, key)) is not None:
             yield f"{key}={os.path.abspath(value)}"
-    usual = options.values("runtime", "default")
+    defaults = options.values("runtime", "default")
     for key, value in dataclasses.asdict(parent.runtime).items():
-        if value != usual[key] and (key not in ("devices", "shard") or issubclass(cls, TrainConfig)):
+        if value != defaults[key] and (key not in ("devices", "shard") or issubclass(cls, TrainConfig)):
             yield f"runtime.{key}={'null' if value is None else str(value).lower()}"
     if parent.logger.name != "none" and annotation_of(cls, "logger") is not None:
-        yield from followed(parent.logger)
+        yield from logger_overrides(parent.logger)
 
 
-def followed(logger: LoggerConfig) -> Iterator[str]:
-    """The parent's tracker as overrides of its cells."""
+def logger_overrides(logger: LoggerConfig) -> Iterator[str]:
+    """The parent's tracker as overrides for its cells."""
     yield f"logger={logger.name}"
     if logger.project is not None:
         yield f"logger.project={logger.project}"
@@ -111,42 +116,46 @@ def followed(logger: LoggerConfig) -> Iterator[str]:
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
-def run_all(
+def run_cells(
     cells: Sequence[Cell],
-    home: Path,
-    parent: Parent,
+    folder: Path,
+    parent: ParentConfig,
     failed: dict[str, str],
     done: int,
-    of: int,
-    tidy: Callable[[Cell], None],
+    total: int,
+    prune: Callable[[Cell], None],
 ) -> None:
-    """Run the cells that have no result yet, and tidy each; a failed one is told and remembered, or stops them all.
+    """Run the cells that have no result yet, below `folder`, and prune the checkpoints of each.
 
-    `done` of the parent's cells came before these, `of` is how many it has.
+    A failed cell is reported and added to `failed` (name -> reason); with on_error=stop no more cells are run. `done`
+    of the parent's `total` cells came before these. Raises UserError if a cell was started with other settings.
     """
-    began, ran = time.perf_counter(), 0
+    start_time, ran = time.perf_counter(), 0
     for number, cell in enumerate(cells, start=done + 1):
-        place = home / cell.name
-        if lost := [name for name in cell.after if name in failed]:
-            failed[cell.name] = f"not run, for want of {', '.join(lost)}"
+        place = folder / cell.name
+        if blocking := [name for name in cell.depends_on if name in failed]:
+            failed[cell.name] = f"not run, because {', '.join(blocking)} failed"
             continue
-        if is_run(place) and (other := differences(cell, read_config(place / "config.yaml"))):
-            told = "\n  ".join(other)
-            raise UserError(f"{place} was begun with another configuration:\n  {told}\nstart a new one instead")
+        if is_run(place) and (changes := config_differences(cell, read_config(place / "config.yaml"))):
+            listed = "\n  ".join(changes)
+            raise UserError(f"{place} was started with other settings:\n  {listed}\nstart a new run instead")
         if is_finished(place, None):
-            tidy(cell)
+            prune(cell)
             continue
-        last = done + len(cells) == of  # cells before those, of pretraining, take another time
-        left = f", left {clock((time.perf_counter() - began) / ran * (of - number + 1))}" if ran and last else ""
-        say(home.parent, f"gpt1: cell {number}/{of} {cell.name}{left}")
+        last = done + len(cells) == total  # earlier stages take other times: they pretrain or search
+        remaining = ""
+        if ran and last:
+            seconds = (time.perf_counter() - start_time) / ran * (total - number + 1)
+            remaining = f", about {format_duration(seconds)} left"
+        log_message(folder.parent, f"gpt1: cell {number}/{total} {cell.name}{remaining}")
         try:
-            run_one(cell, place, parent)
-            tidy(cell)
+            run_cell(cell, place, parent)
+            prune(cell)
         except UserError as error:
-            warn(home.parent, f"gpt1: cell {cell.name}: {error}")
+            log_warning(folder.parent, f"gpt1: cell {cell.name}: {error}")
             failed[cell.name] = str(error)
-        except execute.Failed as error:  # it has said why
-            write_log(home.parent, error.told)
+        except execute.RunFailed as error:  # its reason is already printed
+            write_log(folder.parent, error.message)
             failed[cell.name] = f"see {place / 'error.txt'}"
         ran += 1
         gc.collect()
@@ -154,33 +163,37 @@ def run_all(
             return
 
 
-def run_one(cell: Cell, place: Path, parent: Parent) -> None:
-    """One cell in its folder: begun, or gone on with where it was interrupted."""
+def run_cell(cell: Cell, place: Path, parent: ParentConfig) -> None:
+    """Run one cell in its folder `place`, or resume it if it was interrupted."""
     resumed = is_run(place) and hasattr(cell.config, "resume")
     config = cell.config
-    if is_run(place) and not resumed:  # interrupted, and nothing to go on from
-        clear(place)
+    if is_run(place) and not resumed:  # interrupted, and its command cannot resume
+        clear_folder(place)
     if resumed:
-        free = [*(word for word in cell.words if word.startswith("runtime.")), *followed(parent.logger)]
-        config = compose(composer_of(cell.command, parent), [f"resume={quote(str(place))}", *free]).config
-    folders = ["--config-dir", parent.config_dir] if parent.config_dir else []
-    with lock(place) if resumed else claim(place):
-        execute.execute(module_of(cell), cell.command, config, place, resumed, [*folders, cell.command, *cell.words])
+        changeable = [
+            *(word for word in cell.overrides if word.startswith("runtime.")),
+            *logger_overrides(parent.logger),
+        ]
+        config = compose(cell_composer(cell.command, parent), [f"resume={quote(str(place))}", *changeable]).config
+    flags = ["--config-dir", parent.config_dir] if parent.config_dir else []
+    words = [*flags, cell.command, *cell.overrides]
+    with lock_folder(place) if resumed else create_folder(place):
+        execute.execute_run(command_module(cell), cell.command, config, place, resumed, words)
 
 
-def module_of(cell: Cell) -> ModuleType:
-    """The command that runs it."""
+def command_module(cell: Cell) -> ModuleType:
+    """The module of the cell's command."""
     return importlib.import_module(COMMANDS[cell.command].module)
 
 
-def on_dev(place: Path, headline: str) -> tuple[float, float]:
-    """What a finished run is chosen by: its headline metric on validation, and of equals the lower loss there."""
+def validation_score(place: Path, headline: str) -> tuple[float, float]:
+    """Sort key of a finished run: its headline metric on validation, then the negative validation loss for ties."""
     valid = read_json(place / "result.json")["valid"]
     return valid[headline], -valid["loss"]
 
 
-def keep_best(place: Path) -> None:
-    """Of a finished fine-tuning only the best weights stay, without what it would take to train on."""
+def prune_checkpoints(place: Path) -> None:
+    """Remove all checkpoints of a finished fine-tuning run but the best, and the training state of the best."""
     checkpoints = place / "checkpoints"
     if not (checkpoints / "best").is_symlink():
         return
@@ -192,21 +205,21 @@ def keep_best(place: Path) -> None:
     (best / "training.safetensors").unlink(missing_ok=True)
 
 
-def keep_chosen(places: Iterable[Path], headline: str, most: int = 1) -> None:
-    """Of those that are finished the weights of the best alone stay; what the others scored and predicted does, too."""
+def prune_other_runs(places: Iterable[Path], headline: str, keep: int = 1) -> None:
+    """Remove the checkpoints of all finished runs but the `keep` best; scores and predictions of all runs stay."""
     done = [place for place in places if is_finished(place, None)]
-    ranked = sorted(done, key=lambda place: on_dev(place, headline), reverse=True)  # of equals the first
-    for place in ranked[most:]:
+    ranked = sorted(done, key=lambda place: validation_score(place, headline), reverse=True)  # of ties the first
+    for place in ranked[keep:]:
         shutil.rmtree(place / "checkpoints", ignore_errors=True)
 
 
-def say(folder: Path, text: str) -> None:
-    """A line for the user, and for run.log."""
+def log_message(folder: Path, text: str) -> None:
+    """Print a line and append it to run.log."""
     print(text, flush=True)
     write_log(folder, text)
 
 
-def warn(folder: Path, text: str) -> None:
-    """The same on stderr."""
-    execute.say(text)
+def log_warning(folder: Path, text: str) -> None:
+    """Print a line on stderr and append it to run.log."""
+    execute.print_error(text)
     write_log(folder, text)

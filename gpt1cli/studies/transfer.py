@@ -1,6 +1,6 @@
-"""A study as its cells: the runs that a table or a figure of the paper takes, each composed before the first one runs.
+"""Transfer studies: the cells of a table or a figure of the paper, all composed before the first one runs.
 
-A cell is an ordinary run (cells.py). What tells it from its neighbours are three words: task=, ablation= and seed=.
+A cell is an ordinary run (cells.py). Its overrides task=, ablation= and seed= distinguish it from the others.
 """
 
 from __future__ import annotations
@@ -13,162 +13,177 @@ from gpt1cli.config.commands import FinetuneConfig, SweepsConfig
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import UserError
 from gpt1cli.runs.files import read_config
-from gpt1cli.studies.cells import Cell, composed
+from gpt1cli.studies.cells import Cell, compose_cell
 
-STARTS = {"transformer": "init", "lstm": "init_lstm"}  # architecture -> what names a run of it
-ARCHITECTURES = tuple(STARTS)
+INIT_KEYS = {"transformer": "init", "lstm": "init_lstm"}  # architecture -> the key that names a pretrained run of it
+ARCHITECTURES = tuple(INIT_KEYS)
+MODEL_SHAPE_KEYS = {key for keys in ModelConfig.SHAPE_KEYS.values() for key in keys}
 
-Stage = Callable[[Path | None], list[Cell]]  # the study's folder, None before anything is done -> cells
+Stage = Callable[[Path | None], list[Cell]]  # the study's folder, or None before anything has run -> cells
 
 
-class Kind(NamedTuple):
-    """A cell that stands for others of its kind: how many there are, and how many keep their weights."""
+class CostGroup(NamedTuple):
+    """Cells of equal cost: one of them, how many runs there are, and how many of them keep their weights."""
 
     cell: Cell
     runs: int
     kept: int
 
 
-SHAPE = {key for keys in ModelConfig.SHAPES.values() for key in keys}
-
-
-def home(folder: Path) -> Path:
-    """Where the cells of a study have their folders."""
+def cells_folder(folder: Path) -> Path:
+    """The folder below which a study's cells have their folders."""
     return folder / "cells"
 
 
 def variants(config: SweepsConfig) -> list[str]:
-    """The ablations that are run."""
+    """The ablations to run."""
     return [config.ablation.name] if config.ablation else config.variants or config.study.variants
 
 
 def stages(config: SweepsConfig) -> list[Stage]:
-    """What is run one after the other: cells of a stage may need those before it."""
-    return [lambda _: pretrainings(config), lambda begun: [*probings(config, begun), *finetunings(config, begun)]]
-
-
-def kinds(config: SweepsConfig) -> list[Kind]:
-    """The cells that training takes, alike ones together."""
-    cells = finetunings(config, None)
-    own = [Kind(cell, 1, 1) for cell in pretrainings(config)]
+    """The stages in order; cells of a stage may need the results of earlier stages."""
     return [
-        *own,
-        *(Kind(cell, len(config.seeds), len(config.seeds)) for cell in cells[: len(cells) // len(config.seeds)]),
+        lambda _: pretraining_cells(config),
+        lambda folder: [*zero_shot_cells(config, folder), *finetuning_cells(config, folder)],
     ]
 
 
-def pretrainings(config: SweepsConfig) -> list[Cell]:
-    """The study's own pretraining: of a Transformer, and of an LSTM where some cell or curve is about one."""
-    words = {name: [*config.study.pretraining, f"model.architecture={name}"] for name in _own(config)}
+def cost_groups(config: SweepsConfig) -> list[CostGroup]:
+    """The cells that train, grouped by cost: one for all seeds."""
+    cells = finetuning_cells(config, None)
+    pretraining = [CostGroup(cell, 1, 1) for cell in pretraining_cells(config)]
+    return [
+        *pretraining,
+        *(CostGroup(cell, len(config.seeds), len(config.seeds)) for cell in cells[: len(cells) // len(config.seeds)]),
+    ]
+
+
+def pretraining_cells(config: SweepsConfig) -> list[Cell]:
+    """The study's own pretraining: a Transformer, and an LSTM if a cell or a curve needs one.
+
+    Raises UserError for overrides that would change the pretrained model.
+    """
+    words = {name: [*config.study.pretraining, f"model.architecture={name}"] for name in _own_architectures(config)}
     for word in config.cells if words else ():
         key, _, group = (part := word.partition("=")[0]).rpartition(".")
-        if part in ("model", "tokenizer") or key == "tokenizer" or (key == "model" and group in SHAPE):
-            way = "name it in study.pretraining=[...], each word in quotes, or name init=RUN"
-            raise UserError(f"{word}: study={config.study.name} pretrains the models of its cells: {way}")
-    return [composed(f"pretrain-{name}", "pretrain", given, config) for name, given in words.items()]
+        if part in ("model", "tokenizer") or key == "tokenizer" or (key == "model" and group in MODEL_SHAPE_KEYS):
+            raise UserError(
+                f"{word}: study={config.study.name} pretrains the models of its cells: put this word in"
+                " study.pretraining=[...], each word in quotes, or name a pretrained model with init=RUN"
+            )
+    return [compose_cell(f"pretrain-{name}", "pretrain", overrides, config) for name, overrides in words.items()]
 
 
 def prerequisites(config: SweepsConfig) -> list[str]:
-    """The cells of the study's own pretraining, without which no other cell begins."""
-    return [f"pretrain-{name}" for name in _own(config)]
+    """Names of the study's own pretraining cells; all other cells need them."""
+    return [f"pretrain-{name}" for name in _own_architectures(config)]
 
 
-def _own(config: SweepsConfig) -> list[str]:
-    """The architectures that the study pretrains itself: those its cells need, where init= names no run instead."""
-    if not config.study.pretraining or _named(config, "transformer"):
+def _own_architectures(config: SweepsConfig) -> list[str]:
+    """The architectures that the study pretrains itself: those its cells need, or none if init= names a run.
+
+    Raises UserError for init_lstm= without init=.
+    """
+    if not config.study.pretraining or _named_run(config, "transformer"):
         return []
-    if lstm := _named(config, "lstm"):
+    if lstm := _named_run(config, "lstm"):
         raise UserError(
-            f"init_lstm={lstm}: study={config.study.name} pretrains both models of its cells: name init= too"
+            f"init_lstm={lstm}: study={config.study.name} pretrains both models of its cells: add init=RUN, or remove"
+            " init_lstm="
         )
-    return list(ARCHITECTURES if "lstm" in variants(config) or probed(config) else ARCHITECTURES[:1])
+    return list(ARCHITECTURES if "lstm" in variants(config) or zero_shot_tasks(config) else ARCHITECTURES[:1])
 
 
-def _named(config: SweepsConfig, architecture: str) -> str | None:
-    """The run of this architecture that the user has named for the cells."""
-    key = f"{STARTS[architecture]}="
+def _named_run(config: SweepsConfig, architecture: str) -> str | None:
+    """The run of this architecture that the user named for the cells, if any."""
+    key = f"{INIT_KEYS[architecture]}="
     return next((word.removeprefix(key) for word in reversed(config.cells) if word.startswith(key)), None)
 
 
-def finetunings(config: SweepsConfig, folder: Path | None) -> list[Cell]:
-    """Every cell that is fine-tuned, the seeds outermost: what is done early is a whole table of one seed.
+def finetuning_cells(config: SweepsConfig, folder: Path | None) -> list[Cell]:
+    """All fine-tuning cells, ordered by seed first, so that the table of the first seed is complete early.
 
-    `folder` is that of the study, where its own pretraining lies; None where that is still to be done: fresh weights
-    stand in, so that everything else about the cells can be checked.
+    `folder` is the study's folder with its own pretraining; None before pretraining: the cells then have fresh
+    weights, so that everything else about them can be checked.
     """
     study = config.study
-    begin = [*study.overrides, *beginnings(config, folder), *_begun(folder), *config.cells]
-
-    after = prerequisites(config)
+    common = [*study.overrides, *initial_weights(config, folder), *_started_lstm(folder), *config.cells]
+    depends_on = prerequisites(config)
 
     def cell(task: str, variant: str, name: str, *more: str) -> Cell:
-        start = [word for word in begin if variant == "lstm" or not word.startswith("init_lstm=")]
-        words = [*start, f"task={task}", f"ablation={variant}", *more]
-        return composed(f"{task}-{name}", "finetune", words, config, after)
+        own = [word for word in common if variant == "lstm" or not word.startswith("init_lstm=")]
+        words = [*own, f"task={task}", f"ablation={variant}", *more]
+        return compose_cell(f"{task}-{name}", "finetune", words, config, depends_on)
 
     cells = []
-    for task in tasks(config):
+    for task in table_tasks(config):
         for variant in variants(config):
-            curve = ["score_train=true"] if variant == "full" and task in transferred(config) else []
+            curve = ["score_train=true"] if variant == "full" and task in transfer_tasks(config) else []
             cells.append(cell(task, variant, variant, *curve))
-    for task in transferred(config):
+    for task in transfer_tasks(config):
         whole = cell(task, "full", "full", "score_train=true")
-        if task not in tasks(config):
+        if task not in table_tasks(config):
             cells.append(whole)
         assert isinstance(whole.config, FinetuneConfig)
-        fresh = folder is None and "transformer" in _own(config)  # which have nothing to transfer
+        fresh = folder is None and "transformer" in _own_architectures(
+            config
+        )  # fresh weights have no layers to transfer
         for layers in range(whole.config.model.n_layer):
             more = [] if fresh else [f"transfer_layers={layers}"]
             cells.append(cell(task, "full", f"layers{layers}", "score_train=true", *more))
-    return [cell.also(f"seed{seed}", seed=seed) for seed in config.seeds for cell in cells]
+    return [cell.with_settings(f"seed{seed}", seed=seed) for seed in config.seeds for cell in cells]
 
 
-def probings(config: SweepsConfig, folder: Path | None) -> list[Cell]:
-    """The tasks scored at every kept checkpoint of the study's own pretraining; one checkpoint stands in for those."""
-    if folder is None and _own(config):
+def zero_shot_cells(config: SweepsConfig, folder: Path | None) -> list[Cell]:
+    """Cells that score the zero-shot tasks at every kept checkpoint of pretraining.
+
+    If folder is None and the study pretrains its own models, init=null is a placeholder for their checkpoints.
+    """
+    if folder is None and _own_architectures(config):
         words = ["init=null"]
     else:
-        own = [str(home(folder or Path()) / f"pretrain-{name}") for name in _own(config)]
-        runs = own or [run for name in STARTS if (run := _named(config, name))]
+        own = [str(cells_folder(folder or Path()) / f"pretrain-{name}") for name in _own_architectures(config)]
+        runs = own or [run for name in INIT_KEYS if (run := _named_run(config, name))]
         words = ["runs=[{}]".format(",".join(f'"{run}"' for run in runs)), "checkpoint=all"]
     words += [word for word in config.cells if word.startswith("limit.")]
-    after = prerequisites(config)
+    depends_on = prerequisites(config)
     return [
-        composed(f"zeroshot-{task}", "zeroshot", [f"task={task}", *words], config, after) for task in probed(config)
+        compose_cell(f"zeroshot-{task}", "zeroshot", [f"task={task}", *words], config, depends_on)
+        for task in zero_shot_tasks(config)
     ]
 
 
-def tasks(config: SweepsConfig) -> list[str]:
-    """The tasks of the study's table; none where the study is a figure alone."""
+def table_tasks(config: SweepsConfig) -> list[str]:
+    """The tasks of the study's table; none if the study is only a figure."""
     return (config.tasks or config.study.tasks) if config.study.tasks else []
 
 
-def transferred(config: SweepsConfig) -> list[str]:
-    """The tasks whose number of transferred blocks is varied."""
+def transfer_tasks(config: SweepsConfig) -> list[str]:
+    """The tasks for which the number of transferred layers is varied."""
     if "full" not in (variants(config) or ["full"]):
         return []
     if not config.study.tasks:
         return config.tasks or config.study.transfer
-    return [task for task in config.study.transfer if task in tasks(config)]
+    return [task for task in config.study.transfer if task in table_tasks(config)]
 
 
-def probed(config: SweepsConfig) -> list[str]:
-    """The tasks that are scored at every kept checkpoint, without training."""
-    wanted = "full" in variants(config)
-    return [task for task in config.study.zeroshot if wanted and (config.tasks is None or task in config.tasks)]
+def zero_shot_tasks(config: SweepsConfig) -> list[str]:
+    """The tasks to score without training, at every kept checkpoint."""
+    has_full = "full" in variants(config)
+    return [task for task in config.study.zeroshot if has_full and (config.tasks is None or task in config.tasks)]
 
 
-def beginnings(config: SweepsConfig, folder: Path | None) -> list[str]:
-    """What the cells start from, where the study has its own pretraining."""
+def initial_weights(config: SweepsConfig, folder: Path | None) -> list[str]:
+    """Overrides init= and init_lstm= that name the study's own pretrained runs, if they exist."""
     if folder is None:
         return []
-    runs = {STARTS[name]: home(folder) / f"pretrain-{name}" for name in _own(config)}
+    runs = {INIT_KEYS[name]: cells_folder(folder) / f"pretrain-{name}" for name in _own_architectures(config)}
     return [f"{key}={run}" for key, run in runs.items() if run.exists()]
 
 
-def _begun(folder: Path | None) -> list[str]:
-    """The LSTM that the cells have begun with, so that a study goes on with it where a newer one could be found."""
-    for path in sorted(home(folder).glob("*-lstm-seed*/config.yaml")) if folder else ():
+def _started_lstm(folder: Path | None) -> list[str]:
+    """The override init_lstm= of cells that already started, so that a resumed study does not find a newer LSTM."""
+    for path in sorted(cells_folder(folder).glob("*-lstm-seed*/config.yaml")) if folder else ():
         stored = read_config(path)
         return [f"init_lstm={stored['init'] if stored['pretrained'] else 'none'}"]
     return []

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+TokenIds = Sequence[int]
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One labelled item: its texts in the order of the input, the answers to choose from where it is a question.
+    """One labelled example: its texts in the order of the input, and the answers to choose from (multiple choice).
 
-    The label is the index of its class or of the right answer, or a score; None: unknown.
+    The label is the index of a class or of the right answer, or a score; None if it is unknown.
     """
 
     id: str
@@ -20,11 +22,8 @@ class Example:
     choices: tuple[str, ...] = ()
 
 
-Ids = Sequence[int]
-
-
-class Loaded(NamedTuple):
-    """The examples of a split that are used, and how many were dropped because they have no label."""
+class LabelledSplit(NamedTuple):
+    """The labelled examples of a split, and how many rows were skipped because they have no label."""
 
     examples: list[Example]
-    dropped: int
+    unlabelled: int

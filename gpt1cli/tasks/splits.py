@@ -1,6 +1,6 @@
-"""A task's splits as items for the model, and what the model makes of them: metrics and predictions.
+"""A task's splits: examples loaded, checked, limited, and encoded as items for the model.
 
-Shared by every command that scores a fine-tuned model. N items, O outputs of the head.
+Every command that reads labelled data loads it here.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpt1cli.config.commands import EvaluateConfig, FewshotConfig, FinetuneConfig, SearchConfig, ZeroshotConfig
-from gpt1cli.config.schema import UserError, unknown
+from gpt1cli.config.schema import UserError, unknown_name
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.models.batch import Item
 from gpt1cli.runs.console import Progress
 from gpt1cli.tasks import SOURCES, few_shot, glue
-from gpt1cli.tasks.example import Example, Loaded
+from gpt1cli.tasks.example import Example, LabelledSplit
 from gpt1cli.tasks.metrics import CLASSIFICATION, METRICS, REGRESSION
 
-READ_FILES = ("story_cloze",)  # sources that task.path= means something to
+PATH_SOURCES = ("story_cloze",)  # sources that read the files in task.path=
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Split:
 
     examples: Sequence[Example]
     items: Sequence[Item]
-    cut: int  # examples of which a text was cut to fit
-    dropped: int  # rows of the data set without a label
-    left_out: int = 0  # demonstrations that did not fit before their query
+    truncated: int  # examples with a text truncated to fit n_positions
+    unlabelled: int  # rows of the data set without a label, skipped
+    skipped_demonstrations: int = 0  # demonstrations that did not fit before their query
 
     @property
     def digest(self) -> str:
@@ -44,121 +44,121 @@ class Split:
 
     @property
     def labels(self) -> list[int | float] | None:
-        """The labels, or None where the split has none."""
+        """The labels, or None if an example has none."""
         labels = [example.label for example in self.examples if example.label is not None]
         return labels if len(labels) == len(self.examples) else None
 
     def __str__(self) -> str:
-        cut = f", {self.cut:,} cut to fit n_positions" if self.cut else ""
-        unknown = ", without labels" if self.labels is None else ""
-        dropped = f", {self.dropped:,} without a label left out" if self.dropped else ""
-        left_out = f", {self.left_out:,} demonstrations left out to fit" if self.left_out else ""
-        return f"{len(self.examples):,} examples{cut}{unknown}{dropped}{left_out}"
+        truncated = f", {self.truncated:,} truncated to n_positions" if self.truncated else ""
+        labels = ", without labels" if self.labels is None else ""
+        unlabelled = f", {self.unlabelled:,} rows without a label skipped" if self.unlabelled else ""
+        skipped = self.skipped_demonstrations
+        demonstrations = f", {skipped:,} demonstrations skipped (they did not fit)" if skipped else ""
+        return f"{len(self.examples):,} examples{truncated}{labels}{unlabelled}{demonstrations}"
 
 
-class Arranged(NamedTuple):
-    """Examples as items of which no position exceeds n_positions, and what that took."""
+class EncodedExamples(NamedTuple):
+    """Examples as items of at most n_positions positions, and how many examples were truncated for that."""
 
     items: Sequence[Item]
-    cut: int
-    left_out: int = 0  # demonstrations
+    truncated: int
+    skipped_demonstrations: int = 0
 
 
-Arrange = Callable[[Sequence[Example]], Arranged]  # see asking.py
+ExampleEncoder = Callable[[Sequence[Example]], EncodedExamples]  # see evaluation/predictor.py
 
 
-def load_split(config: FinetuneConfig | EvaluateConfig, name: str, arrange: Arrange) -> Split | None:
-    """A split of the command's task as items; None where there is no such."""
-    loaded = load_examples(config, name)
-    if loaded is None:
-        return None
-    examples, dropped = loaded
-    items, cut, left_out = arrange(examples)
-    return Split(examples, items, cut, dropped, left_out)
+def check_task(task: TaskConfig) -> None:
+    """Check what gpt1cli/config cannot know: sources and metrics. Every command calls this before it loads data.
 
-
-def load_examples(
-    config: FinetuneConfig | EvaluateConfig | ZeroshotConfig | FewshotConfig | SearchConfig, name: str
-) -> tuple[list[Example], int] | None:
-    """The examples of a split within the command's limit, and how many rows had no label; None: no such split.
-
-    The examples that a limit leaves for validation and test are the same for every seed. With shots=K train and valid
-    are K of each class, drawn from the training split by seed.
+    Raises UserError if a source or a metric does not exist or does not fit the task.
     """
-    loaded = load(config.task, name, config.hub, config.cache)
-    if loaded is None:
-        return None
-    if isinstance(config, FinetuneConfig | SearchConfig) and config.shots and name in ("train", "valid"):
-        train, valid = few_shot.draw(config.task, loaded.examples, config.shots, config.seed)
-        return train if name == "train" else valid, loaded.dropped
-    assert not isinstance(config, SearchConfig)  # which reads nothing else
-    limit = getattr(config.limit, name.partition("_")[0])  # of valid_mismatched: that of valid
-    return limit(loaded.examples, limit, config.seed if name == "train" else 0), loaded.dropped
-
-
-# --- what the head gives: how many values, which loss, which prediction -----------------------------------------------
-
-
-def warn_absent(progress: Progress, task: TaskConfig, name: str) -> None:
-    """Say once that the data set lacks a split."""
-    progress.say(f"{task.name} has no split {task.splits[name]} here: {name} is left out")
-
-
-def check(task: TaskConfig) -> None:
-    """UserError for a source or metrics that do not exist or do not fit: what groups.py, one floor below, cannot know.
-
-    Every command calls it before it asks for data.
-    """
-    errors = [f"task.metrics: {unknown(name, METRICS, 'metric')}" for name in task.metrics if name not in METRICS]
+    errors = [f"task.metrics: {unknown_name(name, METRICS, 'metric')}" for name in task.metrics if name not in METRICS]
     if task.source not in SOURCES:
-        errors.append(f"task.source: {unknown(task.source, SOURCES, 'source')}")
-    fitting = CLASSIFICATION if task.classes else REGRESSION
+        errors.append(f"task.source: {unknown_name(task.source, SOURCES, 'source')}")
+    fitting = CLASSIFICATION if task.is_classification else REGRESSION
     errors += [
-        f"task.metrics: {name} does not fit loss={task.loss}; right would be {', '.join(fitting)}"
+        f"task.metrics: {name} does not fit loss={task.loss}; allowed: {', '.join(fitting)}"
         for name in task.metrics
         if name in METRICS and name not in fitting
     ]
-    if "f1" in task.metrics and task.classes and (len(task.labels) != 2 or task.choices):
-        classes = "a choice's are places" if task.choices else f"task.labels={task.labels}"
-        errors.append(f"task.metrics=f1 is that of class 1 of two, but {classes}")
-    if task.path and task.source not in READ_FILES:
-        errors.append(f"task.path={task.path}: only task.source={', '.join(READ_FILES)} reads files of one's own")
+    if "f1" in task.metrics and task.is_classification and (len(task.labels) != 2 or task.choices):
+        problem = "the task is multiple choice" if task.choices else f"task.labels={task.labels}"
+        errors.append(f"task.metrics=f1 is the F1 of class 1 of two classes, but {problem}")
+    if task.path and task.source not in PATH_SOURCES:
+        errors.append(f"task.path={task.path}: only task.source={', '.join(PATH_SOURCES)} reads a folder of files")
     elif task.path and not Path(task.path).is_dir():
         errors.append(f"task.path={task.path}: no such folder")
-    errors += glue.check(task)
+    errors += glue.submission_problems(task)
     if errors:
         raise UserError("\n".join(errors))
 
 
-def resolved(task: TaskConfig) -> TaskConfig:
-    """The task with what its files tell, where they are the user's own (task=file)."""
-    return importlib.import_module("gpt1cli.tasks.sources.file").resolved(task) if task.source == "file" else task
+def complete_task(task: TaskConfig) -> TaskConfig:
+    """The task with the columns, labels and splits inferred from its files, if they are the user's own (task=file)."""
+    return importlib.import_module("gpt1cli.tasks.sources.file").infer_task(task) if task.source == "file" else task
 
 
-def load(task: TaskConfig, split: str, hub: str | None, cache: str | Path) -> Loaded | None:
-    """A split of a task under our name; None where the data set lacks it, UserError for train or valid.
+def load_labelled(task: TaskConfig, split: str, hub: str | None, cache: str | Path) -> LabelledSplit | None:
+    """The labelled rows of a task's split; None if the data set does not have this split. `split` is our name of it.
 
-    Rows without a label are dropped, but for a test split that has no label at all: that one is there to be predicted.
+    Rows without a label are skipped. A test split in which no row has a label is kept whole: it can be predicted.
+
+    Raises UserError if train or valid does not exist or has no labelled row.
     """
-    check(task)
+    check_task(task)
     if split not in task.splits:
-        raise UserError(unknown(split, task.splits, f"split of task={task.name}"))
+        raise UserError(unknown_name(split, task.splits, f"split of task={task.name}"))
     module, _, function = SOURCES[task.source].partition(":")
     examples = getattr(importlib.import_module(module), function)(task, task.splits[split], hub, cache)
     labelled = [example for example in examples or () if example.label is not None]
     if split in ("train", "valid") and not labelled:
-        amiss = "has no labelled row" if examples else "is missing or empty"
+        problem = "has no labelled row" if examples else "is missing or empty"
         place = f"{task.repo or getattr(task, split) or task.source}{', subset ' + task.subset if task.subset else ''}"
-        raise UserError(f"task={task.name}: split {task.splits[split]} of {place} {amiss}")
+        raise UserError(f"task={task.name}: split {task.splits[split]} of {place} {problem}")
     if examples and not labelled and split.startswith("test"):
-        return Loaded(examples, 0)
-    return Loaded(labelled, len(examples) - len(labelled)) if labelled else None
+        return LabelledSplit(examples, 0)
+    return LabelledSplit(labelled, len(examples) - len(labelled)) if labelled else None
 
 
-def limit(examples: Sequence[Example], n: int | None, seed: int) -> list[Example]:
-    """The first n of a seeded shuffle, the same on every machine; all of them, as they come, where n is None."""
+def sample_examples(examples: Sequence[Example], n: int | None, seed: int) -> list[Example]:
+    """The first n examples of a seeded shuffle, the same on every machine; all examples in their order if n is None."""
     if n is None:
         return list(examples)
     shuffled = list(examples)
     random.Random(seed).shuffle(shuffled)
     return shuffled[:n]
+
+
+def load_examples(
+    config: FinetuneConfig | EvaluateConfig | ZeroshotConfig | FewshotConfig | SearchConfig, name: str
+) -> tuple[list[Example], int] | None:
+    """The examples of a split within the command's limit, and how many rows had no label; None if there is no split.
+
+    A limit selects the same validation and test examples for every seed. With shots=K train and valid are K examples
+    of each class, drawn from the training split with the run's seed.
+    """
+    loaded = load_labelled(config.task, name, config.hub, config.cache)
+    if loaded is None:
+        return None
+    if isinstance(config, FinetuneConfig | SearchConfig) and config.shots and name in ("train", "valid"):
+        train, valid = few_shot.draw_examples(config.task, loaded.examples, config.shots, config.seed)
+        return train if name == "train" else valid, loaded.unlabelled
+    assert not isinstance(config, SearchConfig)  # which reads nothing else
+    count = getattr(config.limit, name.partition("_")[0])  # valid_mismatched has the limit of valid
+    return sample_examples(loaded.examples, count, config.seed if name == "train" else 0), loaded.unlabelled
+
+
+def load_split(config: FinetuneConfig | EvaluateConfig, name: str, encode: ExampleEncoder) -> Split | None:
+    """A split of the command's task as items; None if the data set does not have it."""
+    loaded = load_examples(config, name)
+    if loaded is None:
+        return None
+    examples, unlabelled = loaded
+    items, truncated, skipped_demonstrations = encode(examples)
+    return Split(examples, items, truncated, unlabelled, skipped_demonstrations)
+
+
+def warn_missing_split(progress: Progress, task: TaskConfig, name: str) -> None:
+    """Report that the data set does not have a split of the task."""
+    progress.say(f"{task.name} has no split {task.splits[name]}: {name} is skipped")

@@ -1,16 +1,16 @@
-"""Byte-level byte pairs: text as it is -> ids and back, without any loss (Radford et al. 2019, GPT-2, section 2.2).
+"""Byte-level byte-pair encoding, which restores any text exactly (Radford et al. 2019, GPT-2, section 2.2).
 
-The symbols are the 256 bytes of UTF-8, so that nothing is unknown, and case, blanks and line breaks stay what they are.
-A text is first cut into words with the blank before them, numbers, runs of marks and of white space, and no pair
-reaches over such a cut. In the two files of a vocabulary a byte is written as a visible character: itself where it is
-one in Latin-1, else one from U+0100 on ("Ġ" is the blank, "Ċ" the line break).
+The symbols are the 256 bytes of UTF-8: nothing is unknown, and case, blanks and line breaks are kept. A text is first
+split into words with the blank before them, numbers, and runs of punctuation and of white space; merges stay within
+these. The two files of a vocabulary write each byte as a visible character: the character itself if it is visible in
+Latin-1, else one from U+0100 on ("Ġ" is the blank, "Ċ" the line break).
 
-The layout, which a vocabulary trained here follows (V entries):
+The layout of a vocabulary trained here (V tokens):
 
     0 .. 255              the bytes, in the order of their characters
-    256 .. V-2            one entry per merge, in the order of the merges
+    256 .. V-2            one token per merge, in the order of the merges
     V-1                   <|endoftext|>
-    V, V+1, V+2           not in the vocabulary: the rows that fine-tuning appends to the embeddings
+    V, V+1, V+2           the special tokens that fine-tuning adds; they are not part of the vocabulary
 """
 
 from __future__ import annotations
@@ -24,59 +24,59 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Pipeline
 
 END_OF_TEXT = "<|endoftext|>"
-"""The entry that no text gives: it stands where one document ends and the next one begins."""
+"""Separates documents. No text is encoded as this token."""
 
-LEAST_COUNT = 2
-"""A pair seen once teaches nothing: training stops there."""
+MIN_PAIR_COUNT = 2
+"""Training stops at pairs seen less often than this."""
 
-TOGETHER = 1024
-"""Texts that the library gets at a time: it makes some 100 bytes of each token before these are ids."""
+BATCH_TEXTS = 1024
+"""Texts encoded at a time: the library needs about 100 bytes per token."""
 
-ATTACHED = ".,;:!?)]}'’\"”"
-"""Marks that stand at a word's end, without a blank before them."""
+NO_BLANK_BEFORE = ".,;:!?)]}'’\"”"
+"""Punctuation that follows a word without a blank."""
 
 
-def characters() -> dict[int, str]:
-    """Byte -> the visible character that stands for it in the files."""
+def byte_characters() -> dict[int, str]:
+    """Return byte -> the visible character that the vocabulary files write for it."""
     visible = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     hidden = (byte for byte in range(256) if byte not in visible)
     return {byte: chr(byte) for byte in visible} | {byte: chr(256 + n) for n, byte in enumerate(hidden)}
 
 
-BYTES = {character: byte for byte, character in characters().items()}
+CHARACTER_BYTES = {character: byte for byte, character in byte_characters().items()}
 
 
 def is_bytelevel(vocabulary: Mapping[str, int]) -> bool:
-    """Whether it has an entry for every byte."""
-    return BYTES.keys() <= vocabulary.keys()
+    """Return whether the vocabulary has a token for every byte."""
+    return CHARACTER_BYTES.keys() <= vocabulary.keys()
 
 
-def bytes_of(entry: str) -> bytes:
-    """What an entry stands for in a text; one that is not made of bytes, as <|endoftext|>, for its own letters."""
-    if entry == END_OF_TEXT or not BYTES.keys() >= set(entry):
-        return entry.encode()
-    return bytes(BYTES[character] for character in entry)
+def token_bytes(token: str) -> bytes:
+    """Return the bytes of a token; for one that is not made of bytes, such as <|endoftext|>, its name in UTF-8."""
+    if token == END_OF_TEXT or not CHARACTER_BYTES.keys() >= set(token):
+        return token.encode()
+    return bytes(CHARACTER_BYTES[character] for character in token)
 
 
-def pipeline(vocabulary: Mapping[str, int], merges: list[tuple[str, str]]) -> Pipeline:
-    """The library's encoder: cut, bytes to characters, merges."""
+def build_encoder(vocabulary: Mapping[str, int], merges: list[tuple[str, str]]) -> Pipeline:
+    """Build the library's encoder: split, bytes to characters, merges."""
     from tokenizers import Tokenizer as Pipeline
     from tokenizers import models, pre_tokenizers
 
-    found = Pipeline(models.BPE(dict(vocabulary), merges))
-    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return found
+    encoder = Pipeline(models.BPE(dict(vocabulary), merges))
+    encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return encoder
 
 
-def encoded(pipeline: Pipeline, texts: Iterable[str]) -> Iterator[list[int]]:
-    """The ids of each text. <|endoftext|> in a text is letters and marks like others."""
+def encode_texts(encoder: Pipeline, texts: Iterable[str]) -> Iterator[list[int]]:
+    """Yield the ids of each text. "<|endoftext|>" in a text is encoded as ordinary characters."""
     remaining = iter(texts)
-    while some := [whole(text) for text in itertools.islice(remaining, TOGETHER)]:
-        yield from (found.ids for found in pipeline.encode_batch_fast(some, add_special_tokens=False))
+    while batch := [replace_lone_surrogates(text) for text in itertools.islice(remaining, BATCH_TEXTS)]:
+        yield from (encoding.ids for encoding in encoder.encode_batch_fast(batch, add_special_tokens=False))
 
 
-def whole(text: str) -> str:
-    """The text with U+FFFD for half a surrogate pair, which no UTF-8 can hold."""
+def replace_lone_surrogates(text: str) -> str:
+    """Return the text with U+FFFD instead of lone surrogates, which UTF-8 cannot encode."""
     try:
         text.encode()
         return text
@@ -84,19 +84,19 @@ def whole(text: str) -> str:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def train(texts: Iterable[str], merges: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """A vocabulary and at most `merges` merges, learned on the texts as they are. Deterministic."""
+def train_tables(texts: Iterable[str], merges: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Train a vocabulary and at most `merges` merges on the unchanged texts. Deterministic."""
     from tokenizers import trainers
 
-    alphabet = sorted(BYTES)
+    alphabet = sorted(CHARACTER_BYTES)
     trainer = trainers.BpeTrainer(
         vocab_size=len(alphabet) + merges,
-        min_frequency=LEAST_COUNT,
+        min_frequency=MIN_PAIR_COUNT,
         initial_alphabet=alphabet,
         show_progress=False,
     )
-    learning = pipeline({}, [])
-    learning.train_from_iterator(map(whole, texts), trainer)
-    learned = [(left, right) for left, right in json.loads(learning.to_str())["model"]["merges"]]
-    entries = [*alphabet, *(left + right for left, right in learned), END_OF_TEXT]
-    return {entry: index for index, entry in enumerate(entries)}, learned
+    encoder = build_encoder({}, [])
+    encoder.train_from_iterator(map(replace_lone_surrogates, texts), trainer)
+    learned = [(left, right) for left, right in json.loads(encoder.to_str())["model"]["merges"]]
+    tokens = [*alphabet, *(left + right for left, right in learned), END_OF_TEXT]
+    return {token: index for index, token in enumerate(tokens)}, learned

@@ -1,10 +1,10 @@
-"""The ids of all chunks of a text at once: what a dict does for one chunk, numpy does for a portion of text.
+"""A cache of the ids of chunks of text, looked up with numpy for many chunks at once.
 
-The bytes of a chunk, at most 16, are read as two numbers, which are its key. Mixed, they name a row of a table, which
-holds the key it was made for and the place of the ids. Chunks that share their row with another one, and longer ones,
-are looked up in a dict; what is not there either is found out, once.
+A chunk of at most 16 bytes is read as two 64-bit numbers, its key. A hash of the key selects a row of the table, which
+holds a key and the span of its ids. Chunks whose row holds another key, and longer chunks, are looked up in a dict;
+chunks that are not in the dict are encoded, once.
 
-n bytes, N chunks.
+n bytes, N chunks. A span is (start << 32 | count) of ids in one long array.
 """
 
 from __future__ import annotations
@@ -14,107 +14,117 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpt1cli.text.normalise import CHUNK_SYMBOLS, CHUNKS, Entangled
+from gpt1cli.text.normalise import MAX_CHUNK_SYMBOLS, MAX_CHUNKS, NeedsContext
 
-KEY = 16  # bytes of the longest chunk that has a row
+KEY_BYTES = 16  # the longest chunk in the table
 ROW_BITS = 18  # 262,144 rows of 32 bytes
-MASKS = np.frombuffer(b"".join(b"\xff" * length + bytes(KEY - length) for length in range(KEY + 1)), np.uint64)
-MASKS = MASKS.reshape(-1, 2)  # what of 16 bytes belongs to a chunk of that length
-MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], np.uint64)  # odd, half of the bits set
+KEY_MASKS = np.frombuffer(
+    b"".join(b"\xff" * length + bytes(KEY_BYTES - length) for length in range(KEY_BYTES + 1)), np.uint64
+)
+KEY_MASKS = KEY_MASKS.reshape(-1, 2)  # row n keeps the first n of 16 bytes
+HASH_FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], np.uint64)  # odd, half of the bits set
 BLANK, BREAK = 32, 10
 
 
-class Lookup:
-    """Chunks -> ids. At most CHUNKS chunks are remembered, those that came first."""
+class ChunkCache:
+    """Chunks -> ids. The first MAX_CHUNKS chunks are cached."""
 
     def __init__(self, chunk_ids: Callable[[str], bytes], line_ids: Callable[[str], bytes], dtype: np.dtype) -> None:
-        """Both give ids of the dtype, as bytes; where `chunk_ids` raises Entangled, `line_ids` is asked instead."""
+        """Set the two encoders, which return ids of `dtype` as bytes.
+
+        If `chunk_ids` raises NeedsContext, `line_ids` encodes the whole line.
+        """
         self._chunk_ids, self._line_ids = chunk_ids, line_ids
-        self._rows = np.zeros((1 << ROW_BITS, 4), np.uint64)  # key, key, place, nothing
-        self._places: dict[bytes, int] = {}  # a place: where the ids begin and, in the lower 32 bits, how many they are
-        self._ids, self._used = np.empty(1 << 16, dtype), 1  # so that no place is 0
+        self._table = np.zeros((1 << ROW_BITS, 4), np.uint64)  # key, key, span, unused
+        self._spans: dict[bytes, int] = {}
+        self._ids, self._used = np.empty(1 << 16, dtype), 1  # ids start at 1, so that no span is 0
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """How many chunks are remembered."""
-        return len(self._places)
+        """Return the number of cached chunks."""
+        return len(self._spans)
 
     def __call__(self, text: bytes) -> np.ndarray:
-        """The ids of the chunks of a text, which is not empty, one after the other. n bytes of UTF-8 -> [ids]"""
+        """Return the ids of all chunks of a non-empty text, concatenated. n bytes of UTF-8 -> [ids]"""
         with self._lock:
-            bounds = _bounds(text)
+            bounds = _chunk_bounds(text)
             lengths = np.diff(bounds)
-            window = np.ndarray(len(text), f"V{KEY}", text + bytes(KEY), strides=(1,))
+            window = np.ndarray(len(text), f"V{KEY_BYTES}", text + bytes(KEY_BYTES), strides=(1,))
             keys = window[bounds[:-1]].view(np.uint64).reshape(-1, 2)
-            keys &= MASKS.take(np.minimum(lengths, KEY), axis=0)
-            numbers = (keys[:, 0] * MIX[0] + keys[:, 1] * MIX[1] >> np.uint64(64 - ROW_BITS)).view(np.int64)
-            rows = self._rows.take(numbers, axis=0)
-            places = rows[:, 2].copy()
-            known = (rows[:, 0] == keys[:, 0]) & (rows[:, 1] == keys[:, 1]) & (lengths <= KEY)
-            new, new_places = self._look_further(text, bounds, places, np.flatnonzero(~known))
-            fits = (lengths[new] <= KEY) & (self._rows[numbers[new], 2] == 0)
-            self._rows[numbers[new[fits]], :3] = np.column_stack([keys[new], new_places])[fits]
-            return self._gathered(places)
+            keys &= KEY_MASKS.take(np.minimum(lengths, KEY_BYTES), axis=0)
+            hashes = (keys[:, 0] * HASH_FACTORS[0] + keys[:, 1] * HASH_FACTORS[1] >> np.uint64(64 - ROW_BITS)).view(
+                np.int64
+            )
+            rows = self._table.take(hashes, axis=0)
+            spans = rows[:, 2].copy()
+            hits = (rows[:, 0] == keys[:, 0]) & (rows[:, 1] == keys[:, 1]) & (lengths <= KEY_BYTES)
+            new, new_spans = self._find_missing(text, bounds, spans, np.flatnonzero(~hits))
+            fits = (lengths[new] <= KEY_BYTES) & (self._table[hashes[new], 2] == 0)
+            self._table[hashes[new[fits]], :3] = np.column_stack([keys[new], new_spans])[fits]
+            return self._gather_ids(spans)
 
-    def _look_further(
-        self, text: bytes, bounds: np.ndarray, places: np.ndarray, unknown: np.ndarray
+    def _find_missing(
+        self, text: bytes, bounds: np.ndarray, spans: np.ndarray, missing: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Fill in the places of unknown chunks; the numbers and places of those that are remembered from here on.
+        """Set the spans of chunks that are not in the table. Returns indices and spans of the newly cached chunks.
 
-        bounds int64 [N+1], places uint64 [N], unknown int64 [U] -> int64, uint64, both of at most U
+        bounds int64 [N+1], spans uint64 [N], missing int64 [U] -> int64, uint64, both of at most U
         """
         new: dict[bytes, int] = {}
-        numbers, remembered = [], []  # of the new ones the number and the ids
-        passing: dict[int, bytes] = {}  # number -> ids of what is not remembered
-        lines: dict[int, int] = {}  # that are cut as a whole: where they begin and end
+        new_numbers, new_ids = [], []  # index and ids of the newly cached chunks
+        uncached: dict[int, bytes] = {}  # index -> ids of chunks that are not cached
+        lines: dict[int, int] = {}  # lines that are encoded as a whole: start -> end
         used, size = self._used, self._ids.itemsize
-        for number, begin, end in np.stack([unknown, bounds[unknown], bounds[unknown + 1]], axis=1).tolist():
+        for number, begin, end in np.stack([missing, bounds[missing], bounds[missing + 1]], axis=1).tolist():
             chunk = text[begin:end]
-            place = self._places.get(chunk) or new.get(chunk)
-            if place is None:
+            span = self._spans.get(chunk) or new.get(chunk)
+            if span is None:
                 try:
                     ids = self._chunk_ids(chunk.decode().removesuffix(" "))
-                except Entangled:
+                except NeedsContext:
                     line = text.rfind(b"\n", 0, begin) + 1
-                    lines[line] = text.find(b"\n", line) % (len(text) + 1)  # not found, -1: the end of the text
+                    lines[line] = text.find(b"\n", line) % (len(text) + 1)  # -1, not found -> end of text
                     continue
-                if end - begin > CHUNK_SYMBOLS or len(self._places) + len(new) >= CHUNKS:
-                    passing[number] = ids
+                if end - begin > MAX_CHUNK_SYMBOLS or len(self._spans) + len(new) >= MAX_CHUNKS:
+                    uncached[number] = ids
                     continue
-                place = new[chunk] = used << 32 | len(ids) // size
+                span = new[chunk] = used << 32 | len(ids) // size
                 used += len(ids) // size
-                numbers.append(number)
-                remembered.append(ids)
-            places[number] = place
-        for begin, end in lines.items():  # their first chunk stands for the whole line
+                new_numbers.append(number)
+                new_ids.append(ids)
+            spans[number] = span
+        for begin, end in lines.items():  # the first chunk gets the ids of the whole line, the others none
             first, last = np.searchsorted(bounds, [begin, end]).tolist()
-            passing |= dict.fromkeys(range(first, last), b"") | {first: self._line_ids(text[begin:end].decode())}
-        self._write(b"".join([*remembered, *passing.values()]))
-        self._places.update(new)
-        self._used = used  # what passes lies behind
-        for number, ids in passing.items():
-            places[number] = used << 32 | len(ids) // size
+            uncached |= dict.fromkeys(range(first, last), b"") | {first: self._line_ids(text[begin:end].decode())}
+        self._append_ids(b"".join([*new_ids, *uncached.values()]))
+        self._spans.update(new)
+        self._used = used  # the ids of uncached chunks follow, to be overwritten by the next call
+        for number, ids in uncached.items():
+            spans[number] = used << 32 | len(ids) // size
             used += len(ids) // size
-        return np.array(numbers, np.int64), np.fromiter(new.values(), np.uint64, len(new))
+        return np.array(new_numbers, np.int64), np.fromiter(new.values(), np.uint64, len(new))
 
-    def _write(self, ids: bytes) -> None:
-        found = np.frombuffer(ids, self._ids.dtype)
-        end = self._used + len(found)
+    def _append_ids(self, data: bytes) -> None:
+        ids = np.frombuffer(data, self._ids.dtype)
+        end = self._used + len(ids)
         if end > len(self._ids):
             self._ids = np.concatenate([self._ids, np.empty(end, self._ids.dtype)])
-        self._ids[self._used : end] = found
+        self._ids[self._used : end] = ids
 
-    def _gathered(self, places: np.ndarray) -> np.ndarray:
-        """[N] -> [ids]"""
-        begins, counts = (places >> np.uint64(32)).astype(np.int64), places.astype(np.uint32).astype(np.int64)
+    def _gather_ids(self, spans: np.ndarray) -> np.ndarray:
+        """Return the ids of all spans, concatenated. [N] -> [ids]"""
+        begins, counts = (spans >> np.uint64(32)).astype(np.int64), spans.astype(np.uint32).astype(np.int64)
         ends = counts.cumsum()
-        where: np.ndarray = np.repeat(begins - (ends - counts), counts)
-        where += np.arange(len(where))
-        return self._ids.take(where)
+        indices: np.ndarray = np.repeat(begins - (ends - counts), counts)
+        indices += np.arange(len(indices))
+        return self._ids.take(indices)
 
 
-def _bounds(text: bytes) -> np.ndarray:
-    """Where chunks begin, and the end: behind every blank, on both sides of a line break. int64 [N+1]"""
+def _chunk_bounds(text: bytes) -> np.ndarray:
+    """Return the starts of the chunks and the end: chunks end after a blank, and before and after a line break.
+
+    n bytes -> int64 [N+1]
+    """
     symbols = np.frombuffer(text, np.uint8)
     breaks = symbols == BREAK
     last = (symbols == BLANK) | breaks

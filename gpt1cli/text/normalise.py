@@ -1,15 +1,15 @@
-"""Raw text -> words, by the rules the GPT-1 vocabulary was built with.
+"""Splits raw text into words, by the rules with which the GPT-1 vocabulary was built.
 
-Four steps, always in this order: ftfy repairs the Unicode (mojibake, entities, control characters, curly quotes), a
-standardisation spaces out the punctuation, spaCy's rule tokenizer for English cuts the words, each word is lower-cased.
+Four steps, always in this order: ftfy fixes the Unicode (mojibake, entities, control characters, curly quotes),
+`standardise_text` puts blanks around punctuation, spaCy's rule-based English tokenizer splits, words are lower-cased.
 Source: "Improving Language Understanding by Generative Pre-Training", section 4.1, and the released encoder
-(openai/finetune-transformer-lm, text_utils.py), whose behaviour is kept where it surprises.
+(openai/finetune-transformer-lm, text_utils.py), including its surprising behaviour.
 
-`words` does just that, slowly. The second half of this file finds the same words thirty times as fast and more: ftfy
-is asked only where it could act (`repaired`), and what stands between two blanks, a chunk, is cut once, however often
-it comes (`parts`, `part_words`; lookup.py). Why that is exact is said at each step, and the tests compare the two ways.
+`split_words` does exactly this, slowly. The second half of this file finds the same words at least thirty times as
+fast: ftfy only sees lines that it might change (`fix_text`), and each chunk, the text between two blanks, is split only
+once (`chunk_parts`, `part_words`; chunk_cache.py). Each step explains why it is exact; tests compare both ways.
 
-ftfy and spaCy are imported when the first text arrives: a run whose data is prepared waits for neither.
+ftfy and spaCy are imported with the first text: a run on prepared data does not wait for them.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from spacy.tokenizer import Tokenizer
 
-V = TypeVar("V")
+Value = TypeVar("Value")
 
 NEWLINE = "\n "
-"""The word of a line break, as spaCy cuts it: the newline and the blank that the standardisation put after it."""
+"""The word that spaCy returns for a line break: the newline and the blank that `standardise_text` puts after it."""
 
-LONG = 256
-"""Characters of a word for which spaCy's own search for suffixes is too slow: 67 s for one of 16,000 apostrophes."""
+LONG_WORD = 256
+"""Characters. spaCy's own suffix search is too slow for longer words: 67 s for 16,000 apostrophes."""
 
-STRINGS_KEPT = 100_000
-"""spaCy keeps every string it has met, about 400 bytes each; beyond so many (40 MB) it starts anew."""
+MAX_STRINGS = 100_000
+"""spaCy stores every string it sees, about 400 bytes each; beyond this number (40 MB) the store is cleared."""
 
-REPLACED = str.maketrans(
+REPLACEMENTS = str.maketrans(
     {
         "\N{EM DASH}": "-",
         "\N{EN DASH}": "-",
@@ -48,23 +48,23 @@ REPLACED = str.maketrans(
     }
 )
 
-# A run of one of these marks becomes a word of its own.
-# NOTE: no backslash. The released pattern means to have it, but is no raw string, so its backslash alternative reads as
-# a second plus. Later ports repaired that, and their ids of a text with a backslash are not those of the released code.
+# A run of one of these marks becomes a separate word.
+# NOTE: no backslash. The released pattern was meant to include it but is not a raw string, so its backslash alternative
+# is a second plus. Later ports fixed that, so their ids differ from the released code on texts with a backslash.
 MARKS = '-~!";?+,)(/*[]}{|_'
-PIECE = re.compile(rf"[^\s{re.escape(MARKS)}]+|" + "|".join(re.escape(mark) + "+" for mark in MARKS))
+SEGMENT = re.compile(rf"[^\s{re.escape(MARKS)}]+|" + "|".join(re.escape(mark) + "+" for mark in MARKS))
 
 
-def standardise(text: str) -> str:
-    """Plain dashes, ellipses and apostrophes, blanks around marks; a run of white space is " \\n " or one blank."""
-    lines = (" ".join(PIECE.findall(line)) for line in text.translate(REPLACED).split("\n"))
+def standardise_text(text: str) -> str:
+    """Simplify dashes, ellipses and apostrophes, put blanks around marks, make white space " \\n " or one blank."""
+    lines = (" ".join(SEGMENT.findall(line)) for line in text.translate(REPLACEMENTS).split("\n"))
     return " \n ".join(line for line in lines if line)
 
 
 @cache
 def _english() -> Tokenizer:
-    """spaCy's English without any model: the rule tokenizer and its table of exceptions."""
-    with _torch_unseen():
+    """Return spaCy's rule-based English tokenizer with its table of exceptions."""
+    with _hide_torch():
         import spacy
 
     return spacy.blank("en").tokenizer
@@ -72,127 +72,127 @@ def _english() -> Tokenizer:
 
 @cache
 def _english_long() -> Tokenizer:
-    """The same for words longer than LONG: they are cut alike, in time that does not grow with their length squared."""
+    """Return the tokenizer for words longer than LONG_WORD: same result, but not in time quadratic in the length."""
     from spacy.tokenizer import Tokenizer
 
-    known = _english()
-    affixes = known.prefix_search, _nearby(known.suffix_search), known.infix_finditer
-    return Tokenizer(known.vocab, known.rules, *affixes, known.token_match, known.url_match)
+    english = _english()
+    affixes = english.prefix_search, _search_near_end(english.suffix_search), english.infix_finditer
+    return Tokenizer(english.vocab, english.rules, *affixes, english.token_match, english.url_match)
 
 
-def _nearby(suffix_search: Callable[[str], re.Match[str] | None]) -> Callable[[str], re.Match[str] | None]:
-    """spaCy's search for a suffix, which looks through the whole word for every mark at its end, begun near that end.
+def _search_near_end(suffix_search: Callable[[str], re.Match[str] | None]) -> Callable[[str], re.Match[str] | None]:
+    """Return spaCy's suffix search, started near the end of the word instead of at its start.
 
-    Of spaCy's suffixes a run of full stops alone is longer than a few characters. One that begins where the search
-    begins may be the rest of such a run: only then the whole word is looked through.
+    Only one of spaCy's suffixes can be longer than a few characters: a run of full stops. If a match begins where the
+    search begins, it may be the rest of such a run, and only then the whole word is searched.
     """
     pattern = suffix_search.__self__  # type: ignore[attr-defined]  # the method of a compiled pattern
 
     def search(word: str) -> re.Match[str] | None:
-        begin = max(0, len(word) - LONG)
-        found = pattern.search(word, begin)  # NOTE: what stands before `begin` is seen by a pattern that looks back
-        return pattern.search(word) if found and found.start() == begin > 0 else found
+        begin = max(0, len(word) - LONG_WORD)
+        match = pattern.search(word, begin)  # NOTE: lookbehinds of the pattern still see what is before `begin`
+        return pattern.search(word) if match and match.start() == begin > 0 else match
 
     return search
 
 
 @contextlib.contextmanager
-def _torch_unseen() -> Iterator[None]:
-    """spaCy imports torch where it finds it, for models we have none of: 1.6 s and 180 MB of each worker process."""
+def _hide_torch() -> Iterator[None]:
+    """Make `import torch` fail. spaCy would import it for models we do not use: 1.6 s and 180 MB per worker process."""
     if "torch" in sys.modules:
         yield
         return
-    sys.modules["torch"] = None  # type: ignore[assignment]  # an import of it is an ImportError
+    sys.modules["torch"] = None  # type: ignore[assignment]  # makes its import an ImportError
     try:
         yield
     finally:
         del sys.modules["torch"]
 
 
-def _tokens(english: Tokenizer, line: str) -> list[str]:
+def _spacy_tokens(english: Tokenizer, line: str) -> list[str]:
     return [token.text for token in english(line)]
 
 
-def _forget() -> None:
-    # NOTE: spaCy's own means of forgetting, memory_zone(), throws away its cache of words too: a zone for every text
-    # made books take twice as long and short texts ten times.
-    if len(_english().vocab.strings) > STRINGS_KEPT:
-        for made in (_english, _english_long, _english_unmatched):
-            made.cache_clear()
+def _limit_strings() -> None:
+    # NOTE: spaCy's own memory_zone() also clears its cache of words: one zone per text made books take twice as long
+    # and short texts ten times.
+    if len(_english().vocab.strings) > MAX_STRINGS:
+        for tokenizer in (_english, _english_long, _english_without_last_step):
+            tokenizer.cache_clear()
 
 
-def words(text: str) -> list[str]:
-    """The lower-cased words of a text; a break between two lines is the word NEWLINE."""
+def split_words(text: str) -> list[str]:
+    """Return the lower-cased words of a text; a line break is the word NEWLINE."""
     import ftfy
 
-    return words_of_repaired(ftfy.fix_text(text))
+    return split_fixed_words(ftfy.fix_text(text))
 
 
-def words_of_repaired(text: str) -> list[str]:
-    """`words` of a text that ftfy has been over."""
-    line = standardise(text)
-    long = len(line) > LONG and max(map(len, line.split(" "))) > LONG
-    found = [token.lower() for token in _tokens(_english_long() if long else _english(), line)]
-    _forget()
-    return found
+def split_fixed_words(text: str) -> list[str]:
+    """Return the words of a text that ftfy has already fixed."""
+    line = standardise_text(text)
+    long = len(line) > LONG_WORD and max(map(len, line.split(" "))) > LONG_WORD
+    words = [token.lower() for token in _spacy_tokens(_english_long() if long else _english(), line)]
+    _limit_strings()
+    return words
 
 
-def versions() -> dict[str, str]:
-    """The installed versions of the two libraries whose rules decide the words: other versions, other ids."""
+def library_versions() -> dict[str, str]:
+    """Return the versions of ftfy and spaCy. Other versions may split differently and give other ids."""
     return {library: importlib.metadata.version(library) for library in ("ftfy", "spacy")}
 
 
-# --- the same words, fast ---------------------------------------------------------------------------------------------
+# --- the same words, faster -------------------------------------------------------------------------------------------
 
-PORTION = 1 << 13
-"""Characters that are repaired at a time, then on to the end of the line: a line that ftfy might mend holds few up."""
+PORTION_CHARACTERS = 1 << 13
+"""Characters fixed at a time, extended to the end of the line. Small: one line for ftfy slows only its portion."""
 
-LOOKED_UP = 1 << 16
-"""Characters that are looked up at a time: with all that is made of them, as much as stays in a processor's cache."""
+LOOKUP_CHARACTERS = 1 << 16
+"""Characters looked up at a time: with all intermediate arrays they fit into a processor's cache."""
 
-BREAK, END = "\n", "\x01"
-"""The end of a line and, which no repaired text holds, that of a text."""
+LINE_END, TEXT_END = "\n", "\x01"
+"""Chunks for the end of a line and the end of a text; fixed text does not contain the latter."""
 
-CHUNKS = 1 << 18
-CHUNK_SYMBOLS = 64
-"""At most 262,144 chunks of at most 64 symbols are remembered, those that came first: with their ids, and those of the
-parts they have, about 90 MB where text is English."""
+MAX_CHUNKS = 1 << 18
+MAX_CHUNK_SYMBOLS = 64
+"""The first 262,144 chunks of at most 64 symbols are cached, with the ids of the chunks and of their parts: about 90 MB
+for English text."""
 
-# What ftfy leaves alone, but for quotes and line breaks: ASCII without its control characters and without entities, and
-# beside it the characters of any one set, of which no sequence is to ftfy a sign of mojibake.
-HARMLESS = bytes({*range(0x20, 0x7F), *b"\t\n\f\r"})
+# ftfy changes nothing but quotes and line breaks in ASCII text without control characters and entities, and in such
+# text with characters of one of these sets, because no sequence of them looks like mojibake to ftfy.
+SAFE_ASCII = bytes({*range(0x20, 0x7F), *b"\t\n\f\r"})
 ENTITY = re.compile("&#?[0-9A-Za-z]{1,24};")
-TOGETHER = "‘’“”–—…", "’–—…áàâäãåæçéèêëíìîïñóòôöõøúùûüý", "’–—…£"
+SAFE_SETS = "‘’“”–—…", "’–—…áàâäãåæçéèêëíìîïñóòôöõøúùûüý", "’–—…£"
 
 
-def repaired(text: str) -> Iterator[str]:
-    """ftfy.fix_text(text), a portion of whole lines at a time; ftfy is asked only about lines that it might mend.
+def fix_text(text: str) -> Iterator[str]:
+    """Yield ftfy.fix_text(text) in portions of whole lines; ftfy only sees lines that it might change.
 
-    ftfy takes line after line by itself. All it carries along is that from the first line with a "<" on entities stay.
+    ftfy fixes each line separately. The one state it keeps: after the first line with a "<", entities stay as they are.
     """
     entities: str | bool = "auto"
-    for portion in _whole_lines(text, PORTION):
-        yield _uncurled(portion) if _harmless(portion) else "".join(_repaired_lines(portion, entities))
+    for portion in _whole_lines(text, PORTION_CHARACTERS):
+        yield straighten_quotes(portion) if _is_harmless(portion) else "".join(_fix_lines(portion, entities))
         entities = entities and "<" not in portion and "auto"
 
 
-def _repaired_lines(portion: str, entities: str | bool) -> Iterator[str]:
+def _fix_lines(portion: str, entities: str | bool) -> Iterator[str]:
     import ftfy
 
     for line in _whole_lines(portion, 0):
-        yield _uncurled(line) if _harmless(line) else ftfy.fix_text(line, unescape_html=entities)
+        yield straighten_quotes(line) if _is_harmless(line) else ftfy.fix_text(line, unescape_html=entities)
         entities = entities and "<" not in line and "auto"
 
 
-def joined(texts: Iterable[str]) -> Iterator[bytes]:
-    """The texts, repaired, each with END in a line of its own behind it; whole lines in portions, as UTF-8."""
+def fixed_portions(texts: Iterable[str]) -> Iterator[bytes]:
+    """Yield the fixed texts, each followed by a line with TEXT_END, in portions of whole lines, as UTF-8."""
     portions: list[str] = []
     characters = 0
     for text in texts:
-        for portion in chain(repaired(text), [f"{BREAK}{END}{BREAK}"]):
+        for portion in chain(fix_text(text), [f"{LINE_END}{TEXT_END}{LINE_END}"]):
             portions.append(portion)
             characters += len(portion)
-            if characters >= LOOKED_UP:
+            if characters >= LOOKUP_CHARACTERS:
                 yield "".join(portions).encode()
                 portions, characters = [], 0
     if portions:
@@ -200,7 +200,7 @@ def joined(texts: Iterable[str]) -> Iterator[bytes]:
 
 
 def _whole_lines(text: str, characters: int) -> Iterator[str]:
-    """The text in slices of so many characters, each extended to the end of its line."""
+    """Yield the text in slices of at least `characters` characters, each extended to the end of its line."""
     start = 0
     while start < len(text):
         end = text.find("\n", start + characters) + 1 or len(text)
@@ -208,96 +208,97 @@ def _whole_lines(text: str, characters: int) -> Iterator[str]:
         start = end
 
 
-def _harmless(text: str) -> bool:
-    """Whether ftfy would do no more to the text than `_uncurled` does; in doubt not."""
-    for characters in () if text.isascii() else TOGETHER:
+def _is_harmless(text: str) -> bool:
+    """Return whether ftfy would change no more than `straighten_quotes` does; False if in doubt."""
+    for characters in () if text.isascii() else SAFE_SETS:
         rest = text
         for character in characters:
             rest = rest.replace(character, "")
         if rest.isascii():
             text = rest
             break
-    if not text.isascii() or text.encode().translate(None, HARMLESS):
+    if not text.isascii() or text.encode().translate(None, SAFE_ASCII):
         return False
     return "&" not in text or not ENTITY.search(text)
 
 
-def _uncurled(text: str) -> str:
+def straighten_quotes(text: str) -> str:
+    """Replace curly quotes by straight ones, and \\r\\n and \\r by \\n."""
     if not text.isascii():
         text = text.replace("‘", "'").replace("’", "'").replace("“", '"').replace("”", '"')
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
-def chunks(portion: str) -> list[str]:
-    """Repaired text cut at its blanks; a line break is the chunk "\n". Some chunks are empty, some hold tabs."""
+def split_chunks(portion: str) -> list[str]:
+    """Split fixed text at its blanks; a line break is the chunk "\n". Chunks may be empty or contain tabs."""
     return portion.replace("\n", " \n ").split(" ")
 
 
-class Remembered(dict[str, V]):
-    """Chunk -> what `find` makes of it, found at the first look-up and remembered while there is room."""
+class Cache(dict[str, Value]):
+    """Chunk -> `compute(chunk)`, computed at the first access and cached while there is room."""
 
-    def __init__(self, find: Callable[[str], V]) -> None:
-        self.find = find
+    def __init__(self, compute: Callable[[str], Value]) -> None:
+        self.compute = compute
 
-    def __missing__(self, chunk: str) -> V:
-        found = self.find(chunk)
-        if len(self) < CHUNKS and len(chunk) <= CHUNK_SYMBOLS:
-            self[chunk] = found
-        return found
+    def __missing__(self, chunk: str) -> Value:
+        value = self.compute(chunk)
+        if len(self) < MAX_CHUNKS and len(chunk) <= MAX_CHUNK_SYMBOLS:
+            self[chunk] = value
+        return value
 
 
-# A word of letters, perhaps an apostrophe before it, perhaps one mark behind it: spaCy cuts just there, unless some of
-# it is an exception. NOTE: a full stop only behind a small letter: spaCy cuts it off "AA." but not off "A.".
+# A word of letters, optionally an apostrophe before it and one mark after it: spaCy splits exactly there, unless a part
+# is an exception. NOTE: a full stop only after a lower-case letter: spaCy splits it off "AA." but not off "A.".
 WORD = re.compile("('?)([A-Za-z]+)('s|[:']|(?<=[a-z])[.]|)")
 
 
-def parts(chunk: str) -> list[str]:
-    """What of a chunk is cut into words by itself. The parts of a part are that part."""
+def chunk_parts(chunk: str) -> list[str]:
+    """Split a chunk into parts that are split into words independently. A part is its own only part."""
     if chunk.isascii() and chunk.isalpha():
         return [chunk]
-    found: list[str] = []
+    parts: list[str] = []
     exceptions = _english().rules.keys()
-    for piece in PIECE.findall(chunk if chunk.isascii() else chunk.translate(REPLACED)):
-        match = None if piece.isalpha() else WORD.fullmatch(piece)
-        if match and exceptions.isdisjoint((piece, match[1] + match[2], match[2], match[2] + match[3])):
-            found += filter(None, match.groups())
+    for segment in SEGMENT.findall(chunk if chunk.isascii() else chunk.translate(REPLACEMENTS)):
+        match = None if segment.isalpha() else WORD.fullmatch(segment)
+        if match and exceptions.isdisjoint((segment, match[1] + match[2], match[2], match[2] + match[3])):
+            parts += filter(None, match.groups())
         else:
-            found.append(piece)
-    return found
+            parts.append(segment)
+    return parts
 
 
-class Entangled(Exception):
-    """The words of a part may depend on its neighbours: the line has to be cut as a whole."""
+class NeedsContext(Exception):
+    """The words of a part may depend on its neighbours: the line must be split as a whole."""
 
 
 def part_words(part: str) -> list[str]:
-    """The lower-cased words of a part; Entangled where they may depend on its neighbours.
+    """Return the lower-cased words of a part. Raises NeedsContext if they may depend on its neighbours.
 
-    spaCy cuts what stands between two blanks by itself, but for a last step, which looks along the line for exceptions
-    that the cutting has put asunder, and puts them together: of "'em.'", cut "'" "em" "." "'", it makes "'em" "." "'".
-    Among overlapping finds the longest wins, and one that reaches over a blank comes to nothing: in "boys' 'em.'" the
-    pair "'" "'" wins, and "'em" stays in two. So the last step does to a part what it does to it alone, or less; only
-    a part on which it does something alone depends on its neighbours.
+    spaCy splits the text between two blanks independently, except for its last step, which searches the line for
+    exceptions that were split and joins them again: "'em.'", split as "'" "em" "." "'", becomes "'em" "." "'".
+    The longest of overlapping matches wins, and a match across a blank is ignored: in "boys' 'em.'" the pair "'" "'"
+    wins, and "'em" stays split. So within a line the last step joins in a part what it joins in the part alone, or
+    less; only a part that it changes alone depends on its neighbours.
     """
     if part.isascii() and part.isalpha() and part not in _english().rules:
         return [part.lower()]
-    tokens = _tokens(_english_long() if len(part) > LONG else _english(), part)
-    if len(tokens) > 1 and tokens != _tokens(_english_unmatched(), part):
-        raise Entangled
-    _forget()
+    tokens = _spacy_tokens(_english_long() if len(part) > LONG_WORD else _english(), part)
+    if len(tokens) > 1 and tokens != _spacy_tokens(_english_without_last_step(), part):
+        raise NeedsContext
+    _limit_strings()
     return [token.lower() for token in tokens]
 
 
 @cache
-def _english_unmatched() -> Tokenizer:
-    """spaCy's English without its last step.
+def _english_without_last_step() -> Tokenizer:
+    """Return spaCy's English tokenizer without its last step.
 
-    That step knows the exceptions that have an affix by the rules. Nothing else asks for the affixes of an exception,
-    since the cutting stops where it meets one: say that they have none, and there is nothing left for the last step.
+    The last step only joins exceptions that have an affix by the rules. Nothing else asks for the affixes of an
+    exception, because splitting stops at one. So if exceptions report no affixes, the last step does nothing.
     """
     from spacy.tokenizer import Tokenizer
 
-    class Unmatched(Tokenizer):
+    class WithoutLastStep(Tokenizer):
         def find_prefix(self, text: str) -> int:
             return 0 if text in self.rules else super().find_prefix(text)
 
@@ -307,24 +308,24 @@ def _english_unmatched() -> Tokenizer:
         def find_infix(self, text: str) -> list[re.Match[str]]:
             return [] if text in self.rules else super().find_infix(text)
 
-    known = _english()
-    affixes = known.prefix_search, _nearby(known.suffix_search), known.infix_finditer
-    return Unmatched(known.vocab, known.rules, *affixes, known.token_match, known.url_match)
+    english = _english()
+    affixes = english.prefix_search, _search_near_end(english.suffix_search), english.infix_finditer
+    return WithoutLastStep(english.vocab, english.rules, *affixes, english.token_match, english.url_match)
 
 
 def count_words(text: str) -> Counter[str]:
-    """Counter(words(text))."""
+    """Return Counter(split_words(text)), faster."""
     counts: Counter[str] = Counter()
     lines = 0
-    for portion in repaired(text):
+    for portion in fix_text(text):
         lines += sum(1 for line in portion.split("\n") if line.strip())
         try:
-            counts.update(list(chain.from_iterable(map(_chunk_words.__getitem__, chunks(portion)))))
-        except Entangled:
-            counts.update(words_of_repaired(portion))
+            counts.update(list(chain.from_iterable(map(_chunk_words.__getitem__, split_chunks(portion)))))
+        except NeedsContext:
+            counts.update(split_fixed_words(portion))
     if lines > 1:
-        counts[NEWLINE] = lines - 1  # whatever the portions had inside them
+        counts[NEWLINE] = lines - 1  # instead of the counts per portion
     return counts
 
 
-_chunk_words = Remembered(lambda chunk: tuple(sys.intern(word) for part in parts(chunk) for word in part_words(part)))
+_chunk_words = Cache(lambda chunk: tuple(sys.intern(word) for part in chunk_parts(chunk) for word in part_words(part)))

@@ -1,4 +1,4 @@
-"""Write and resume checkpoints: weights, training state and random generators, each folder appearing whole."""
+"""Write and resume checkpoints: weights, optimizer and training state, random generators. Folders appear complete."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from gpt1cli.config.schema import UserError, build
 from gpt1cli.models.language_model import LanguageModel
 from gpt1cli.pretrained import locate
 from gpt1cli.pretrained.load import read_tensors
-from gpt1cli.pretrained.locate import READ, TRAINING, _way_on
-from gpt1cli.runs.files import check, read_json, write, writing
+from gpt1cli.pretrained.locate import MODEL_FILES, TRAINING_FILE, recovery_hint
+from gpt1cli.runs.files import check_checksums, name_write_errors, read_json, write_checksums
 from gpt1cli.text.bpe import Tokenizer
 from gpt1cli.training import collective
 from gpt1cli.training.optimizer import Optimizer
-from gpt1cli.training.state import State
+from gpt1cli.training.state import TrainingState
 
 
-def description(
+def model_description(
     model: ModelConfig, tokenizer: TokenizerConfig, vocabulary: Tokenizer, body: LanguageModel, **more: Any
 ) -> dict[str, Any]:
-    """What config.json says: all that is needed to build the model again and to read its text."""
+    """Return the content of config.json: everything needed to rebuild the model and its tokenizer."""
     return {
         "model": dataclasses.asdict(model),
         "tokenizer": dataclasses.asdict(tokenizer),
         "vocabulary": len(vocabulary),
-        "tables": vocabulary.tables,
+        "tables": vocabulary.tables_digest,
         "special_rows": body.tokens.num_embeddings - len(vocabulary),
         **more,
     }
@@ -45,103 +45,106 @@ def description(
 
 def save(
     run: Path,
-    state: State,
+    state: TrainingState,
     optimizer: Optimizer,
     description: Mapping[str, Any],
     vocabulary: Tokenizer,
     keep: Iterable[int],
 ) -> None:
-    """Write the checkpoint of state.step, swap the links, and drop those that are neither linked nor to be kept.
+    """Write the checkpoint of state.step, update the links, and remove checkpoints that are neither linked nor kept.
 
-    Of several processes all take part, as each may hold a part of every tensor; the first one writes.
+    All processes take part, because each may hold a shard of every tensor; rank 0 writes.
     """
-    weights, moments = optimizer.weights(), optimizer.state()
+    weights, optimizer_state = optimizer.weights(), optimizer.state()
     if collective.rank():
         return
     folder = run / "checkpoints"
-    with _aside(folder, state.step) as aside:
-        save_file({name: weight.contiguous() for name, weight in weights.items()}, aside / "model.safetensors")
-        save_file({**moments, **_generators()}, aside / TRAINING)
-        (aside / "state.json").write_text(json.dumps(dataclasses.asdict(state)))
-        (aside / "config.json").write_text(json.dumps({"format": locate.FORMAT, **description}, indent=1))
-        vocabulary.save(aside)
-        write(aside)
-        for file in aside.iterdir():
-            _sync(file)
-        _sync(aside)
-        _remove(folder / str(state.step))  # left by a run that was killed after this rename and before the links
-        aside.rename(folder / str(state.step))
-        _sync(folder)
-        _link(folder / "last", state.step)
+    with _temporary_folder(folder, state.step) as temporary:
+        save_file({name: weight.contiguous() for name, weight in weights.items()}, temporary / "model.safetensors")
+        save_file({**optimizer_state, **_generator_states()}, temporary / TRAINING_FILE)
+        (temporary / "state.json").write_text(json.dumps(dataclasses.asdict(state)))
+        (temporary / "config.json").write_text(json.dumps({"format": locate.FORMAT, **description}, indent=1))
+        vocabulary.save(temporary)
+        write_checksums(temporary)
+        for file in temporary.iterdir():
+            _fsync(file)
+        _fsync(temporary)
+        _remove_checkpoint(folder / str(state.step))  # from a run that was killed between this rename and the links
+        temporary.rename(folder / str(state.step))
+        _fsync(folder)
+        _replace_link(folder / "last", state.step)
         if state.best_step == state.step:
-            _link(folder / "best", state.step)
+            _replace_link(folder / "best", state.step)
     links = [folder / name for name in ("last", "best") if (folder / name).is_symlink()]
-    wanted = {*(link.name for link in links), *map(os.readlink, links), *map(str, keep)}
-    for old in folder.iterdir():  # earlier checkpoints, and what a killed run left half done
-        if old.name not in wanted:
-            _remove(old)
+    names = {*(link.name for link in links), *map(os.readlink, links), *map(str, keep)}
+    for old in folder.iterdir():  # earlier checkpoints, and incomplete ones of a killed run
+        if old.name not in names:
+            _remove_checkpoint(old)
 
 
 @contextlib.contextmanager
-def _aside(folder: Path, step: int) -> Iterator[Path]:
-    """A folder to write a checkpoint into; where that fails it goes, as it holds the room that the next try needs."""
-    aside = folder / f".{step}-{os.getpid()}"
-    with writing(folder / str(step)):
+def _temporary_folder(folder: Path, step: int) -> Iterator[Path]:
+    """Create a temporary folder for a checkpoint; after a failure it is removed, to free the disk for the next try."""
+    temporary = folder / f".{step}-{os.getpid()}"
+    with name_write_errors(folder / str(step)):
         try:
             folder.mkdir(exist_ok=True)
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir()
-            yield aside
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            yield temporary
         except Exception:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
 
 
 def check_resumable(run: str | None) -> None:
-    """UserError for a run of which no more than its best weights were kept, as a study does: nothing can go on."""
+    """Raise UserError if only the best weights of a run were kept (as in a study): it cannot be resumed."""
     folder = Path(run or ".") / "checkpoints"
     if run and (folder / "best").exists() and not (folder / "last").exists():
-        raise UserError(f"resume={run}: only its best weights were kept, it cannot go on; init={run} starts from them")
+        raise UserError(
+            f"resume={run}: only the best weights were kept, so the run cannot continue. To start from them: init={run}"
+        )
 
 
-def resume(run: Path, optimizer: Optimizer) -> State | None:
-    """Put a run's last checkpoint into the optimizer, its model and the generators; None where there is none yet.
+def resume(run: Path, optimizer: Optimizer) -> TrainingState | None:
+    """Load the last checkpoint of a run into the optimizer, its model and the random generators; None if there is none.
 
-    UserError for one that is not whole, or is not of this run's model, names the file and the whole ones before it.
+    Raises UserError if it is incomplete or of another model, and names the file and earlier complete checkpoints.
     """
     last = run / "checkpoints" / "last"
     if not last.exists():
         if last.is_symlink():
-            raise UserError(f"{last}: it leads to {os.readlink(last)}, which is missing; {_way_on(last)}")
+            raise UserError(f"{last}: the link points to {os.readlink(last)}, which is missing; {recovery_hint(last)}")
         return None
-    check_whole(last)
+    check_complete(last)
     state = read_state(last / "state.json")
-    training = read_tensors(last / TRAINING)
+    training = read_tensors(last / TRAINING_FILE)
     _restore_generators(training)
     optimizer.restore(read_tensors(last / "model.safetensors"), training)
     best = run / "checkpoints" / str(state.best_step)
     if state.best_step is not None and best.is_dir() and not collective.rank():
-        _link(run / "checkpoints" / "best", state.best_step)  # a kill may have come between the two links
+        # The run may have been killed between the two links.
+        _replace_link(run / "checkpoints" / "best", state.best_step)
     return state
 
 
-def read_state(path: Path) -> State:
-    """Where a run stood. UserError where the file is damaged, or tells what this gpt1 does not know."""
+def read_state(path: Path) -> TrainingState:
+    """Read state.json. Raises UserError if it is damaged or has keys that this version does not know."""
     try:
-        return build(State, read_json(path))
+        return build(TrainingState, read_json(path))
     except UserError as error:
-        raise UserError(f"{path}: no state of a run that this gpt1 knows:\n{error}") from None
+        raise UserError(f"{path}: not a training state of this gpt1 version:\n{error}") from None
 
 
-def check_whole(folder: Path) -> None:
-    """UserError where one of the files it takes to go on from a checkpoint is missing or damaged."""
-    for name in (*READ, "state.json", TRAINING):
+def check_complete(folder: Path) -> None:
+    """Raise UserError if a file that resuming needs is missing or damaged."""
+    for name in (*MODEL_FILES, "state.json", TRAINING_FILE):
         if not (folder / name).is_file():
-            raise UserError(f"{folder / name}: missing; {_way_on(folder)}")
-    check(folder, (*READ, "state.json", TRAINING), _way_on(folder))
+            raise UserError(f"{folder / name}: missing; {recovery_hint(folder)}")
+    check_checksums(folder, (*MODEL_FILES, "state.json", TRAINING_FILE), recovery_hint(folder))
 
 
-def _generators() -> dict[str, Tensor]:
+def _generator_states() -> dict[str, Tensor]:
     states = {"generator/cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["generator/cuda"] = torch.cuda.get_rng_state()
@@ -154,7 +157,7 @@ def _restore_generators(training: Mapping[str, Tensor]) -> None:
         torch.cuda.set_rng_state(training["generator/cuda"])
 
 
-def _sync(path: Path) -> None:
+def _fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -162,18 +165,18 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _link(link: Path, step: int) -> None:
-    aside = link.with_name(f".{link.name}-{os.getpid()}")
-    aside.unlink(missing_ok=True)
-    aside.symlink_to(str(step))
-    aside.rename(link)
+def _replace_link(link: Path, step: int) -> None:
+    temporary = link.with_name(f".{link.name}-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(str(step))
+    temporary.rename(link)
 
 
-def _remove(folder: Path) -> None:
-    """Remove a checkpoint; it loses its name first, so that half of one is never found under it."""
+def _remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint; it is renamed first, so that an incomplete one never has its name."""
     if folder.is_symlink():
         folder.unlink()
     elif folder.exists():
-        doomed = folder.with_name(f".removed-{folder.name.lstrip('.')}-{os.getpid()}")
-        folder.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        removed = folder.with_name(f".removed-{folder.name.lstrip('.')}-{os.getpid()}")
+        folder.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)

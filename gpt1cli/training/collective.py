@@ -20,18 +20,18 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """The number of this process, 0 where it is alone."""
+    """Return the rank of this process; 0 for a single process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def size() -> int:
-    """How many processes do this run."""
+def world_size() -> int:
+    """Return the number of processes of this run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @contextlib.contextmanager
-def first_alone() -> Iterator[None]:
-    """Rank 0 goes first: what it prepares in the cache, the others find there."""
+def rank_zero_first() -> Iterator[None]:
+    """Let rank 0 run the block first, so that the others find its results in the cache."""
     if rank():
         dist.barrier()
     yield
@@ -39,37 +39,37 @@ def first_alone() -> Iterator[None]:
         dist.barrier()
 
 
-def home(folder: Path) -> Path:
-    """The run folder, which is rank 0's. The others come back from here when rank 0 has come, too."""
-    if size() == 1:
+def broadcast_path(folder: Path) -> Path:
+    """Return the path of rank 0 in every process. Processes wait until rank 0 gets here."""
+    if world_size() == 1:
         return folder
-    told: list[Any] = [folder]
-    dist.broadcast_object_list(told)
-    return told[0]
+    paths: list[Any] = [folder]
+    dist.broadcast_object_list(paths)
+    return paths[0]
 
 
-def summed(values: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The sums over all processes; one process keeps its values as they are."""
-    if size() == 1:
+def all_reduce_sum(values: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Sum values over all processes; a single process returns its values unchanged."""
+    if world_size() == 1:
         return values
     stacked = torch.stack([value.to(device, torch.float64) for value in values.values()])
     dist.all_reduce(stacked)
     return dict(zip(values, stacked.float(), strict=True))
 
 
-def any_of(flag: bool, device: torch.device) -> bool:
-    """Whether any process says yes."""
-    return bool(summed({"flag": torch.tensor(flag)}, device)["flag"])
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is true in any process."""
+    return bool(all_reduce_sum({"flag": torch.tensor(flag)}, device)["flag"])
 
 
-def seed_apart(seed: int, step: int) -> None:
-    """Ranks above 0 draw dropout masks of their own; rank 0 has the generator that its checkpoint keeps."""
+def seed_per_rank(seed: int, step: int) -> None:
+    """Give ranks above 0 their own dropout seeds; rank 0 uses the generator that its checkpoint stores."""
     if rank():
         torch.manual_seed(int(np.random.SeedSequence([seed, rank(), step]).generate_state(1, np.uint64)[0] >> 1))
 
 
-class Whole(nn.Module):
-    """A model behind a single forward: whatever is done with it between gathering and reducing is one function."""
+class SingleForward(nn.Module):
+    """Wrap a model so that one forward call runs a whole function of it, between FSDP's gathering and reducing."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -79,49 +79,49 @@ class Whole(nn.Module):
         return function(self.model, *arguments)
 
 
-class Team:
-    """How a model is shared among the processes. Make it, then the optimizer, then ask for the objective."""
+class ParallelModel:
+    """A model on several processes (DDP or FSDP). Create it, then the optimizer, then wrap the objective."""
 
     def __init__(self, model: Any, precision: torch.dtype, device: torch.device, shard: bool):
-        self.model, self.device, self.sharded = model, device, shard and size() > 1
-        self.whole: nn.Module = Whole(model)
+        self.model, self.device, self.sharded = model, device, shard and world_size() > 1
+        self.wrapped: nn.Module = SingleForward(model)
         self.precision = torch.float32 if self.sharded else precision  # of the parameters that the optimizer sees
         if self.sharded:
             policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32)
-            mesh = init_device_mesh(device.type, (size(),))
+            mesh = init_device_mesh(device.type, (world_size(),))
             for block in getattr(model, "body", model).blocks:
                 fully_shard(block, mesh=mesh, mp_policy=policy)
-            fully_shard(self.whole, mesh=mesh, mp_policy=policy)
+            fully_shard(self.wrapped, mesh=mesh, mp_policy=policy)
 
-    def spread(self, objective: Callable[[Any, Any], T]) -> Callable[[Any, Any], T]:
-        """The objective, such that backward leaves in every process the mean of all processes' gradients."""
-        if size() == 1:
+    def wrap_objective(self, objective: Callable[[Any, Any], T]) -> Callable[[Any, Any], T]:
+        """Wrap the objective so that backward leaves the mean of all processes' gradients in each process."""
+        if world_size() == 1:
             return objective
         if not self.sharded:
             ids = [self.device.index] if self.device.type == "cuda" else None
-            self.whole = DistributedDataParallel(self.whole, device_ids=ids)
-        return lambda _, batch: self.whole(objective, batch)
+            self.wrapped = DistributedDataParallel(self.wrapped, device_ids=ids)
+        return lambda _, batch: self.wrapped(objective, batch)
 
-    def read(self, function: Callable[[Any], T]) -> T:
-        """What a function makes of the model, without gradients; all processes take part."""
-        return self.whole(function) if self.sharded else function(self.model)
+    def run_inference(self, function: Callable[[Any], T]) -> T:
+        """Call a function of the model, without gradients; all processes take part."""
+        return self.wrapped(function) if self.sharded else function(self.model)
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor."""
+def to_local(tensor: Tensor) -> Tensor:
+    """Return the shard of a tensor on this process."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(part: Tensor, like: Tensor) -> Tensor:
-    """The whole tensor of which each process holds a part, cut up as `like` is; all processes take part."""
-    if not isinstance(like, DTensor) or part.dim() == 0:
-        return part
-    cut = DTensor.from_local(part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
-    return cut.full_tensor()
+def full_tensor(shard: Tensor, like: Tensor) -> Tensor:
+    """Gather a tensor from its shards, sharded as `like`; all processes take part."""
+    if not isinstance(like, DTensor) or shard.dim() == 0:
+        return shard
+    sharded = DTensor.from_local(shard, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+    return sharded.full_tensor()
 
 
-def cut(whole: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a whole tensor, cut up as `like` is."""
-    if not isinstance(like, DTensor) or whole.dim() == 0:
-        return whole
-    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None).to_local()
+def local_shard(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return this process's shard of a full tensor, sharded as `like`."""
+    if not isinstance(like, DTensor) or tensor.dim() == 0:
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None).to_local()

@@ -1,9 +1,9 @@
-"""One run on several devices: a process for each, which all do the same run on their own rows of every update.
+"""One run on several devices: one process per device, each with its own rows of every step.
 
-Rank 0 writes the run folder; the others leave their record in a scratch folder that vanishes with them. With
-DistributedDataParallel every process holds the whole model; with `runtime.shard` FSDP2 cuts weights, gradients and
-moments up, and gathers a block's weights when it is their turn. A checkpoint holds whole tensors either way, so that
-any number of processes can go on from it.
+Rank 0 writes the run folder; the other ranks write to temporary folders that are then deleted. With
+DistributedDataParallel every process holds the full model; with `runtime.shard` FSDP2 shards parameters, gradients and
+optimizer state, and gathers the weights of each block when they are needed. A checkpoint always holds full tensors, so
+that any number of processes can resume it.
 """
 
 from __future__ import annotations
@@ -30,31 +30,24 @@ from gpt1cli.config.schema import UserError
 from gpt1cli.runs import files, signals
 from gpt1cli.training.collective import rank
 
-Run = Callable[[Any, Path], None]  # a command's run(config, folder)
-GRACE = 60.0  # seconds in which the other ranks end, too, after one of them was stopped
-
-
-# --- who we are -------------------------------------------------------------------------------------------------------
-
-
-# --- a model on several devices ---------------------------------------------------------------------------------------
-
-
-# --- starting and ending the processes --------------------------------------------------------------------------------
+RunCommand = Callable[[Any, Path], None]  # a command's run(config, folder)
+GRACE_SECONDS = 60.0  # time for the other ranks to end after one was stopped
 
 
 class RankFailed(RuntimeError):
-    """One of the processes failed or was killed, and so the run."""
+    """The run failed because one of its processes failed or was killed."""
 
 
-def join(function: Run, config: TrainConfig, folder: Path) -> None:
-    """A command's run as one rank of those that the environment tells of: torchrun's, or ours."""
-    cuda = _on_cuda(config)
+def run_as_rank(function: RunCommand, config: TrainConfig, folder: Path) -> None:
+    """Run a command as one rank; torchrun or `launch_ranks` sets the environment."""
+    cuda = _uses_cuda(config)
     if cuda:
-        here, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if here >= there:
-            raise UserError(f"{here + 1} processes on this machine, but {there} CUDA devices: start fewer")
-        torch.cuda.set_device(here)
+        local_rank, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local_rank >= count:
+            raise UserError(
+                f"{local_rank + 1} processes on this machine, but {count} CUDA devices: start fewer processes"
+            )
+        torch.cuda.set_device(local_rank)
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
         if rank() == 0:
@@ -67,20 +60,20 @@ def join(function: Run, config: TrainConfig, folder: Path) -> None:
         dist.destroy_process_group()
 
 
-def _on_cuda(config: TrainConfig) -> bool:
+def _uses_cuda(config: TrainConfig) -> bool:
     return torch.cuda.is_available() and config.runtime.device != "cpu"
 
 
-def launch(function: Run, config: TrainConfig, folder: Path) -> None:
-    """A command's run on runtime.devices processes of this machine, which end together.
+def launch_ranks(function: RunCommand, config: TrainConfig, folder: Path) -> None:
+    """Run a command on runtime.devices processes of this machine, which end together.
 
-    UserError and SystemExit are passed on from the ranks; RankFailed where one of them failed or was killed.
+    Passes on UserError and SystemExit from the ranks. Raises RankFailed if a rank failed or was killed.
     """
     count, context, runtime = config.runtime.devices, get_context("spawn"), config.runtime
-    if runtime.threads is None and not _on_cuda(config):
+    if runtime.threads is None and not _uses_cuda(config):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        told = os.environ.get("OMP_NUM_THREADS", "")  # of several jobs on this machine each is told its share
-        cores = int(told) if told.isdigit() else cores
+        limit = os.environ.get("OMP_NUM_THREADS", "")  # the share of this job, if several run on this machine
+        cores = int(limit) if limit.isdigit() else cores
         config = dataclasses.replace(config, runtime=dataclasses.replace(runtime, threads=max(1, cores // count)))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -88,75 +81,77 @@ def launch(function: Run, config: TrainConfig, folder: Path) -> None:
     ranks = []
     for number in range(count):
         ours, theirs = context.Pipe()
-        place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "MASTER_PORT": port}
-        process = context.Process(target=_rank, args=(place, function, config, folder, theirs))
+        environment = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "MASTER_PORT": port}
+        process = context.Process(target=_rank_process, args=(environment, function, config, folder, theirs))
         process.start()
         theirs.close()
         ranks.append((process, ours))
     try:
-        with _passing_signals([process.pid for process, _ in ranks]) as passed:
-            _wait([process for process, _ in ranks])
-        codes = [process.exitcode for process, _ in ranks]  # None: it did not end by itself
+        with _forward_signals([process.pid for process, _ in ranks]) as forwarded:
+            _wait_for_ranks([process for process, _ in ranks])
+        codes = [process.exitcode for process, _ in ranks]  # None: still running
     finally:
         for process, _ in ranks:
             process.kill()
             process.join()
-    _tell(codes, [found for _, ours in ranks for found in _words(ours)], folder, passed)
+    _raise_outcome(codes, [report for _, ours in ranks for report in _received_reports(ours)], folder, forwarded)
 
 
-def _rank(place: Mapping[str, int], function: Run, config: TrainConfig, folder: Path, words: Connection) -> None:
-    """A rank's own process. What went wrong is sent to the first process, which tells it once."""
-    os.setsid()  # Ctrl-C on a terminal reaches the first process alone, which passes it on
-    signal.signal(signals.PREEMPTION, signals.leave)
-    os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
-    threading.Thread(target=_end_with, args=(words,), daemon=True).start()
+def _rank_process(
+    environment: Mapping[str, int], function: RunCommand, config: TrainConfig, folder: Path, reports: Connection
+) -> None:
+    """Run one rank in its own process. Errors are sent to the main process, which reports them once."""
+    os.setsid()  # Ctrl-C on a terminal reaches only the main process, which forwards it
+    signal.signal(signals.PREEMPTION, signals.exit_on_signal)
+    os.environ.update({name: str(value) for name, value in environment.items()}, MASTER_ADDR="127.0.0.1")
+    threading.Thread(target=_exit_with_parent, args=(reports,), daemon=True).start()
     try:
-        join(function, config, folder)
+        run_as_rank(function, config, folder)
     except UserError as error:
-        words.send(("input", str(error), ""))
+        reports.send(("input", str(error), ""))
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except Exception as error:
-        if unwritten := files.found(error):
-            words.send(("unwritten", unwritten, ""))
+        if write_error := files.find_write_error(error):
+            reports.send(("unwritten", write_error, ""))
             raise SystemExit(2) from None
-        about = f"rank {place['RANK']}: {type(error).__name__}: {error}"
-        words.send(("fault", about, traceback.format_exc()))
+        message = f"rank {environment['RANK']}: {type(error).__name__}: {error}"
+        reports.send(("fault", message, traceback.format_exc()))
         raise SystemExit(1) from None
 
 
-def _end_with(parent: Connection) -> None:
-    """Leave no rank behind when the first process is killed: its end of the pipe is then closed."""
+def _exit_with_parent(parent: Connection) -> None:
+    """Exit when the main process is killed, which closes its end of the pipe."""
     with contextlib.suppress(EOFError, OSError):
         parent.recv()
     os._exit(1)
 
 
-def _wait(processes: Sequence[Any]) -> None:
-    """Until all have ended, or one of them so that the others cannot go on, or later than GRACE after a stop."""
+def _wait_for_ranks(processes: Sequence[Any]) -> None:
+    """Wait until all ranks have ended, one has failed, or GRACE_SECONDS have passed after a stop."""
     alive, stopped = list(processes), False
     while alive:
-        ended = wait([process.sentinel for process in alive], timeout=GRACE if stopped else None)
+        ended = wait([process.sentinel for process in alive], timeout=GRACE_SECONDS if stopped else None)
         alive = [process for process in alive if process.is_alive()]
         codes = {process.exitcode for process in processes} - {None}
-        if not ended or not codes <= {0, *signals.STOPPED}:
+        if not ended or not codes <= {0, *signals.STOPPED_STATUSES}:
             break
-        stopped = bool(codes & signals.STOPPED)
-    for process in alive:  # time for what another rank's end did to them
+        stopped = bool(codes & signals.STOPPED_STATUSES)
+    for process in alive:  # time to report errors that the failed rank caused
         process.join(1.0)
 
 
-def _words(rank: Connection) -> Iterator[tuple[str, Any, str]]:
-    with contextlib.suppress(EOFError, OSError):  # it ended without a word
-        yield rank.recv()
+def _received_reports(connection: Connection) -> Iterator[tuple[str, Any, str]]:
+    with contextlib.suppress(EOFError, OSError):  # the rank ended without a report
+        yield connection.recv()
 
 
-def _tell(
-    codes: Sequence[int | None], words: Sequence[tuple[str, Any, str]], folder: Path, passed: Sequence[int] = ()
+def _raise_outcome(
+    codes: Sequence[int | None], reports: Sequence[tuple[str, Any, str]], folder: Path, forwarded: Sequence[int] = ()
 ) -> None:
-    """Raise what the ranks' ends amount to: a mistake in the input, a kill, a fault, a signal passed on to them."""
-    for kind, message, _ in words:
+    """Raise the error that the ranks ended with: a user error, a kill, a failure, or a forwarded signal."""
+    for kind, message, _ in reports:
         if kind == "input":
             raise UserError(message)
         if kind == "unwritten":
@@ -165,37 +160,38 @@ def _tell(
         if code is not None and code < 0:
             name = signal.Signals(-code).name
             raise RankFailed(
-                f"rank {number} of {len(codes)} was ended by {name}, and the others with it; go on with resume={folder}"
+                f"rank {number} of {len(codes)} was ended by {name}, and the other ranks were stopped."
+                f" To continue: the same command with resume={folder}"
             )
-    for _, message, trace in words:
+    for _, message, trace in reports:
         error = RankFailed(message)
         error.add_note(trace)
         raise error
     for code in codes:
-        if code in signals.STOPPED:
-            signals.end(signals.foremost(passed or (code - 128,)))
+        if code in signals.STOPPED_STATUSES:
+            signals.exit_after_signal(signals.deciding_signal(forwarded or (code - 128,)))
         if code:
             raise SystemExit(code)
 
 
 @contextlib.contextmanager
-def _passing_signals(pids: Sequence[int | None]) -> Iterator[list[int]]:
-    """Ctrl-C, SIGTERM and a pre-emption go on to the ranks, which save a checkpoint and end; those that did."""
-    passed: list[int] = []
+def _forward_signals(pids: Sequence[int | None]) -> Iterator[list[int]]:
+    """Forward Ctrl-C, SIGTERM and pre-emption to the ranks, which save a checkpoint and end; yield those forwarded."""
+    forwarded: list[int] = []
 
     def forward(number: int, _: object) -> None:
-        passed.append(number)
+        forwarded.append(number)
         for pid in pids:
             if pid is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield passed
+        yield forwarded
         return
-    before = {number: signal.signal(number, forward) for number in signals.heard()}
+    previous = {number: signal.signal(number, forward) for number in signals.handled_signals()}
     try:
-        yield passed
+        yield forwarded
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

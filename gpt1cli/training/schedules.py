@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions (step, total steps, warm-up steps) -> factor of the peak rate."""
+"""Learning-rate schedules: pure functions (step, total steps, warm-up steps) -> factor of the peak learning rate."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def cosine(step: int, total: int, warmup: float) -> float:
 
 
 def linear(step: int, total: int, warmup: float) -> float:
-    """min(1, (step+1)/max(1, warmup)) x (1 - step/total): the decay holds in the warm-up too, as in the released code.
+    """min(1, (step+1)/max(1, warmup)) x (1 - step/total): decay also applies during warm-up, as in the released code.
 
-    The released code counts warm-up from 0, so that its first update moves nothing; here the first update counts.
+    Deviation: the released code starts warm-up at 0, so that its first step changes nothing.
     """
     return min(1.0, (step + 1) / max(1.0, warmup)) * (1 - step / total)
 

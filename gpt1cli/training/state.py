@@ -1,4 +1,4 @@
-"""The state of a training run: what resumes it, besides weights and optimizer state."""
+"""The state of a training run that a checkpoint stores besides weights and optimizer state."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import dataclasses
 
 
 @dataclasses.dataclass
-class State:
-    """Where a training run stands: everything of the loop that is no tensor."""
+class TrainingState:
+    """Progress of a training run. NOTE: the field names are the keys of state.json; renaming one breaks resume."""
 
-    step: int = 0  # updates done
+    step: int = 0  # steps done
     seconds: float = 0.0  # of training, over all sessions
-    tokens: int = 0  # trained on
-    halvings: int = 0  # of the micro-batch, because memory ran out
+    tokens: int = 0  # tokens trained on
+    halvings: int = 0  # how often the micro-batch was halved, because memory ran out
     best_step: int | None = None
     best_score: float | None = None
     best_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
-    unreported: list[dict[str, float]] = dataclasses.field(
-        default_factory=list
-    )  # updates since the last line of metrics
+    unreported: list[dict[str, float]] = dataclasses.field(default_factory=list)  # steps since the last metrics line

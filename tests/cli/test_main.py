@@ -1,4 +1,4 @@
-"""argv -> one command: help without weight, exit statuses, run folders, sweeps, completion."""
+"""The command line: argv, help without heavy imports, exit statuses, run folders, sweeps, completion."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 
 from gpt1cli.cli import help, main
-from gpt1cli.cli.argv import sort
+from gpt1cli.cli.argv import parse_argv
 from gpt1cli.cli.help import EXAMPLES
 from gpt1cli.config import commands as config_commands
 from gpt1cli.config import options, schema
 from gpt1cli.config.schema import UserError
 from gpt1cli.config.version import __version__
+from gpt1cli.data import hub
 from gpt1cli.runs import files as runs_files
 from gpt1cli.runs import record
 
@@ -30,12 +31,14 @@ REPORT = ["report", "runs=[somewhere]"]  # the command that composes fastest
 
 @pytest.fixture(autouse=True)
 def commands(tmp_path, monkeypatch):
-    """Commands that do nothing but remember; a test replaces `run`, `needs` or `require`."""
-    seen: list[tuple[Any, Path]] = []
-    fakes = SimpleNamespace(seen=seen, needs=lambda _: [], require=lambda needs, hub, cache: None)
-    fakes.run = lambda built, folder: seen.append((built, folder))
-    module = SimpleNamespace(needs=lambda built: fakes.needs(built), run=lambda built, folder: fakes.run(built, folder))
-    monkeypatch.setitem(sys.modules, "gpt1cli.data.hub", SimpleNamespace(require=lambda *asked: fakes.require(*asked)))
+    """Commands that only record their arguments; a test replaces `run`, `needs` or `check_requirements`."""
+    calls: list[tuple[Any, Path]] = []
+    fakes = SimpleNamespace(calls=calls, needs=lambda _: [], check_requirements=lambda needs, hub, cache: None)
+    fakes.run = lambda config, folder: calls.append((config, folder))
+    module = SimpleNamespace(
+        needs=lambda config: fakes.needs(config), run=lambda config, folder: fakes.run(config, folder)
+    )
+    monkeypatch.setattr(hub, "check_requirements", lambda *arguments: fakes.check_requirements(*arguments))
     for name in config_commands.COMMANDS:
         monkeypatch.setitem(sys.modules, f"gpt1cli.commands.{name}", module)
     for variable in ("GPT1_HUB", "GPT1_CACHE", "HYDRA_FULL_ERROR"):
@@ -61,26 +64,26 @@ def files() -> list[str]:
         ["--config-dir", "mine", "model=base", "pretrain", "--multirun"],
     ],
 )
-def test_the_command_is_the_first_bare_word_wherever_it_stands(words):
-    line = sort(words)
+def test_command_is_the_first_word_without_equals_sign(words):
+    line = parse_argv(words)
     assert (line.command, line.overrides) == ("pretrain", ["model=base"])
     assert line.flags == {"--multirun": "", "--config-dir": "mine"}
 
 
-def test_a_flags_value_is_no_command():
-    assert sort(["--config-name", "pretrain", "report"]).command == "report"
-    assert sort(["--info", "pretrain"]).flags == {"--info": "all"}
-    assert sort(["--info", "config", "pretrain"]).flags == {"--info": "config"}
+def test_value_of_a_flag_is_not_the_command():
+    assert parse_argv(["--config-name", "pretrain", "report"]).command == "report"
+    assert parse_argv(["--info", "pretrain"]).flags == {"--info": "all"}
+    assert parse_argv(["--info", "config", "pretrain"]).flags == {"--info": "config"}
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "fragment"),
     [
         (["pretrian"], "pretrian: no such command; did you mean pretrain?"),
         (["train-a-model"], "known: ablation, bench, doctor, evaluate, export, few-shot, fewshot, finetune, generate"),
         ([""], ": no such command"),
-        (["pretrain", "model=tiny", "finetune"], "finetune: a second command after pretrain"),
-        (["finetune", "sst2"], "sst2: a second command after finetune; did you mean task=sst2?"),
+        (["pretrain", "model=tiny", "finetune"], "unexpected word 'finetune': one command at a time"),
+        (["finetune", "sst2"], "unexpected word 'sst2': did you mean task=sst2?"),
         (["pretrain", "--multirn"], "--multirn: no such flag; did you mean --multirun?"),
         (["pretrain", "--experimental-rerun", "x.pickle"], "--experimental-rerun: no such flag"),
         (["pretrain", "-1"], "-1: no such flag"),
@@ -89,23 +92,23 @@ def test_a_flags_value_is_no_command():
         (["pretrain", "--cfg", "jobs"], "--cfg takes one of job, hydra, all, not jobs"),
         (["pretrain", "--config-dir", ""], "--config-dir takes a value"),
         (["pretrain", "--config-dir", "nowhere"], "--config-dir nowhere: no such folder"),
-        (["pretrain", "-m", "--cfg", "job"], "--multirun and --cfg: one of them at a time"),
-        (["pretrain", "--resolve"], "--resolve goes with --cfg"),
-        (["model=base"], "no command was named; there are prepare, pretrain, finetune, ablation, evaluate, predict"),
-        (["-m"], "no command was named"),
+        (["pretrain", "-m", "--cfg", "job"], "--multirun and --cfg: use only one of them"),
+        (["pretrain", "--resolve"], "--resolve needs --cfg job"),
+        (["model=base"], "a command is needed, one of prepare, pretrain, finetune, ablation, evaluate, predict"),
+        (["-m"], "a command is needed"),
     ],
 )
-def test_a_wrong_command_line_is_exit_2_with_a_short_message(capsys, words, told):
+def test_wrong_command_line_exits_2_with_a_short_message(capsys, words, fragment):
     assert main.main(words) == 2
     message = capsys.readouterr().err
-    assert message.startswith("gpt1: ") and told in message and len(message.splitlines()) < 4
+    assert message.startswith("gpt1: ") and fragment in message and len(message.splitlines()) < 4
     assert files() == []
 
 
 # --- help -------------------------------------------------------------------------------------------------------------
 
 
-def test_help_and_version_are_quick_and_import_nothing_heavy():
+def test_help_and_version_import_nothing_heavy():
     code = (
         "import sys, io, contextlib\n"
         "from gpt1cli.cli.main import main\n"
@@ -113,15 +116,15 @@ def test_help_and_version_are_quick_and_import_nothing_heavy():
         "    for words in ([], ['--help'], ['-h'], ['finetune', '--help'], ['--version']): assert main(words) == 0\n"
         "print([name for name in ('torch', 'hydra', 'omegaconf', 'numpy', 'datasets') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout == "[]\n"
 
 
-def test_the_pages_name_every_command_group_option_and_key(capsys):
+def test_help_lists_every_command_group_option_and_key(capsys):
     assert main.main([]) == main.main(["--help"]) == 0
-    first = capsys.readouterr().out
-    assert first == help.front_page() * 2
-    assert all(f"\n  {command} " in first for command in config_commands.COMMANDS)
+    front = capsys.readouterr().out
+    assert front == help.front_page() * 2
+    assert all(f"\n  {command} " in front for command in config_commands.COMMANDS)
     for command, (cls, *_) in config_commands.COMMANDS.items():
         assert main.main([command, "lr=nonsense", "-h"]) == 0
         page = capsys.readouterr().out
@@ -131,7 +134,7 @@ def test_the_pages_name_every_command_group_option_and_key(capsys):
         for group in groups:
             assert f"{group}=OPTION" in page
             assert all(f"\n  {option} " in page for option in options.names(group))
-            assert all(f"  {group}.{key}" in page for key in schema.fields_of(config_commands.GROUPS[group]))
+            assert all(f"  {group}.{key}" in page for key in schema.config_fields(config_commands.GROUPS[group]))
         for key in cls.__dataclass_fields__.keys() - groups.keys() - {"limit", "plan", "few", "grid"}:
             assert f"\n  {key}=" in page
     assert main.main(["--version"]) == 0
@@ -139,24 +142,24 @@ def test_the_pages_name_every_command_group_option_and_key(capsys):
 
 
 @pytest.mark.parametrize(("command", "words"), [(c, w) for c, examples in EXAMPLES.items() for w, _ in examples])
-def test_every_example_of_the_help_is_a_sound_command_line(command, words):
+def test_every_example_of_the_help_is_valid(command, words):
     from gpt1cli.cli.hydra_loader import Composer
 
-    line = sort([command, *shlex.split(words)])
-    assert Composer(command).check(line.overrides, sweep="--multirun" in line.flags)
+    line = parse_argv([command, *shlex.split(words)])
+    assert Composer(command).check_overrides(line.overrides, sweep="--multirun" in line.flags)
 
 
-def test_a_reader_that_goes_away_is_no_fault():
+def test_closed_stdout_is_not_an_error():
     for words in ("--help", "finetune --help", "pretrain --cfg job"):
         line = f"{sys.executable} -u -m gpt1cli {words} | true; exit ${{PIPESTATUS[0]}}"
-        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (0, "")
+        process = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+        assert (process.returncode, process.stderr) == (0, "")
 
 
 # --- Hydra's own flags ------------------------------------------------------------------------------------------------
 
 
-def test_cfg_info_and_hydra_help_are_hydras(capsys):
+def test_cfg_info_and_hydra_help_print_hydras_output(capsys):
     assert main.main(["--cfg", "job", "pretrain", "-p", "model", "model=tiny"]) == 0
     assert capsys.readouterr().out.startswith("# @package model\nname: tiny\n")
     assert main.main(["finetune", "--cfg", "job", "--resolve", "-p", "out", "out=a, ${b}"]) == 0
@@ -173,38 +176,38 @@ def test_cfg_info_and_hydra_help_are_hydras(capsys):
 # --- one run ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_gets_its_configuration_and_a_folder_of_its_own(commands):
+def test_run_gets_its_configuration_and_a_new_folder(commands):
     words = ["pretrain", "model=tiny", "corpus=demo", "steps=5", "out=my, 'runs'"]
     directory, arguments = os.getcwd(), sys.argv
     assert main.main(words) == 0
-    [(built, folder)] = commands.seen
-    assert isinstance(built, config_commands.PretrainConfig) and (built.steps, built.epochs) == (5, None)
+    [(config, folder)] = commands.calls
+    assert isinstance(config, config_commands.PretrainConfig) and (config.steps, config.epochs) == (5, None)
     assert folder.parent == Path.cwd() / "my, 'runs'" / "pretrain" / "demo"
     assert runs_files.read_config(folder / "config.yaml")["out"] == "my, 'runs'"
-    assert record.environment(folder)["command_line"] == words
+    assert record.read_environment(folder)["command_line"] == words
     assert runs_files.read_config(folder / ".hydra" / "config.yaml")["model"]["name"] == "tiny"
     assert (os.getcwd(), sys.argv, "HYDRA_FULL_ERROR" in os.environ) == (directory, arguments, False)
 
 
 @pytest.mark.parametrize("words", [["lr=nan"], ["model.n_head=5"], ["init=nowhere"], ["hydra/launcher=nope"]])
-def test_a_refused_run_leaves_nothing_behind(capsys, commands, words):
+def test_refused_run_leaves_no_files(capsys, commands, words):
     assert main.main(["pretrain", *words]) == 2
     assert "Traceback" not in capsys.readouterr().err
-    assert files() == [] and commands.seen == []
+    assert files() == [] and commands.calls == []
 
 
-def test_what_is_not_at_hand_is_found_before_a_folder_is_made(capsys, commands):
-    def require(needs, hub, cache):
+def test_missing_requirements_are_reported_before_a_folder_is_created(capsys, commands):
+    def check_requirements(needs, hub, cache):
         raise UserError(f"not reachable: {needs} in {hub}")
 
-    commands.needs, commands.require = lambda built: [built.task.repo], require
+    commands.needs, commands.check_requirements = lambda config: [config.task.repo], check_requirements
     assert main.main(["finetune", "task=rte", "init=none", "hub=mirror"]) == 2
     assert capsys.readouterr().err == f"gpt1: not reachable: ['nyu-mll/glue'] in {Path.cwd() / 'mirror'}\n"
     assert files() == []
 
 
-def test_input_found_at_fault_later_is_exit_2_and_an_empty_folder_goes(capsys, commands):
-    def run(built, folder):
+def test_later_user_error_exits_2_and_removes_an_empty_folder(capsys, commands):
+    def run(config, folder):
         (folder / "run.log").write_text("reading ...")
         raise UserError("runs=[somewhere]: nothing there")
 
@@ -214,31 +217,30 @@ def test_input_found_at_fault_later_is_exit_2_and_an_empty_folder_goes(capsys, c
     assert [path for path in files() if Path(path).is_file()] == []
 
 
-def test_a_fault_of_ours_is_exit_1_one_line_and_a_traceback_on_disk(capsys, commands):
-    def run(built, folder):
-        commands.seen.append(folder)
+def test_internal_error_exits_1_with_one_line_and_a_traceback_file(capsys, commands):
+    def run(config, folder):
+        commands.calls.append(folder)
         raise ZeroDivisionError("by\nzero")
 
     commands.run = run
     assert main.main(REPORT) == 1
-    error = commands.seen[0] / "error.txt"
+    error = commands.calls[0] / "error.txt"
     assert capsys.readouterr().err == f"gpt1: ZeroDivisionError: by zero; traceback in {error}\n"
     assert "in run" in error.read_text()
 
 
-def test_a_fault_before_there_is_a_folder_goes_to_a_temporary_file(capsys, commands, monkeypatch, tmp_path):
+def test_internal_error_without_a_run_folder_writes_a_temporary_file(capsys, commands, monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    commands.needs = lambda built: built.no_such_field
+    commands.needs = lambda config: config.no_such_field
     assert main.main(REPORT) == 1
-    [told] = capsys.readouterr().err.splitlines()
-    assert told.startswith("gpt1: AttributeError: ") and Path(told.rpartition(" ")[2]).read_text().startswith(
-        "Traceback"
-    )
+    [message] = capsys.readouterr().err.splitlines()
+    traceback = Path(message.rpartition(" ")[2]).read_text()
+    assert message.startswith("gpt1: AttributeError: ") and traceback.startswith("Traceback")
     assert files() == []
 
 
-def test_sigterm_ends_a_run_with_143_and_the_handler_goes_again(capsys, commands):
-    def run(built, folder):
+def test_sigterm_exits_143_and_the_handler_is_restored(capsys, commands):
+    def run(config, folder):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
@@ -249,7 +251,7 @@ def test_sigterm_ends_a_run_with_143_and_the_handler_goes_again(capsys, commands
 
 
 @pytest.mark.parametrize(("raised", "status"), [(KeyboardInterrupt(), 130), (SystemExit(130), 130), (SystemExit(), 0)])
-def test_an_exit_keeps_its_status(monkeypatch, raised, status):
+def test_exit_status_is_kept(monkeypatch, raised, status):
     def dispatch(words):
         raise raised
 
@@ -258,90 +260,90 @@ def test_an_exit_keeps_its_status(monkeypatch, raised, status):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "fragment"),
     [
-        (["pretrain", "model=tiny", "corpus=demo"], "go on with it by resume={}, or name another folder"),
-        (REPORT, "gpt1 report has nothing to go on from: name another folder, or remove this one first"),
+        (["pretrain", "model=tiny", "corpus=demo"], "continue it with resume={}, or choose another folder"),
+        (REPORT, "gpt1 report cannot be resumed: choose another folder, or remove this one first"),
         (
             ["prepare", "corpus=demo"],
-            "gpt1 prepare has nothing to go on from: name another folder, or remove this one first",
+            "gpt1 prepare cannot be resumed: choose another folder, or remove this one first",
         ),
     ],
 )
-def test_an_explicit_folder_that_holds_a_run_is_refused_naming_what_helps(capsys, commands, words, told):
+def test_existing_run_folder_is_refused_with_a_next_step(capsys, commands, words, fragment):
     words = [*words, "hydra.run.dir=mine"]
     assert main.main(words) == 0
     before = {path: Path(path).read_bytes() for path in files() if Path(path).is_file()}
     assert main.main(words) == 2
     folder = Path.cwd() / "mine"
-    assert capsys.readouterr().err == f"gpt1: {folder} already holds a run: {told.format(folder)}\n"
+    assert capsys.readouterr().err == f"gpt1: {folder} already contains a run: {fragment.format(folder)}\n"
     assert {path: Path(path).read_bytes() for path in before} == before
 
 
-def test_a_resumed_run_works_in_its_own_folder_and_keeps_its_record(commands):
+def test_resumed_run_uses_its_folder_and_keeps_its_record(commands):
     assert main.main(["pretrain", "model=tiny", "corpus=demo", "steps=5"]) == 0
-    assert main.main(["pretrain", f"resume={commands.seen[0][1]}", "steps=9"]) == 0
-    (first, folder), (again, same) = commands.seen
-    assert folder == same and (again.steps, again.lr, again.resume) == (9, first.lr, str(folder))
+    assert main.main(["pretrain", f"resume={commands.calls[0][1]}", "steps=9"]) == 0
+    (first, folder), (resumed, resumed_folder) = commands.calls
+    assert folder == resumed_folder and (resumed.steps, resumed.lr, resumed.resume) == (9, first.lr, str(folder))
     stored = runs_files.read_config(folder / "config.yaml")
     assert (stored["steps"], stored["resume"]) == (9, None)
-    assert record.environment(folder)["command_line"] == ["pretrain", "model=tiny", "corpus=demo", "steps=5"]
+    assert record.read_environment(folder)["command_line"] == ["pretrain", "model=tiny", "corpus=demo", "steps=5"]
     assert "steps=5" in (folder / ".hydra" / "overrides.yaml").read_text()
 
 
-def test_a_file_is_repeated_though_its_task_is_no_option_here(commands):
+def test_config_file_with_an_unknown_task_name_is_repeated(commands):
     assert main.main(["finetune", "task=demo_sentiment", "task.name=mine", "limit.train=5"]) == 0
-    assert main.main(["finetune", f"config={commands.seen[0][1]}/config.yaml", "limit.train=6"]) == 0
-    repeated = commands.seen[1][0]
+    assert main.main(["finetune", f"config={commands.calls[0][1]}/config.yaml", "limit.train=6"]) == 0
+    repeated = commands.calls[1][0]
     assert (repeated.task.name, repeated.limit.train, repeated.name) == ("mine", 6, "mine")
 
 
 # --- sweeps -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_sweep_runs_every_job_in_its_own_folder_and_one_failure_stops_no_other(capsys, commands):
-    def run(built, folder):
-        commands.seen.append((built, folder))
-        if built.seed == 0:
+def test_sweep_runs_every_job_in_its_own_folder_and_continues_after_a_failure(capsys, commands):
+    def run(config, folder):
+        commands.calls.append((config, folder))
+        if config.seed == 0:
             raise ValueError("boom")
 
     commands.run = run
     assert main.main(["-m", *REPORT, "seed=0,1", "name=a,b"]) == 2  # a literal name with a comma in it
     assert main.main(["-m", *REPORT, "seed=0,1"]) == 1
-    assert [built.seed for built, _ in commands.seen] == [0, 1]
-    first, second = (folder for _, folder in commands.seen)
+    assert [config.seed for config, _ in commands.calls] == [0, 1]
+    first, second = (folder for _, folder in commands.calls)
     assert first.parent == second.parent and first.parent.parent == Path.cwd() / "outputs" / "multirun" / "report"
     assert (first.name, second.name) == ("0", "1") and (first / "error.txt").exists()
-    assert record.environment(second)["command_line"] == ["-m", *REPORT, "seed=0,1"]
+    assert record.read_environment(second)["command_line"] == ["-m", *REPORT, "seed=0,1"]
     assert "gpt1: ValueError: boom; traceback in" in capsys.readouterr().err
 
 
-def test_a_job_at_fault_is_named_and_an_init_is_swept(capsys, commands):
+def test_failing_job_is_named_and_init_can_be_swept(capsys, commands):
     assert main.main(["-m", "pretrain", "model=tiny", "corpus=demo", "init=none,no where"]) == 2
-    assert [built.init for built, _ in commands.seen] == ["none"]
-    told = capsys.readouterr().err
-    assert "gpt1: job 1 (" in told and "init=no where: no such folder" in told and "Traceback" not in told
+    assert [config.init for config, _ in commands.calls] == ["none"]
+    message = capsys.readouterr().err
+    assert "gpt1: job 1 (" in message and "init=no where: no such folder" in message and "Traceback" not in message
 
 
-def test_a_sweep_of_a_stored_configuration_keeps_what_it_holds(commands):
+def test_sweep_of_a_stored_configuration_keeps_its_values(commands):
     assert main.main(["finetune", "task=demo_sentiment", "task.label=gold", "seed=3"]) == 0
-    assert main.main(["-m", "finetune", f"config={commands.seen[0][1]}/config.yaml", "lr=1e-3"]) == 0
-    swept = commands.seen[1][0]
-    assert (swept.lr, swept.seed, swept.task.label) == (1e-3, 3, "gold")
+    assert main.main(["-m", "finetune", f"config={commands.calls[0][1]}/config.yaml", "lr=1e-3"]) == 0
+    config = commands.calls[1][0]
+    assert (config.lr, config.seed, config.task.label) == (1e-3, 3, "gold")
 
 
-def test_a_sweep_folder_that_is_in_use_is_refused(capsys, commands):
+def test_nonempty_sweep_folder_is_refused(capsys, commands):
     Path("mine").mkdir()
     Path("mine/multirun.yaml").touch()
     assert main.main(["-m", *REPORT, "seed=0", "hydra.sweep.dir=mine"]) == 2
-    assert "is not empty (multirun.yaml)" in capsys.readouterr().err and commands.seen == []
+    assert "is not empty (multirun.yaml)" in capsys.readouterr().err and commands.calls == []
 
 
 # --- shell completion -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("typed", "offered"),
+    ("typed", "completions"),
     [
         ("gpt1 pre", {"prepare", "pretrain", "predict"}),
         ("gpt1 --mu", {"--multirun"}),
@@ -356,12 +358,12 @@ def test_a_sweep_folder_that_is_in_use_is_refused(capsys, commands):
         ("gpt1 pretrain nonsense model=", set()),
     ],
 )
-def test_completion_offers_commands_groups_options_keys_and_files(capsys, monkeypatch, typed, offered):
+def test_completion_of_commands_groups_options_keys_and_files(capsys, monkeypatch, typed, completions):
     Path("run1").mkdir()
     Path("rules.txt").touch()
     monkeypatch.setenv("COMP_LINE", typed)
     assert main.main(["-sc", "query=bash"]) == 0
-    assert set(capsys.readouterr().out.split()) == offered
+    assert set(capsys.readouterr().out.split()) == completions
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
@@ -375,5 +377,5 @@ def test_bash_completes_through_the_installed_function(tmp_path):
         'hydra_bash_completion; echo "${COMPREPLY[@]}"'
     )
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("task=demo_sentiment\n", "")
+    process = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
+    assert (process.stdout, process.stderr) == ("task=demo_sentiment\n", "")

@@ -1,3 +1,3 @@
-"""Fixtures of the property tests, which several files share."""
+"""Fixtures shared by the property tests."""
 
 from strategies import quick, world  # noqa: F401

@@ -1,4 +1,4 @@
-"""gpt1 fewshot through the command line, on runs of a few updates: what is drawn, in which order, what it scores."""
+"""gpt1 fewshot on the command line with runs of a few steps: sampling, order, scores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import Bigrams, Letters, chain
+from fakes import BigramModel, LetterTokenizer, chain_probability
 from worlds import read
 
 import gpt1cli
@@ -29,7 +29,7 @@ from gpt1cli.tasks import few_shot, splits
 from gpt1cli.tasks.example import Example
 from gpt1cli.tasks.splits import Split
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 QUIET = ("runtime.threads=1", "runtime.progress=none", "runtime.precision=fp32")
 TASK = build(TaskConfig, read("task/demo_sentiment.yaml")["task"])
@@ -38,7 +38,7 @@ POOL = [Example(str(i), (f"text {i}",), int(i % 5 == 0)) for i in range(20)]  # 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """Two pretraining runs of four updates, a Transformer and an LSTM, of as many positions as three examples take."""
+    """Two pretraining runs of four steps, a Transformer and an LSTM; three examples fill their positions."""
     root = tmp_path_factory.mktemp("runs")
     (root / "stories.txt").write_text("\n\n".join(demo_world.documents(count=40)))
     words = ["corpus=text", f"corpus.path={root / 'stories.txt'}", "tokenizer=bpe", "tokenizer.merges=300"]
@@ -57,105 +57,111 @@ def result_of(run: Path) -> dict:
     return json.loads((run / "result.json").read_text())
 
 
-# --- what is drawn ----------------------------------------------------------------------------------------------------
+# --- sampling ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_demonstrations_come_from_each_class_in_turn_and_smaller_draws_begin_larger_ones(seed):
-    drawn = in_context.drawn(TASK, POOL, 8, seed, balanced=True)
-    labels = [example.label for example in drawn]
+def test_demonstrations_alternate_classes_and_smaller_draws_start_larger_ones(seed):
+    sample = in_context.sample_demonstrations(TASK, POOL, 8, seed, balanced=True)
+    labels = [example.label for example in sample]
     assert labels == labels[:2] * 4 and sorted(labels[:2]) == [0, 1]
-    assert len({example.id for example in drawn}) == 8
-    assert in_context.drawn(TASK, POOL, 3, seed, balanced=True) == drawn[:3]
-    assert in_context.drawn(TASK, POOL, 5, seed, balanced=False) == in_context.drawn(TASK, POOL, 9, seed, False)[:5]
+    assert len({example.id for example in sample}) == 8
+    assert in_context.sample_demonstrations(TASK, POOL, 3, seed, balanced=True) == sample[:3]
+    assert (
+        in_context.sample_demonstrations(TASK, POOL, 5, seed, balanced=False)
+        == in_context.sample_demonstrations(TASK, POOL, 9, seed, False)[:5]
+    )
 
 
-def test_draws_differ_from_seed_to_seed_and_without_balance_follow_the_data():
-    first = {in_context.drawn(TASK, POOL, 1, seed, balanced=True)[0].label for seed in range(20)}
+def test_draws_differ_between_seeds_and_follow_the_data_without_balance():
+    first = {in_context.sample_demonstrations(TASK, POOL, 1, seed, balanced=True)[0].label for seed in range(20)}
     assert first == {0, 1}
-    counts = Counter(e.label for seed in range(300) for e in in_context.drawn(TASK, POOL, 4, seed, balanced=False))
+    counts = Counter(
+        e.label for seed in range(300) for e in in_context.sample_demonstrations(TASK, POOL, 4, seed, balanced=False)
+    )
     assert counts[1] / counts.total() == pytest.approx(0.2, abs=0.04)  # a standard error of 0.011
 
 
-def test_scores_are_balanced_by_their_halves():
+def test_regression_labels_are_balanced_by_halves_of_the_range():
     task = build(TaskConfig, read("task/stsb.yaml"))
     pool = [Example(str(i), ("a", "b"), i / 4) for i in range(21)]
-    drawn = in_context.drawn(task, pool, 6, 0, balanced=True)
-    assert Counter(example.label >= 2.5 for example in drawn) == {True: 3, False: 3}
+    sample = in_context.sample_demonstrations(task, pool, 6, 0, balanced=True)
+    assert Counter(example.label >= 2.5 for example in sample) == {True: 3, False: 3}
 
 
 def test_a_class_with_too_few_examples_is_refused():
-    assert len(in_context.drawn(TASK, POOL, 8, 0, balanced=True)) == 8
-    told = r"shots=10, of each class as many, takes more than train has of positive \(5 wanted, there are 4\); balanced"
-    with pytest.raises(UserError, match=told):
-        in_context.drawn(TASK, POOL, 10, 0, balanced=True)
+    assert len(in_context.sample_demonstrations(TASK, POOL, 8, 0, balanced=True)) == 8
+    with pytest.raises(UserError, match=r"shots=10 .* positive \(5 needed, 4 found\).*balanced=false"):
+        in_context.sample_demonstrations(TASK, POOL, 10, 0, balanced=True)
     with pytest.raises(UserError, match="shots=21, but train has 20 examples"):
-        in_context.drawn(TASK, POOL, 21, 0, balanced=False)
+        in_context.sample_demonstrations(TASK, POOL, 21, 0, balanced=False)
 
 
 def test_orders():
-    assert in_context.orders(4, "fixed", None, 7) == [[0, 1, 2, 3]]
-    assert in_context.orders(0, "permutations", None, 7) == [[]]
-    (order,) = in_context.orders(6, "random", None, 7)
+    assert in_context.demonstration_orders(4, "fixed", None, 7) == [[0, 1, 2, 3]]
+    assert in_context.demonstration_orders(0, "permutations", None, 7) == [[]]
+    (order,) = in_context.demonstration_orders(6, "random", None, 7)
     assert (
         sorted(order) == list(range(6))
-        and len({tuple(in_context.orders(6, "random", None, s)[0]) for s in range(9)}) > 5
+        and len({tuple(in_context.demonstration_orders(6, "random", None, s)[0]) for s in range(9)}) > 5
     )
-    assert sorted(in_context.orders(3, "permutations", 6, 7)) == [
+    assert sorted(in_context.demonstration_orders(3, "permutations", 6, 7)) == [
         [0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0],
     ]  # fmt: skip
-    several = in_context.orders(4, "permutations", None, 7)
-    assert len({tuple(one) for one in several}) == len(several) == 8
-    assert all(sorted(one) == [0, 1, 2, 3] for one in several)
+    several = in_context.demonstration_orders(4, "permutations", None, 7)
+    assert len({tuple(demonstration) for demonstration in several}) == len(several) == 8
+    assert all(sorted(demonstration) == [0, 1, 2, 3] for demonstration in several)
 
 
 def test_scores_are_the_mean_over_orders():
-    """The query has nothing before its slot: what stands there is the last letter of the last demonstration."""
+    """The query has no text before its slot: the last letter of the last demonstration precedes it."""
     prompt = {"template": "{label} {text}", "words": {"negative": "d", "positive": "a"}, "separator": ""}
     task = build(TaskConfig, {**read("task/demo_sentiment.yaml")["task"], "prompt": prompt})
-    one, other = Example("1", ("b",), 0), Example("2", ("c",), 1)
+    demonstration, other = Example("1", ("b",), 0), Example("2", ("c",), 1)
     queries = [Example("3", ("b",), None)]
-    orders = [[one, other], [other, one]]
-    found = in_context.asked(Bigrams(), Prompt.of(task, Letters()), orders, queries, None, 100)
-    wanted = [(np.log(chain(f"c{w}b")) + np.log(chain(f"b{w}b"))) / 2 for w in "da"]
-    assert found.scores == pytest.approx(np.array([wanted]))
+    orders = [[demonstration, other], [other, demonstration]]
+    actual = in_context.score_queries(
+        BigramModel(), Prompt.from_task(task, LetterTokenizer()), orders, queries, None, 100
+    )
+    expected = [(np.log(chain_probability(f"c{w}b")) + np.log(chain_probability(f"b{w}b"))) / 2 for w in "da"]
+    assert actual.scores == pytest.approx(np.array([expected]))
 
 
-def test_a_score_lies_between_the_two_words():
+def test_a_regression_prediction_lies_between_the_two_words():
     task = build(TaskConfig, {**read("task/stsb.yaml"), "loss": "interpolation"})
     scores = np.log([[0.2, 0.6], [0.3, 0.1], [0.1, 0.1]])
     split = Split([Example(str(i), ("a", "b"), y) for i, y in enumerate([4.0, 0.5, 3.0])], [], 0, 0)
-    lines = in_context.predictions(task, split, scores)
+    lines = in_context.in_context_records(task, split, scores)
     assert [line["prediction"] for line in lines] == pytest.approx([3.75, 1.25, 2.5])
     assert lines[0]["label"] == 4.0
-    found = in_context.measured(task, split, scores)
-    assert found["pearson"] == pytest.approx(np.corrcoef([4, 0.5, 3], [3.75, 1.25, 2.5])[0, 1])
+    actual = in_context.compute_in_context_metrics(task, split, scores)
+    assert actual["pearson"] == pytest.approx(np.corrcoef([4, 0.5, 3], [3.75, 1.25, 2.5])[0, 1])
 
 
-def test_seeds_are_summed_up():
-    found = in_context.summed_up([{"accuracy": 0.5}, {"accuracy": 0.75}, {"accuracy": 0.7}])["accuracy"]
-    assert found == {
+def test_seeds_are_summarised():
+    actual = in_context.summarize_seeds([{"accuracy": 0.5}, {"accuracy": 0.75}, {"accuracy": 0.7}])["accuracy"]
+    assert actual == {
         "mean": pytest.approx(0.65), "std": pytest.approx(statistics.stdev([0.5, 0.75, 0.7])), "min": 0.5, "max": 0.75,
     }  # fmt: skip
-    assert in_context.summed_up([{"accuracy": 0.5}])["accuracy"]["std"] is None
+    assert in_context.summarize_seeds([{"accuracy": 0.5}])["accuracy"]["std"] is None
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("init", ["a", "lstm"])
-def test_every_score_is_found_again_as_one_plain_row(runs, tmp_path, init):
+def test_every_score_equals_that_of_one_plain_row(runs, tmp_path, init):
     words = ("task=demo_sentiment", "shots=2", "seeds=[13]", "order=random", "limit.train=40")
     assert fewshot(tmp_path / "run", *words, f"init={runs / init}") == 0
     model, tokenizer = gpt1cli.load(runs / init)
     pool = {e["id"]: e for e in demo_world.examples("demo_sentiment", "train")}
     known = {e["id"]: e for e in demo_world.examples("demo_sentiment", "valid")}
-    drawn = in_context.drawn(TASK, limited(pool), 2, 13, balanced=True)
+    sample = in_context.sample_demonstrations(TASK, labelled(pool), 2, 13, balanced=True)
     newline, word = tokenizer.encode("a\na")[1:-1], {"negative": "terrible", "positive": "great"}
-    shown = []
-    for i in in_context.orders(2, "random", None, 13)[0]:
-        shown.append(
-            tokenizer.encode(f"{pool[drawn[i].id]['text']} all in all it was {word[pool[drawn[i].id]['label']]}")
+    demonstrations = []
+    for i in in_context.demonstration_orders(2, "random", None, 13)[0]:
+        demonstrations.append(
+            tokenizer.encode(f"{pool[sample[i].id]['text']} all in all it was {word[pool[sample[i].id]['label']]}")
         )
     lines = runs_files.read_jsonl(tmp_path / "run" / "predictions" / "valid.jsonl")
     assert len(lines) == 12 and {"shots", "seed"}.isdisjoint(lines[0])
@@ -163,16 +169,16 @@ def test_every_score_is_found_again_as_one_plain_row(runs, tmp_path, init):
     for line in lines:
         cue = tokenizer.encode(known[line["id"]]["text"]) + tokenizer.encode("all in all it was")
         longest = max(len(tokenizer.encode(w)) for w in word.values())
-        kept = [[*one, *newline] for one in shown]
-        while sum(map(len, kept)) + len(cue) + longest > 80:
-            kept, dropped = kept[1:], dropped + 1
+        remaining = [[*demonstration, *newline] for demonstration in demonstrations]
+        while sum(map(len, remaining)) + len(cue) + longest > 80:
+            remaining, dropped = remaining[1:], dropped + 1
         for label, text in word.items():
-            ids = [*(t for one in kept for t in one), *cue, *tokenizer.encode(text)]
+            ids = [*(t for demonstration in remaining for t in demonstration), *cue, *tokenizer.encode(text)]
             with torch.no_grad():
                 log_p = model.logits(model(torch.tensor([ids])))[0].log_softmax(-1)
             n = len(tokenizer.encode(text))
-            wanted = sum(log_p[i - 1, ids[i]].item() for i in range(len(ids) - n, len(ids)))
-            assert line["scores"][label] == pytest.approx(wanted, abs=1e-5)
+            expected = sum(log_p[i - 1, ids[i]].item() for i in range(len(ids) - n, len(ids)))
+            assert line["scores"][label] == pytest.approx(expected, abs=1e-5)
         assert line["prediction"] == max(line["scores"], key=line["scores"].__getitem__)
     result = result_of(tmp_path / "run")
     right = [line["label"] == line["prediction"] for line in lines]
@@ -180,40 +186,42 @@ def test_every_score_is_found_again_as_one_plain_row(runs, tmp_path, init):
     assert result["valid"]["dropped"] == pytest.approx(dropped / 12) and result["valid"]["cut"] == 0
 
 
-def limited(pool: dict[str, dict]) -> list[Example]:
+def labelled(pool: dict[str, dict]) -> list[Example]:
     from gpt1cli.tasks import splits
 
     whole = [Example(e["id"], (e["text"],), TASK.labels.index(e["label"])) for e in pool.values()]
-    return splits.limit(whole, 40, 0)
+    return splits.sample_examples(whole, 40, 0)
 
 
-def test_a_curve_over_shots_with_its_seeds(runs, tmp_path, capsys):
+def test_a_curve_over_shots_and_seeds(runs, tmp_path, capsys):
     words = ("task=demo_sentiment", "shots=[0,1,3]", "seeds=[1,2]", f"init={runs / 'a'}")
     assert fewshot(tmp_path / "run", *words, "checkpoint=2") == 0
     result, lines = result_of(tmp_path / "run"), runs_files.read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert [(line["shots"], line["seed"]) for line in lines] == [(0, 1), (1, 1), (1, 2), (3, 1), (3, 2)]
     several = [line["accuracy"] for line in lines if line["shots"] == 3]
-    wanted = {
+    expected = {
         "mean": statistics.mean(several), "std": statistics.stdev(several), "min": min(several), "max": max(several),
     }  # fmt: skip
-    assert result["shots"]["3"]["valid"]["accuracy"] == pytest.approx(wanted)
+    assert result["shots"]["3"]["valid"]["accuracy"] == pytest.approx(expected)
     assert result["shots"]["3"]["seeds"]["2"]["valid"]["accuracy"] == several[1]
     assert result["shots"]["0"]["valid"]["accuracy"]["std"] is None and result["step"] == 2
-    assert result["valid"]["accuracy"] == pytest.approx(wanted["mean"]) and result["seeds"] == [1, 2]
+    assert result["valid"]["accuracy"] == pytest.approx(expected["mean"]) and result["seeds"] == [1, 2]
     with (tmp_path / "run" / "plots" / "fewshot.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["metric"] == "accuracy"]
-    assert [row["shots"] for row in rows] == ["0", "1", "3"] and float(rows[2]["mean"]) == pytest.approx(wanted["mean"])
+    assert [row["shots"] for row in rows] == ["0", "1", "3"] and float(rows[2]["mean"]) == pytest.approx(
+        expected["mean"]
+    )
     page = (tmp_path / "run" / "report.md").read_text()
-    assert "## Over the number of demonstrations" in page and "](plots/fewshot.png)" in page
+    assert "## Results by number of demonstrations" in page and "](plots/fewshot.png)" in page
     predicted = runs_files.read_jsonl(tmp_path / "run" / "predictions" / "valid.jsonl")
     assert len(predicted) == 5 * 12 and (predicted[-1]["shots"], predicted[-1]["seed"]) == (3, 2)
     assert main(["report", f"runs=[{tmp_path / 'run'}]", f"hydra.run.dir={tmp_path / 'report'}"]) == 0
     page = (tmp_path / "report" / "report.md").read_text()
-    shown = f"shots=3: accuracy (valid) {wanted['mean']:.3f} ± {wanted['std']:.3f}"
-    assert "## In context, without training" in page and shown in page
+    demonstrations = f"shots=3: accuracy (valid) {expected['mean']:.3f} ± {expected['std']:.3f}"
+    assert "## In context, without training" in page and demonstrations in page
 
 
-def test_a_prompt_of_ones_own_with_calibration_and_a_description(runs, tmp_path):
+def test_a_user_prompt_with_calibration_and_a_description(runs, tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "template: 'premise {premise} so {label} , {hypothesis}'\n"
         "words: {entailment: ['yes', sure], neutral: maybe, contradiction: 'no'}\n"
@@ -253,57 +261,57 @@ def test_rows_without_a_header_as_released(runs, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "fragment"),
     [
-        (["task.prompt.template={text} it was"], "task.prompt.template={text} it was: no {label}: one slot says where"),
-        (["task.prompt.template={txt} {label}"], "no field {txt}; there are {text}, {label}"),
+        (["task.prompt.template={text} it was"], "task.prompt.template={text} it was: it has 0 {label}, but needs exactly one"),
+        (["task.prompt.template={txt} {label}"], "unknown field {txt}; known: {text}, {label}"),
         (
             ["task.prompt.words.positive=TERRIBLE"],
-            "terrible (negative) and TERRIBLE (positive) are the same to this voc",
+            "terrible (negative) and TERRIBLE (positive) have the same tokens",
         ),
-        (["shots=1000"], "takes more than train has of"),
-        (["shots=8", "limit.train=9"], "(4 wanted, there are 2); balanced=false takes them as they come"),
+        (["shots=1000"], "shots=1000 in equal numbers for each class, but train has too few examples"),
+        (["shots=8", "limit.train=9"], "(4 needed, 2 found); use a smaller shots=, or balanced=false"),
         (["task.prompt.description=" + "so it is " * 40], "does not fit n_positions=80"),
-        (["shots=[1,1]"], "shots=[1, 1]: at least one, each once"),
+        (["shots=[1,1]"], "shots=[1, 1]: needs at least one value, without duplicates"),
         (["shots=-1"], "shots=-1 is refused"),
-        (["seed=3"], "gpt1 fewshot takes seeds=[...]"),
-        (["permutations=3"], "permutations=3 goes with order=permutations, but order=fixed"),
-        (["split=train"], "split=train: demonstrations come from it"),
+        (["seed=3"], "gpt1 fewshot takes seeds=["),
+        (["permutations=3"], "permutations=3 needs order=permutations, but order=fixed"),
+        (["split=train"], "split=train: the demonstrations come from it"),
         (["split=tset"], "tset: no such split of task=demo_sentiment"),
-        (["init=none"], "init=none: fresh weights know nothing"),
-        (["prompt=RUN/none.yaml"], "none.yaml: no such file; it takes a yaml with a template and words"),
-        (["checkpoint=7"], "no such checkpoint; there are 2, 4, best, last"),
-        (["pool=2", "split=valid"], "pool=2: what gpt1 finetune tests on is answered: leave split=valid out"),
-        (["pool=2", "split=null", "limit.train=9"], "pool=2 says how many examples train has: leave limit.train out"),
+        (["init=none"], "init=none: random weights predict nothing useful"),
+        (["prompt=RUN/none.yaml"], "none.yaml: no such file; expected a yaml file with template and words"),
+        (["checkpoint=7"], "checkpoints/7: no such checkpoint; available: 2, 4, best, last"),
+        (["pool=2", "split=valid"], "pool=2 answers the test split of gpt1 finetune: remove split=valid"),
+        (["pool=2", "split=null", "limit.train=9"], "pool=2 sets the size of train: remove limit.train"),
         (
             ["pool=2", "split=null", "seeds=[4294967296]"],
-            "pool=2 are drawn by a generator that takes seeds below 2**32",
+            "with pool=2 the seeds must be below 2**32",
         ),
-        (["pool=300", "split=null"], "too few in its training split are negative: 240, positive: 240"),
-        (["task=ax"], "shots=2: task=ax has no train split with examples; name shots=0"),
+        (["pool=300", "split=null"], "the training split has too few (negative: 240, positive: 240)"),
+        (["task=ax"], "shots=2: task=ax has no train split; use shots=0"),
     ],
 )
-def test_what_cannot_be_asked_is_refused(runs, tmp_path, capsys, words, told):
+def test_invalid_settings_are_refused(runs, tmp_path, capsys, words, fragment):
     words = [word.replace("RUN", str(runs)) for word in words]
     assert fewshot(tmp_path / "run", "task=demo_sentiment", "shots=2", f"init={runs / 'a'}", *words) == 2
-    assert told in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert fragment in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
-def test_a_pool_is_what_finetune_trains_on_and_the_rest_of_its_splits_too(runs, tmp_path):
-    """shots=K of gpt1 finetune: the demonstrations are of its K examples of each class, and its test split is asked."""
+def test_pool_uses_the_splits_of_finetune(runs, tmp_path):
+    """pool=K: demonstrations from the K examples per class of gpt1 finetune shots=K; its test split is predicted."""
     words = ("task=demo_sentiment", f"init={runs / 'a'}", "pool=3", "shots=6", "balanced=false", "seeds=[21]")
     assert main(["fewshot", *words, *QUIET, "limit.test=5", f"hydra.run.dir={tmp_path / 'run'}"]) == 0
     composer = Composer("fewshot")
-    built = compose(composer, composer.check([*words])).config
-    train = [*splits.load(TASK, "train", None, ".").examples]
-    (shown,) = command.demonstrations(built, train, 6, 21)
-    assert {e.id for e in shown} == {e.id for e in few_shot.draw(TASK, train, 3, 21)[0]}
+    built = compose(composer, composer.check_overrides([*words])).config
+    train = [*splits.load_labelled(TASK, "train", None, ".").examples]
+    (demonstrations,) = command.ordered_demonstrations(built, train, 6, 21)
+    assert {e.id for e in demonstrations} == {e.id for e in few_shot.draw_examples(TASK, train, 3, 21)[0]}
     assert result_of(tmp_path / "run")["examples"] == {"test": 5}
 
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("task", ["sst2", "rte", "stsb", "story_cloze", "winograd"])
-def test_the_papers_tasks_are_answered(test_hub, runs, tmp_path, task):
+def test_tasks_of_the_papers_are_predicted(test_hub, runs, tmp_path, task):
     split, shots = ("test", 0) if task == "winograd" else ("valid", 2)
     words = (f"task={task}", f"init={runs / 'a'}", f"hub={test_hub}", f"cache={runs / 'cache'}", f"shots={shots}")
     words += ("limit.valid=4", "limit.test=4", "limit.train=200", f"split={split}", "seeds=[13]")
@@ -312,7 +320,7 @@ def test_the_papers_tasks_are_answered(test_hub, runs, tmp_path, task):
 
 
 @pytest.mark.realdata
-def test_the_words_of_shipped_prompts_are_single_pieces_of_the_published_vocabulary(test_hub):
+def test_words_of_shipped_prompts_are_single_tokens_of_the_published_vocabulary(test_hub):
     from gpt1cli.config import options
     from gpt1cli.text import bpe
 

@@ -1,4 +1,4 @@
-"""What a stranger or a newer gpt1 wrote is used, or named and refused; none of it is run."""
+"""Files of other users or of a newer gpt1 are used or refused with a message; nothing in them is executed."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ import yaml
 from strategies import QUIET, accepted_or_refused, ran, remade, state_of
 from worlds import read
 
-from gpt1cli.config.schema import UserError, flat
+from gpt1cli.config.schema import UserError, flatten
+from gpt1cli.config.version import __version__
 from gpt1cli.evaluation import predictor
 from gpt1cli.pretrained import load
 from gpt1cli.runs import files
 from gpt1cli.runs import folder as runs_folder
 from gpt1cli.text import bpe
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture
 def run(world, tmp_path) -> Path:
-    """A copy of the fine-tuned run, to be changed."""
+    """A copy of the fine-tuned run, for changes."""
     return shutil.copytree(world / "run", tmp_path / "run", symlinks=True)
 
 
@@ -33,80 +34,80 @@ def places(tmp_path: Path) -> list[str]:
     return [f"out={tmp_path / 'out'}", f"cache={tmp_path / 'cache'}", *QUIET]
 
 
-def changed(path: Path, **changes: object) -> None:
-    """A yaml with other values, whose keys may be dotted; None takes one away."""
-    found = yaml.safe_load(path.read_text())
+def change_yaml(path: Path, **changes: object) -> None:
+    """Change values of a yaml; keys may be dotted, None removes one."""
+    actual = yaml.safe_load(path.read_text())
     for key, value in changes.items():
         *parents, last = key.split("__")
-        node = found
+        node = actual
         for parent in parents:
             node = node[parent]
         if value is None:
             del node[last]
         else:
             node[last] = value
-    path.write_text(yaml.safe_dump(found))
+    path.write_text(yaml.safe_dump(actual))
 
 
-def at_checkpoint(run: Path) -> Path:
+def checkpoint_folder(run: Path) -> Path:
     return (run / "checkpoints" / "best").resolve()
 
 
 # --- a newer gpt1 -----------------------------------------------------------------------------------------------------
 
 
-def written_by(run: Path, version: str) -> None:
+def set_version(run: Path, version: str) -> None:
     about = json.loads((run / "environment.json").read_text())
     about["versions"]["gpt1"] = version
     (run / "environment.json").write_text(json.dumps(about))
 
 
 @pytest.mark.parametrize("key", ["moon", "task__moon", "runtime__moon"])
-def test_keys_of_a_newer_gpt1_are_named_with_its_version(run, tmp_path, key):
-    changed(run / "config.yaml", **{key: 3})
+def test_keys_of_a_newer_gpt1_are_reported_with_its_version(run, tmp_path, key):
+    change_yaml(run / "config.yaml", **{key: 3})
     for version, words in (("9.0.0", [f"resume={run}"]), ("0.0.9", [f"config={run}", *places(tmp_path)])):
-        written_by(run, version)
+        set_version(run, version)
         before = state_of(run)
-        ended = ran("finetune", *words)
-        assert ended.status == 2 and f"{key.replace('__', '.')}: no such key" in ended.err
-        newer = f"gpt1 9.0.0 wrote it, this is gpt1 {runs_folder.__version__}: update gpt1"
-        assert (newer in ended.err) == (version == "9.0.0")
+        outcome = ran("finetune", *words)
+        assert outcome.status == 2 and f"{key.replace('__', '.')}: no such key" in outcome.err
+        newer = f"it was written by gpt1 9.0.0, but this is gpt1 {__version__}: update gpt1"
+        assert (newer in outcome.err) == (version == "9.0.0")
         assert state_of(run) == before
 
 
 def test_a_run_with_keys_of_a_newer_gpt1_is_still_evaluated_and_reported(run, tmp_path):
-    changed(run / "config.yaml", moon=3, task__moon=[1])
+    change_yaml(run / "config.yaml", moon=3, task__moon=[1])
     assert ran("evaluate", f"run={run}", *places(tmp_path)).status == 0
     assert ran("report", f"runs=[{run}]", *places(tmp_path)).status == 0
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "fragment"),
     [
         ({"task": None}, "task.name=null is refused"),
-        ({"seed": [1]}, "seed=[1] is refused: seed takes a whole number"),
+        ({"seed": [1]}, "seed=[1] is refused: expected int"),
         ({"task__metrics": []}, "valid.accuracy"),
         ({"model": "x"}, "model.n_layer=null is refused"),
         ({"transfer_layers": "most"}, "transfer_layers=most is refused"),
         ({"demo_sets": 3, "demos": 7}, "demos=7 is refused"),
     ],
 )
-def test_a_report_leaves_out_what_it_cannot_place_and_tells_so(world, run, tmp_path, changes, told):
+def test_a_report_skips_unknown_runs_with_a_message(world, run, tmp_path, changes, fragment):
     if "task__metrics" in changes:
         result = json.loads((run / "result.json").read_text())
         (run / "result.json").write_text(json.dumps(result | {"valid": {"accuracy": float("nan")}}))
     else:
-        changed(run / "config.yaml", **changes)
-    written_by(run, "9.0.0")
-    ended = ran("report", f"runs=[{run}]", *places(tmp_path))
-    assert ended.status == 2 and f"{run} is left out: " in ended.err and told in ended.err
-    assert "gpt1 9.0.0 wrote it" in ended.err
-    ended = ran("report", f"runs=[{run},{world / 'run'}]", f"hydra.run.dir={tmp_path / 'report'}", *places(tmp_path))
-    assert ended.status == 0 and f"{run} is left out: " in ended.err
+        change_yaml(run / "config.yaml", **changes)
+    set_version(run, "9.0.0")
+    outcome = ran("report", f"runs=[{run}]", *places(tmp_path))
+    assert outcome.status == 2 and f"{run} is skipped: " in outcome.err and fragment in outcome.err
+    assert "written by gpt1 9.0.0" in outcome.err
+    outcome = ran("report", f"runs=[{run},{world / 'run'}]", f"hydra.run.dir={tmp_path / 'report'}", *places(tmp_path))
+    assert outcome.status == 0 and f"{run} is skipped: " in outcome.err
     assert str(run) not in (tmp_path / "report" / "report.md").read_text()
 
 
-# --- what would be run ------------------------------------------------------------------------------------------------
+# --- executable text --------------------------------------------------------------------------------------------------
 
 RESOLVED = {
     "task.zeroshot.cue": "${oc.env:GPT1_SECRET}",
@@ -118,28 +119,28 @@ RESOLVED = {
 }
 
 
-def texts_of(task: Mapping[str, Any]) -> dict[str, Any]:
-    found = dict(flat({"task": task}))
-    return {key: found[key] for key in RESOLVED}
+def text_fields(task: Mapping[str, Any]) -> dict[str, Any]:
+    actual = dict(flatten({"task": task}))
+    return {key: actual[key] for key in RESOLVED}
 
 
-def test_nothing_in_a_strangers_run_is_resolved(run, tmp_path, monkeypatch):
+def test_interpolations_in_a_foreign_run_are_not_resolved(run, tmp_path, monkeypatch):
     monkeypatch.setenv("GPT1_SECRET", "swordfish")
-    changed(run / "config.yaml", name="${oc.env:GPT1_SECRET}")
-    changed(run / "config.yaml", **{key.replace(".", "__"): value for key, value in RESOLVED.items()})
-    ended = ran("finetune", f"resume={run}")
-    assert ended.status == 2 and "name=${oc.env:GPT1_SECRET} is refused" in ended.err  # as it stands
-    ended = ran("finetune", f"config={run}", "name=mine", f"hydra.run.dir={tmp_path / 'again'}", *places(tmp_path))
-    assert ended.status == 0, ended.err
-    assert texts_of(files.read_config(tmp_path / "again" / "config.yaml")["task"]) == RESOLVED
-    about = at_checkpoint(tmp_path / "again") / "config.json"
-    assert texts_of(json.loads(about.read_text())["task"]) == RESOLVED
-    ended = ran("evaluate", f"run={tmp_path / 'again'}", f"hydra.run.dir={tmp_path / 'scored'}", *places(tmp_path))
-    assert texts_of(files.read_config(tmp_path / "scored" / "config.yaml")["task"]) == RESOLVED
+    change_yaml(run / "config.yaml", name="${oc.env:GPT1_SECRET}")
+    change_yaml(run / "config.yaml", **{key.replace(".", "__"): value for key, value in RESOLVED.items()})
+    outcome = ran("finetune", f"resume={run}")
+    assert outcome.status == 2 and "name=${oc.env:GPT1_SECRET} is refused" in outcome.err  # not resolved
+    outcome = ran("finetune", f"config={run}", "name=mine", f"hydra.run.dir={tmp_path / 'again'}", *places(tmp_path))
+    assert outcome.status == 0, outcome.err
+    assert text_fields(files.read_config(tmp_path / "again" / "config.yaml")["task"]) == RESOLVED
+    about = checkpoint_folder(tmp_path / "again") / "config.json"
+    assert text_fields(json.loads(about.read_text())["task"]) == RESOLVED
+    outcome = ran("evaluate", f"run={tmp_path / 'again'}", f"hydra.run.dir={tmp_path / 'scored'}", *places(tmp_path))
+    assert text_fields(files.read_config(tmp_path / "scored" / "config.yaml")["task"]) == RESOLVED
     assert not any(b"swordfish" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
-def test_nothing_in_a_strangers_prompt_is_resolved(world, tmp_path, monkeypatch):
+def test_interpolations_in_a_foreign_prompt_are_not_resolved(world, tmp_path, monkeypatch):
     monkeypatch.setenv("GPT1_SECRET", "swordfish")
     prompt = {
         "template": "{text} {label}",
@@ -149,8 +150,8 @@ def test_nothing_in_a_strangers_prompt_is_resolved(world, tmp_path, monkeypatch)
     (tmp_path / "prompt.yaml").write_text(yaml.safe_dump(prompt))
     words = ["fewshot", "task=demo_sentiment", f"init={world / 'pretrained'}", f"prompt={tmp_path / 'prompt.yaml'}"]
     words += ["shots=0", "limit.test=2", "limit.valid=2", f"hydra.run.dir={tmp_path / 'run'}", *places(tmp_path)]
-    ended = ran(*words)
-    assert ended.status == 0, ended.err
+    outcome = ran(*words)
+    assert outcome.status == 0, outcome.err
     assert files.read_config(tmp_path / "run" / "config.yaml")["task"]["prompt"]["description"] == prompt["description"]
 
 
@@ -169,8 +170,8 @@ TARGETS = [
 
 
 @pytest.mark.parametrize("more", TARGETS, ids=lambda more: json.dumps(more["hydra"])[:60])
-def test_a_strangers_task_has_nothing_run_by_hydra(tmp_path, monkeypatch, more):
-    """A yaml for --config-dir may set anything, Hydra's own settings too: whatever names code there is refused."""
+def test_hydra_executes_nothing_from_a_foreign_task(tmp_path, monkeypatch, more):
+    """A yaml for --config-dir may set anything, also settings of Hydra; any reference to code is refused."""
     (tmp_path / "marker.py").write_text(f"def mark(*a, **k):\n    open({str(tmp_path / 'marked')!r}, 'w')\n")
     monkeypatch.syspath_prepend(tmp_path)
     task = read("task/demo_sentiment.yaml")
@@ -181,28 +182,30 @@ def test_a_strangers_task_has_nothing_run_by_hydra(tmp_path, monkeypatch, more):
     (tmp_path / "conf" / "task" / "theirs.yaml").write_text(f"# @package _global_\n{text}")
     words = ["--config-dir", str(tmp_path / "conf"), "finetune", "task=theirs", "steps=1", *places(tmp_path)]
     for flags in ([], ["-m"]) if more is TARGETS[0] else ([],):
-        ended = ran(*flags, *words)
-        assert ended.status == 2 and ("runs no code that" in ended.err or "no yaml may set" in ended.err), ended.err
+        outcome = ran(*flags, *words)
+        assert outcome.status == 2 and ("runs no code that" in outcome.err or "a yaml may not set" in outcome.err), (
+            outcome.err
+        )
     assert not (tmp_path / "marked").exists() and not (tmp_path / "out" / "finetune").exists()
 
 
-def test_a_target_in_a_strangers_files_is_an_unknown_key(run, tmp_path):
+def test_a_target_in_foreign_files_is_an_unknown_key(run, tmp_path):
     target = {"_target_": "os.system", "_recursive_": True, "command": f"touch {tmp_path / 'marked'}"}
-    changed(run / "config.yaml", logger={"name": "none", "project": None, **target})
+    change_yaml(run / "config.yaml", logger={"name": "none", "project": None, **target})
     for words in ([f"resume={run}"], [f"config={run}", *places(tmp_path)]):
-        ended = ran("finetune", *words)
-        assert ended.status == 2 and "logger._target_: no such key" in ended.err
-    folder = at_checkpoint(run)
+        outcome = ran("finetune", *words)
+        assert outcome.status == 2 and "logger._target_: no such key" in outcome.err
+    folder = checkpoint_folder(run)
     about = json.loads((folder / "config.json").read_text())
     about["task"] |= target
     (folder / "config.json").write_text(json.dumps(about))
     remade(folder)
-    ended = ran("evaluate", f"run={run}", *places(tmp_path))
-    assert ended.status == 2 and "_target_: no such key" in ended.err
+    outcome = ran("evaluate", f"run={run}", *places(tmp_path))
+    assert outcome.status == 2 and "_target_: no such key" in outcome.err
     assert not (tmp_path / "marked").exists()
 
 
-# --- what would lead out of its place ---------------------------------------------------------------------------------
+# --- links and names that leave a folder ------------------------------------------------------------------------------
 
 LINKS = [
     "checkpoints",
@@ -217,7 +220,7 @@ LINKS = [
 ]
 
 
-def test_the_logs_that_wandb_links_to_its_own_do_not_stop_a_run(tmp_path):
+def test_log_links_of_wandb_do_not_stop_a_run(tmp_path):
     logs = tmp_path / "run" / "wandb" / "offline-run-1" / "logs"
     logs.mkdir(parents=True)
     (tmp_path / "core.log").write_text("wandb's\n")
@@ -229,8 +232,8 @@ def test_the_logs_that_wandb_links_to_its_own_do_not_stop_a_run(tmp_path):
 
 
 @pytest.mark.parametrize("name", LINKS)
-def test_a_run_with_links_that_lead_out_is_not_gone_on_with(run, tmp_path, name):
-    """Else what is written and removed there would be one's own files."""
+def test_a_run_with_links_to_the_outside_is_not_resumed(run, tmp_path, name):
+    """Otherwise the run would write and remove files elsewhere."""
     outside, place = tmp_path / "outside", run / name
     if place.exists():
         place.rename(outside)
@@ -239,19 +242,19 @@ def test_a_run_with_links_that_lead_out_is_not_gone_on_with(run, tmp_path, name)
     place.symlink_to(outside)
     (run / "result.json").unlink()
     before = state_of(tmp_path)
-    ended = ran("finetune", f"resume={run}")
-    assert ended.status == 2 and "these links lead out of it" in ended.err and f"{name} -> {outside}" in ended.err
+    outcome = ran("finetune", f"resume={run}")
+    assert outcome.status == 2 and "these links lead out of it" in outcome.err and f"{name} -> {outside}" in outcome.err
     assert state_of(tmp_path) == before
 
 
-def test_a_run_that_was_moved_with_its_own_links_is_gone_on_with(run):
+def test_a_moved_run_with_links_inside_is_resumed(run):
     (run / "result.json").unlink()
     assert ran("finetune", f"resume={run}").status == 0 and (run / "result.json").exists()
 
 
-def test_a_checkpoint_whose_files_are_links_is_read_and_nothing_behind_them_changed(run, tmp_path):
-    """As the hub's own cache has them."""
-    folder, outside = at_checkpoint(run), tmp_path / "blobs"
+def test_a_checkpoint_of_linked_files_is_read_and_their_targets_are_unchanged(run, tmp_path):
+    """The cache of the hub has such links."""
+    folder, outside = checkpoint_folder(run), tmp_path / "blobs"
     outside.mkdir()
     for path in folder.iterdir():
         path.rename(outside / path.name)
@@ -267,14 +270,14 @@ NAMES = ["name", "task.name", "logger.project"]
 
 
 @pytest.mark.parametrize("value", AWAY)
-def test_a_name_leads_nowhere(world, tmp_path, value):
+def test_a_name_cannot_leave_the_output_folder(world, tmp_path, value):
     for key in NAMES:
         words = [f"config={world / 'run'}", f"{key}={value}", *(["logger=wandb"] if "logger" in key else [])]
-        ended = ran("finetune", *words, *places(tmp_path))
-        assert ended.status == 2 and f"{key}={value} is refused" in ended.err, ended.err
+        outcome = ran("finetune", *words, *places(tmp_path))
+        assert outcome.status == 2 and f"{key}={value} is refused" in outcome.err, outcome.err
     words = ["corpus=text", f"corpus.path={world / 'rows.csv'}", f"corpus.name={value}", "tokenizer=demo"]
-    ended = ran("prepare", *words, *places(tmp_path))
-    assert ended.status == 2 and f"corpus.name={value} is refused" in ended.err, ended.err
+    outcome = ran("prepare", *words, *places(tmp_path))
+    assert outcome.status == 2 and f"corpus.name={value} is refused" in outcome.err, outcome.err
     assert not [*tmp_path.iterdir()]
 
 
@@ -290,10 +293,10 @@ def test_a_name_leads_nowhere(world, tmp_path, value):
         {"corpus": {"name": "../../x"}},
     ],
 )
-def test_what_a_run_stores_leads_nowhere(run, tmp_path, changes):
-    changed(run / "config.yaml", **changes)
+def test_stored_names_cannot_leave_the_run_folder(run, tmp_path, changes):
+    change_yaml(run / "config.yaml", **changes)
     inside = {key.removeprefix("task__"): value for key, value in changes.items() if key.startswith("task__")}
-    folder = at_checkpoint(run)
+    folder = checkpoint_folder(run)
     about = json.loads((folder / "config.json").read_text())
     about["task"] |= inside
     (folder / "config.json").write_text(json.dumps(about))
@@ -306,7 +309,7 @@ def test_what_a_run_stores_leads_nowhere(run, tmp_path, changes):
     assert state_of(tmp_path) == before
 
 
-def test_labels_and_ids_are_no_paths_and_no_formulas(world, tmp_path):
+def test_labels_and_ids_are_not_used_as_paths_or_formulas(world, tmp_path):
     labels, ids = ["../../x", "/tmp/x", "$\\frac{"], ["../../y", "/tmp/y", "<b>"]
     rows = [{"text": f"a cat {n}", "label": labels[n % 3], "id": f"{ids[n % 3]}{n}"} for n in range(18)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -323,7 +326,7 @@ def test_labels_and_ids_are_no_paths_and_no_formulas(world, tmp_path):
 
 
 def other_merges(vocabulary: bpe.Tokenizer) -> bpe.Tokenizer:
-    """A vocabulary of the same size, with other merges: the ids of two symbols have changed places."""
+    """A vocabulary of the same size with two ids swapped."""
     entries = dict(vocabulary.vocabulary)
     first, second = list(entries)[1:3]
     swapped = {first: second, second: first}
@@ -332,20 +335,22 @@ def other_merges(vocabulary: bpe.Tokenizer) -> bpe.Tokenizer:
 
 
 @pytest.mark.parametrize("part", ["run", "pretrained", "exported"])
-def test_a_tokenizer_of_the_same_size_that_is_not_the_models_is_refused(world, tmp_path, part):
+def test_another_tokenizer_of_the_same_size_is_refused(world, tmp_path, part):
     copy = shutil.copytree(world / part, tmp_path / part, symlinks=True)
-    folder = copy if part == "exported" else at_checkpoint(copy)
-    right = load.load(str(folder), None, "")[1]
+    folder = copy if part == "exported" else checkpoint_folder(copy)
+    right = load.load_language_model(str(folder), None, "")[1]
     wrong = other_merges(right)
     assert len(wrong) == len(right)
     wrong.save(folder)
     (folder / "checksums.json").unlink(missing_ok=True)
-    with pytest.raises(UserError, match="its tokenizer is another one than its model was trained with; copy"):
-        load.load(str(folder), None, "")
+    with pytest.raises(UserError, match="its tokenizer is not the one that its model was trained with; copy"):
+        load.load_language_model(str(folder), None, "")
     if part == "run":
-        with pytest.raises(UserError, match="its tokenizer is another one"):
-            predictor.load_tuned(folder)
+        with pytest.raises(UserError, match="its tokenizer is not the one"):
+            predictor.load_fine_tuned(folder)
     about = json.loads((folder / "config.json").read_text())
     del (about.get("gpt1") or about)["tables"]
     (folder / "config.json").write_text(json.dumps(about))
-    assert len(load.load(str(folder), None, "")[1]) == len(right)  # of an older gpt1: nothing can tell
+    assert len(load.load_language_model(str(folder), None, "")[1]) == len(
+        right
+    )  # of an older gpt1, without a digest to compare

@@ -1,7 +1,7 @@
-"""Configurations that others stored, or wrote for --config-dir: used, or refused in a few lines, nothing harmed.
+"""Stored configurations and yamls for --config-dir from other users: used or refused in a few lines, without damage.
 
-Keys are missing, are there besides, have values of other types, nested, huge, or of any letters. What is trained at all
-is trained for two updates at most.
+Keys are missing or unknown; values have other types, are nested, huge, or random text. A training takes two steps at
+most.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from strategies import (
 )
 from worlds import CONF
 
-from gpt1cli import models
 from gpt1cli.commands import ablation, finetune
 from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import UserError, build
@@ -41,28 +40,28 @@ from gpt1cli.models import create
 from gpt1cli.training import dry_run
 
 FIT = finetune.fit
-MEMORY = 1e8  # bytes that the machine is said to have, however large it is
+MEMORY = 1e8  # bytes of memory that the machine pretends to have
 
 
-def shortly(**told: Any) -> Any:
-    """The training, where it is short."""
-    return FIT(**told) if told["plan"].steps <= 2 else stopped()
+def short_fit(**settings: Any) -> Any:
+    """Train only if the run is short."""
+    return FIT(**settings) if settings["config"].steps <= 2 else stopped()
 
 
 @pytest.fixture
 def short(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No training that takes long, and no model that is large."""
-    monkeypatch.setattr(finetune, "fit", shortly)
+    """Prevent long trainings and large models."""
+    monkeypatch.setattr(finetune, "fit", short_fit)
     monkeypatch.setattr(dry_run, "dry_run", lambda *_: stopped())
     monkeypatch.setattr(ablation, "run", lambda *_: stopped())
-    monkeypatch.setattr(models, "sizes_of_memory", lambda: (MEMORY, MEMORY))
+    monkeypatch.setattr(create, "memory_sizes", lambda: (MEMORY, MEMORY))
 
 
-# --- a run of another's -----------------------------------------------------------------------------------------------
+# --- foreign runs -----------------------------------------------------------------------------------------------------
 
 
 class Use(NamedTuple):
-    """A command, and the files of a run that it reads."""
+    """A command and the files of a run that it reads."""
 
     words: list[str]
     files: list[str]
@@ -85,16 +84,16 @@ USES = {
     "report": Use(["report", "runs=[{run},{world}/run]"], ["config.yaml", "result.json", "environment.json"]),
 }
 RESUMES = ("resume", "go on")
-RECORD = {".lock", "run.log", "environment.json", "config.yaml", ".hydra"}  # a resumed run tells there that it went on
+RECORD = {".lock", "run.log", "environment.json", "config.yaml", ".hydra"}  # a resumed run appends to these
 
 
 def place_of(run: Path, name: str) -> Path:
-    """Where a file of the run lies, or of its checkpoint."""
+    """Return the path of a file of the run or of its checkpoint."""
     return next(path for path in (run / name, *run.glob(f"checkpoints/*/{name}")) if path.exists())
 
 
-def others(name: str, whole: bytes) -> st.SearchStrategy[bytes]:
-    """What may stand in a file of a run instead."""
+def replacements(name: str, whole: bytes) -> st.SearchStrategy[bytes]:
+    """Other contents for a file of a run."""
     if name.endswith(".yaml"):
         return yamls(whole.decode())
     if name.endswith(".jsonl"):
@@ -104,8 +103,8 @@ def others(name: str, whole: bytes) -> st.SearchStrategy[bytes]:
     return st.one_of(plain, plain, plain, damaged(whole))
 
 
-def used(world: Path, use: str, name: str, data: bytes) -> int:
-    """One command on a copy of the run, of which one file holds something else; the checksums fit."""
+def use_run(world: Path, use: str, name: str, data: bytes) -> int:
+    """Run a command on a copy of the run with one file replaced; the checksums match."""
     out = world / "out"
     with harmed_copy(world, "run") as run:
         path = place_of(run, name)
@@ -120,20 +119,20 @@ def used(world: Path, use: str, name: str, data: bytes) -> int:
         with unharmed(world, out, own=run):
             status = accepted_or_refused(*words)
             after = state_of(run)
-        if status == 2:  # nothing that had been reached is lost
+        if status == 2:  # no earlier result is lost
             reached = {path: what for path, what in before.items() if Path(path).name not in RECORD}
             assert {path: after.get(path) for path in reached} == reached
         assert (run / "result.json").is_file()
         return status
 
 
-FOUND = [  # what the examples below have found: use, file, its keys that are others or its bytes, what comes of it
+FINDINGS = [  # earlier findings of the tests below: use, file, changed keys or bytes, exit status
     ("go on", "environment.json", {"command_line": None}, 2),
     ("go on", "environment.json", {"command_line": ["finetune", 1]}, 2),
     ("go on", "environment.json", {"resumed": 3}, 2),
     ("go on", "environment.json", {"checksums": "all well"}, 2),
     ("go on", "result.json", {"steps": "1"}, 2),
-    ("go on", "state.json", {"seconds": ""}, 2),  # a finished run stays one, whatever going on is refused for
+    ("go on", "state.json", {"seconds": ""}, 2),  # a finished run stays finished if a resume is refused
     ("go on", "state.json", {"step": 3}, 2),
     ("go on", "metrics.jsonl", b"null\n", 2),
     ("go on", "metrics.jsonl", b'{"step": "1", "split": "train"}\n', 2),
@@ -145,34 +144,36 @@ FOUND = [  # what the examples below have found: use, file, its keys that are ot
 ]
 
 
-@pytest.mark.parametrize(("use", "name", "change", "status"), FOUND)
-def test_what_was_found_stays_mended(world, short, use, name, change, status):
+@pytest.mark.parametrize(("use", "name", "change", "status"), FINDINGS)
+def test_earlier_findings_stay_fixed(world, short, use, name, change, status):
     whole = place_of(world / "run", name).read_bytes()
     data = change if isinstance(change, bytes) else json.dumps(yaml.safe_load(whole) | change).encode()
-    assert used(world, use, name, data) == status
+    assert use_run(world, use, name, data) == status
 
 
 @pytest.mark.parametrize("use", USES)
 @examples(2, 60)
-def test_a_run_that_another_wrote_is_used_or_refused(world, short, use, count):
+def test_a_foreign_run_is_used_or_refused(world, short, use, count):
     wholes = {name: place_of(world / "run", name).read_bytes() for name in USES[use].files}
 
     @drawn(count)
-    @given(some_of(USES[use].files).flatmap(lambda name: others(name, wholes[name]).map(lambda data: (name, data))))
+    @given(
+        some_of(USES[use].files).flatmap(lambda name: replacements(name, wholes[name]).map(lambda data: (name, data)))
+    )
     def check(harm):
-        used(world, use, *harm)
+        use_run(world, use, *harm)
 
     check()
 
 
-# --- yaml files of another's ------------------------------------------------------------------------------------------
+# --- foreign yaml files -----------------------------------------------------------------------------------------------
 
 PROMPT = """template: "{text} it was {label}"
 words: {positive: great, negative: bad}
 separator: " "
 description: a text and what it is
 """
-GIVEN = {  # what is read from a yaml -> its place, what stands in it, and the words that use it
+YAMLS = {  # kind of yaml -> its place, its text, and the overrides that use it
     "task": ("task/mine.yaml", "task/demo_acceptability.yaml", ["finetune", "task=mine", *FEW]),
     "rows": ("task/mine.yaml", "task/sst2.yaml", ["finetune", "task=mine", *FEW]),
     "rule": ("task/mine.yaml", "task/demo_choice.yaml", ["zeroshot", "task=mine", *FEW[1:3]]),
@@ -184,9 +185,9 @@ GIVEN = {  # what is read from a yaml -> its place, what stands in it, and the w
 }
 
 
-def given_by(world: Path, what: str, data: bytes) -> int:
-    """One command that reads this yaml."""
-    place, _, words = GIVEN[what]
+def use_yaml(world: Path, what: str, data: bytes) -> int:
+    """Run a command that reads this yaml."""
+    place, _, words = YAMLS[what]
     out, mine = world / "out", world / "broken" / "conf"
     shutil.rmtree(mine, ignore_errors=True)
     (mine / place).parent.mkdir(parents=True)
@@ -204,34 +205,34 @@ def given_by(world: Path, what: str, data: bytes) -> int:
 
 
 @pytest.mark.parametrize("change", ["n_layer: 2147483648", "d_ff: 1000000000000", "n_positions: 4294967296"])
-def test_a_model_that_memory_has_no_room_for_is_refused(world, short, change):
+def test_a_model_too_large_for_the_memory_is_refused(world, short, change):
     lines = (CONF / "model/tiny.yaml").read_text().splitlines()
     key = change.partition(":")[0]
     text = "\n".join(change if line.startswith(f"{key}:") else line for line in lines)
     with pytest.raises(UserError, match=r"model=tiny is too large: [0-9,]+ parameters"):
-        create.fresh(build(ModelConfig, yaml.safe_load(text)), 10)
-    assert given_by(world, "model", text.encode()) == 2
+        create.create_model(build(ModelConfig, yaml.safe_load(text)), 10)
+    assert use_yaml(world, "model", text.encode()) == 2
 
 
 @pytest.mark.parametrize("data", [b"name: \xff", b"name: !!int x", b"name: [", b"a: 1\n a: 2"])
-def test_a_yaml_that_cannot_be_read_is_named(tmp_path, data):
+def test_an_unreadable_yaml_is_reported(tmp_path, data):
     (tmp_path / "conf" / "model").mkdir(parents=True)
     path = tmp_path / "conf" / "model" / "mine.yaml"
     path.write_bytes(data)
     words = ["--config-dir", str(tmp_path / "conf"), "pretrain", "model=mine", "corpus=demo", f"out={tmp_path / 'out'}"]
-    ended = ran(*words)
-    assert ended.status == 2 and str(path) in ended.err
+    outcome = ran(*words)
+    assert outcome.status == 2 and str(path) in outcome.err
 
 
-@pytest.mark.parametrize("what", GIVEN)
+@pytest.mark.parametrize("what", YAMLS)
 @examples(2, 30)
-def test_a_yaml_that_another_wrote_is_used_or_refused(world, short, what, count):
-    text = GIVEN[what][1]
+def test_a_foreign_yaml_is_used_or_refused(world, short, what, count):
+    text = YAMLS[what][1]
     text = (CONF / text).read_text() if text.endswith(".yaml") else text
 
     @drawn(count)
     @given(yamls(text))
     def check(data):
-        given_by(world, what, data)
+        use_yaml(world, what, data)
 
     check()

@@ -1,6 +1,6 @@
-"""Files of strangers: tables of rows, checkpoints, configurations, exported folders, OpenAI's shards, each damaged.
+"""Damaged files of other users: tables of rows, checkpoints, configurations, exported folders, OpenAI's shards.
 
-What is read from them is answered or refused through the door itself; what stands beside them stays as it is.
+The commands handle or refuse them; other files stay unchanged.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def test_a_table_is_read_or_refused_with_its_line(world, form, count):
     def check(data):
         path.write_bytes(data)
         try:
-            with tables.opened(str(path)) as table:
+            with tables.open_table(str(path)) as table:
                 assert all(set(row) <= {*table.columns, *row} for _, row in table.rows)
         except UserError as error:
             assert str(path) in str(error) and len(str(error)) < 1000
@@ -59,7 +59,7 @@ def test_a_table_is_read_or_refused_with_its_line(world, form, count):
 
 @pytest.mark.parametrize("form", TABLE)
 @examples(3, 60)
-def test_predict_answers_every_row_or_refuses_the_file(world, quick, form, count):
+def test_predict_handles_every_row_or_refuses_the_file(world, quick, form, count):
     path, target = world / "broken" / f"p.{form}", world / "out" / "answers.jsonl"
     words = ["predict", f"run={world / 'run'}", f"input={path}", f"output={target}", f"out={world / 'out'}", *QUIET]
 
@@ -70,7 +70,7 @@ def test_predict_answers_every_row_or_refuses_the_file(world, quick, form, count
         with unharmed(world, world / "out"):
             if accepted_or_refused(*words) == 0:
                 answers = [json.loads(line) for line in target.read_text().splitlines()]
-                with tables.opened(str(path)) as table:
+                with tables.open_table(str(path)) as table:
                     assert len(answers) == len(list(table.rows)) > 0
             else:
                 assert not target.exists()
@@ -81,8 +81,8 @@ def test_predict_answers_every_row_or_refuses_the_file(world, quick, form, count
 KINDS = some_of(["classification", "pair", "similarity", "regression", "choice"])
 
 
-def tuning(world: Path, rows: Path, kind: str) -> list[str]:
-    """The words of a fine-tuning on these rows."""
+def finetune_words(world: Path, rows: Path, kind: str) -> list[str]:
+    """Return the overrides of a fine-tuning on these rows."""
     init, out = world / "run", world / "out"
     return [
         "finetune",
@@ -98,11 +98,11 @@ def tuning(world: Path, rows: Path, kind: str) -> list[str]:
 
 @pytest.mark.parametrize("form", TABLE)
 @examples(2, 100)
-def test_a_task_of_ones_own_rows_is_understood_or_refused(world, quick, form, count, monkeypatch):
-    """Up to the first update: the files, their columns and labels, the examples, the items, the model."""
+def test_a_task_of_user_rows_is_accepted_or_refused(world, quick, form, count, monkeypatch):
+    """Up to the first step: files, columns, labels, examples, items, model."""
     path = world / "broken" / f"f.{form}"
     monkeypatch.setattr(finetune, "fit", stopped)
-    named = st.lists(
+    columns = st.lists(
         some_of(
             [
                 "task.text=text",
@@ -121,18 +121,18 @@ def test_a_task_of_ones_own_rows_is_understood_or_refused(world, quick, form, co
     )
 
     @drawn(count)
-    @given(files((world / TABLE[form]).read_bytes()), KINDS, named)
+    @given(files((world / TABLE[form]).read_bytes()), KINDS, columns)
     def check(data, kind, more):
         path.write_bytes(data)
         with unharmed(world, world / "out"):
-            accepted_or_refused(*tuning(world, path, kind), *(word.format(path) for word in more))
+            accepted_or_refused(*finetune_words(world, path, kind), *(word.format(path) for word in more))
 
     check()
 
 
 @examples(3, 200)
 def test_rows_of_any_texts_and_labels(world, quick, count, monkeypatch):
-    """Well-formed files that hold anything: every text and every label there can be in JSON."""
+    """Well-formed files with any text and any label that JSON allows."""
     path = world / "broken" / "any.jsonl"
     monkeypatch.setattr(finetune, "fit", stopped)
     label = st.one_of(
@@ -157,7 +157,7 @@ def test_rows_of_any_texts_and_labels(world, quick, count, monkeypatch):
     def check(rows, kind):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         with unharmed(world, world / "out"):
-            accepted_or_refused(*tuning(world, path, kind))
+            accepted_or_refused(*finetune_words(world, path, kind))
 
     check()
 

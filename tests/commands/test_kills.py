@@ -1,7 +1,7 @@
-"""Processes that are killed, stopped, or started twice, and a clock that is put back: each ends as if nothing had been.
+"""Processes that are killed, stopped or started twice, and a clock that is set back: the results do not change.
 
-tests/test_commands.py kills pretraining twenty times, tests/test_ablation.py a study five times, tests/test_corpus.py a
-preparation before every step that the files on disk depend on, tests/test_launchers.py sweeps on other launchers.
+Also: test_pretrain_and_finetune.py kills pretraining twenty times, test_ablation.py a study five times,
+tests/text/test_corpus.py a preparation before every file operation, tests/cli/test_sweep.py sweeps on other launchers.
 """
 
 from __future__ import annotations
@@ -29,10 +29,16 @@ from worlds import SMALL, STORY
 
 from gpt1cli.cli.main import main
 from gpt1cli.runs import console, files, record
-from gpt1cli.runs import folder as runs_folder
 
 FORK = multiprocessing.get_context("fork")
-STEPS = ("fsync", "rename", "unlink", "rmdir", "mkdir", "symlink")  # what the state of the files on disk depends on
+STEPS = (
+    "fsync",
+    "rename",
+    "unlink",
+    "rmdir",
+    "mkdir",
+    "symlink",
+)  # operations that change the state of the files on disk
 STOPS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}  # signal: exit status
 
 
@@ -61,19 +67,19 @@ def finetune(root: Path, run: Path) -> list[str]:
 
 
 def start(words: list[str], *code: str) -> subprocess.Popen[str]:
-    """A process of gpt1, or of some code beside it, that tells what it says on stderr."""
+    """Start a process of gpt1, or of the given code, with stderr captured."""
     command = ["-c", *code, *words] if code else ["-m", "gpt1cli", *words]
     return subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def contents(folder: Path, leave: set[str]) -> dict[str, bytes]:
-    """What is in the files of a folder, but for some names."""
-    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and not leave & {*path.parts})
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+def contents(folder: Path, skipped: set[str]) -> dict[str, bytes]:
+    """Return the contents of the files of a folder, except some names."""
+    actual = (path for path in sorted(folder.rglob("*")) if path.is_file() and not skipped & {*path.parts})
+    return {str(path.relative_to(folder)): path.read_bytes() for path in actual}
 
 
 def is_whole(run: Path) -> None:
-    """Nothing under a final name is half a file."""
+    """Check that no file under a final name is incomplete."""
     for path in run.rglob("*.json"):
         assert (
             path.name.startswith(".")
@@ -111,8 +117,8 @@ sys.exit(status)
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_fine_tuning_ended_before_any_step_is_resumed_to_the_same_end(world, tmp_path):
-    """SIGKILL, SIGTERM and Ctrl-C by turns, twelve of them, before steps drawn from those of the undisturbed run."""
+def test_a_finetuning_stopped_before_any_file_operation_resumes_to_the_same_result(world, tmp_path):
+    """Twelve signals (SIGKILL, SIGTERM, Ctrl-C in turn), each before a random file operation of the undisturbed run."""
     whole = tmp_path / "whole"
     process = start([*map(str, (0, 0)), *finetune(world, whole)], COUNTING)
     steps = int(process.communicate()[1].split()[-1])
@@ -121,22 +127,22 @@ def test_a_fine_tuning_ended_before_any_step_is_resumed_to_the_same_end(world, t
     for round, number in enumerate([*STOPS] * 4):
         run, at = tmp_path / f"run{round}", draw.randrange(1, steps + 1)
         process = start([str(at), str(int(number)), *finetune(world, run)], COUNTING)
-        told = process.communicate()[1]
-        assert process.returncode == STOPS[number] and "Traceback" not in told, (at, process.returncode, told)
+        stderr = process.communicate()[1]
+        assert process.returncode == STOPS[number] and "Traceback" not in stderr, (at, process.returncode, stderr)
         ended.append(at)
         is_whole(run)
-        begun = (run / "config.yaml").exists()
-        assert main(["finetune", f"resume={run}"] if begun else finetune(world, run)) == 0, at
+        started = (run / "config.yaml").exists()
+        assert main(["finetune", f"resume={run}"] if started else finetune(world, run)) == 0, at
         ours, theirs = (load_file(folder / "checkpoints" / "last" / "model.safetensors") for folder in (run, whole))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs), at
         for name in ("predictions/valid.jsonl", "predictions/test.jsonl"):
             assert (run / name).read_bytes() == (whole / name).read_bytes(), at
-        left = [path for path in run.rglob(".*") if path.name not in (".lock", ".hydra")]
-        assert not left or not begun, (at, left)
+        leftovers = [path for path in run.rglob(".*") if path.name not in (".lock", ".hydra")]
+        assert not leftovers or not started, (at, leftovers)
 
 
-def ended_at(at: int, number: int, words: list[str]) -> int:
-    """The exit status of a command, in a process of its own, that is sent a signal before the step number `at`."""
+def status_when_stopped(at: int, number: int, words: list[str]) -> int:
+    """Return the exit status of a command in its own process, which gets a signal before file operation number `at`."""
 
     def run() -> None:
         count = 0
@@ -162,36 +168,36 @@ def ended_at(at: int, number: int, words: list[str]) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_report_ended_before_any_step_is_made_by_the_same_command(tmp_path):
-    """In another folder: one that holds a begun report is refused."""
+def test_a_report_stopped_before_any_file_operation_is_repeated_by_the_same_command(tmp_path):
+    """In another folder, because a folder with an unfinished report is refused."""
     for seed in (0, 1):
         write_run(tmp_path / "runs" / str(seed), "rte", {"valid": {"accuracy": 0.5 + seed / 10}}, seed=seed)
     words = ["report", f"runs=[{tmp_path / 'runs'}]"]
-    assert ended_at(0, 0, [*words, f"hydra.run.dir={tmp_path / 'whole'}"]) == 0
+    assert status_when_stopped(0, 0, [*words, f"hydra.run.dir={tmp_path / 'whole'}"]) == 0
     whole = contents(tmp_path / "whole", {".hydra", ".lock", "config.yaml", "environment.json"})
     assert {"report.md", "report.html", "table.csv", "result.json"} <= whole.keys()
     at, statuses = 1, set[int]()
     while True:
         run, number = tmp_path / f"at{at}", [*STOPS][at % 3]
-        status = ended_at(at, number, [*words, f"hydra.run.dir={run}"])
-        found = contents(run, {".hydra", ".lock", "config.yaml", "environment.json"}) if run.exists() else {}
-        half = {name for name in found if not Path(name).name.startswith(".") and found[name] != whole[name]}
+        status = status_when_stopped(at, number, [*words, f"hydra.run.dir={run}"])
+        actual = contents(run, {".hydra", ".lock", "config.yaml", "environment.json"}) if run.exists() else {}
+        half = {name for name in actual if not Path(name).name.startswith(".") and actual[name] != whole[name]}
         assert not half, (at, half)
         if status == 0:
             break
         assert status == STOPS[number], at
         statuses.add(status)
-        assert "result.json" not in found or found.keys() >= whole.keys(), at  # the proof of success is the last
+        assert "result.json" not in actual or actual.keys() >= whole.keys(), at  # written last, as the proof of success
         at += 2
-    assert found == whole and statuses == {*STOPS.values()}
+    assert actual == whole and statuses == {*STOPS.values()}
     assert main([*words, f"hydra.run.dir={tmp_path / 'again'}"]) == 0
     assert contents(tmp_path / "again", {".hydra", ".lock", "config.yaml", "environment.json"}) == whole
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_preparation_ended_before_any_step_is_made_by_the_same_command(world, tmp_path):
-    """The tokenizer and the run's own record too; test_corpus.py has every step of the shards."""
+def test_a_preparation_stopped_before_any_file_operation_is_repeated_by_the_same_command(world, tmp_path):
+    """Also the tokenizer and the record of the run; test_corpus.py has every operation of the shards."""
     words = ["prepare", "corpus=text", f"corpus.path={world / 'story.txt'}", "tokenizer=bpe", "tokenizer.merges=50"]
     words += [f"out={tmp_path / 'out'}", "runtime.progress=none"]
     process = start(["0", "0", *words, f"cache={tmp_path / 'whole'}"], COUNTING)
@@ -200,8 +206,8 @@ def test_a_preparation_ended_before_any_step_is_made_by_the_same_command(world, 
     for number, at in zip([*STOPS] * 3, random.Random(1).sample(range(1, steps + 1), 9), strict=True):
         cache = tmp_path / f"at{at}"
         process = start([str(at), str(int(number)), *words, f"cache={cache}"], COUNTING)
-        told = process.communicate()[1]
-        assert process.returncode == STOPS[number] and "Traceback" not in told, (at, told)
+        stderr = process.communicate()[1]
+        assert process.returncode == STOPS[number] and "Traceback" not in stderr, (at, stderr)
         assert main([*words, f"cache={cache}"]) == 0, at
         for kind in ("corpora/text-*", "tokenizers/*"):
             (ours,), (theirs,) = ([*root.glob(kind)] for root in (cache, tmp_path / "whole"))
@@ -212,7 +218,7 @@ def test_a_preparation_ended_before_any_step_is_made_by_the_same_command(world, 
 
 
 @pytest.mark.slow
-def test_two_preparations_of_one_cache_at_once_end_in_one_corpus(tmp_path):
+def test_two_simultaneous_preparations_make_one_corpus(tmp_path):
     path = tmp_path / "long.txt"
     path.write_text("".join(f"the quick brown fox {i} jumps over the lazy dog .\n" for i in range(20_000)))
     words = ["prepare", "corpus=text", f"corpus.path={path}", "tokenizer=bpe", "tokenizer.merges=50"]
@@ -226,13 +232,13 @@ def test_two_preparations_of_one_cache_at_once_end_in_one_corpus(tmp_path):
     assert len(os.listdir(tmp_path / "cache" / "tokenizers")) == 1
 
 
-def test_a_run_that_another_process_works_in_is_refused_and_a_dead_ones_lock_is_not(world, tmp_path, capsys):
+def test_a_run_locked_by_a_live_process_is_refused_and_a_stale_lock_is_not(world, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(pretrain(world, run, "steps=1")) == 0
     before = contents(run, {".lock"})
     code = (
-        "import sys, pathlib; from gpt1cli import rundir\n"
-        f"held = rundir.lock(pathlib.Path({str(run)!r})); print('held', flush=True); sys.stdin.read()"
+        "import sys, pathlib; from gpt1cli.runs import folder\n"
+        f"held = folder.lock_folder(pathlib.Path({str(run)!r})); print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout and other.stdout.readline() == b"held\n"
@@ -240,7 +246,7 @@ def test_a_run_that_another_process_works_in_is_refused_and_a_dead_ones_lock_is_
         assert f"{run} is in use by process {other.pid} on " in capsys.readouterr().err
         assert contents(run, {".lock"}) == before
         other.kill()
-    assert f"process {other.pid} " in (run / ".lock").read_text()  # stale: nobody holds it
+    assert f"process {other.pid} " in (run / ".lock").read_text()  # stale: no process holds it
     assert main(["pretrain", f"resume={run}", "steps=2"]) == 0
     assert json.loads((run / "result.json").read_text())["steps"] == 2
 
@@ -248,8 +254,8 @@ def test_a_run_that_another_process_works_in_is_refused_and_a_dead_ones_lock_is_
 # --- the clock --------------------------------------------------------------------------------------------------------
 
 
-class Backwards:
-    """A clock that is an hour earlier whenever it is asked, and before 1970 in the end; or one that stands still."""
+class BackwardsClock:
+    """A clock that goes back an hour at every call, finally before 1970; or one that stands still."""
 
     def __init__(self, step: float) -> None:
         self.now, self.step = 1_000_000_000.0, step
@@ -263,15 +269,15 @@ class Backwards:
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, step: float) -> None:
-    clock = Backwards(step)
+    clock = BackwardsClock(step)
     faked = type("datetime", (datetime.datetime,), {"now": clock.stamp})
     monkeypatch.setattr(time, "time", clock)
-    monkeypatch.setattr(hydra.core.utils, "datetime", faked)  # run folders are named by it
-    monkeypatch.setattr(runs_folder, "datetime", SimpleNamespace(datetime=faked, UTC=datetime.UTC))
+    monkeypatch.setattr(hydra.core.utils, "datetime", faked)  # names run folders
+    monkeypatch.setattr(record, "datetime", SimpleNamespace(datetime=faked, UTC=datetime.UTC))
     monkeypatch.setattr(console, "datetime", faked)
 
 
-def test_runs_begun_at_the_same_time_have_folders_of_their_own(tmp_path, monkeypatch):
+def test_runs_started_at_the_same_time_have_separate_folders(tmp_path, monkeypatch):
     write_run(tmp_path / "runs" / "0", "rte", {"valid": {"accuracy": 0.5}})
     set_clock(monkeypatch, 0.0)
     for _ in range(3):
@@ -282,7 +288,7 @@ def test_runs_begun_at_the_same_time_have_folders_of_their_own(tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_a_clock_that_is_put_back_breaks_nothing(world, tmp_path, monkeypatch):
+def test_a_clock_set_back_breaks_nothing(world, tmp_path, monkeypatch):
     set_clock(monkeypatch, 3600.0)
     words = [word for word in pretrain(world, tmp_path, "steps=2", "log_every=1") if "hydra.run.dir" not in word]
     for _ in range(2):
@@ -291,7 +297,7 @@ def test_a_clock_that_is_put_back_breaks_nothing(world, tmp_path, monkeypatch):
     a, b = (load_file(run / "checkpoints" / "last" / "model.safetensors") for run in (first, second))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert main(["pretrain", f"resume={first}", "steps=4"]) == 0
-    assert len(record.environment(first)["resumed"]) == 1
+    assert len(record.read_environment(first)["resumed"]) == 1
     for run in (first, second):
         seconds = [line["seconds"] for line in files.read_jsonl(run / "metrics.jsonl")]
         assert seconds == sorted(seconds) and seconds[0] >= 0

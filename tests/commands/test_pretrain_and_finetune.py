@@ -1,4 +1,4 @@
-"""Whole runs through the command line, small enough for a laptop: what they write, and that they can be repeated."""
+"""Whole runs on the command line, small enough for a laptop: their files and their repeatability."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import gpt1cli
 from gpt1cli.cli.main import main
 from gpt1cli.runs import files
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +60,9 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_pretraining_writes_the_whole_run_folder(world):
     run = world / "run"
-    found = {path.name for path in run.iterdir()}
-    assert {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "plots", "report.md", ".hydra"} <= found
-    assert {"run.log", "result.json"} <= found and "error.txt" not in found
+    actual = {path.name for path in run.iterdir()}
+    assert {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "plots", "report.md", ".hydra"} <= actual
+    assert {"run.log", "result.json"} <= actual and "error.txt" not in actual
     result = json.loads((run / "result.json").read_text())
     assert (result["status"], result["command"], result["steps"]) == ("finished", "pretrain", 6)
     assert result["tokens"] == 6 * 4 * 32
@@ -75,7 +75,7 @@ def test_pretraining_writes_the_whole_run_folder(world):
     assert environment["threads"] == 1 and environment["command_line"][0] == "pretrain"
 
 
-def test_the_same_command_gives_the_same_weights_and_another_seed_others(world):
+def test_weights_depend_on_the_seed_and_are_repeatable(world):
     assert main(pretrain(world, "again", "steps=6", "eval_every=3")) == 0
     assert same(weights(world / "run"), weights(world / "again"))
     assert main(pretrain(world, "other", "steps=6", "eval_every=3", "seed=1")) == 0
@@ -87,7 +87,7 @@ def test_config_repeats_a_run(world):
     assert same(weights(world / "run"), weights(world / "repeated"))
 
 
-def test_fewer_steps_resumed_with_more_go_on(world, capsys):
+def test_a_finished_run_resumes_with_more_steps(world, capsys):
     command = ("eval_every=3", "schedule=constant", "warmup_steps=0")
     assert main(pretrain(world, "whole", "steps=8", *command)) == 0
     assert main(pretrain(world, "part", "steps=5", *command)) == 0
@@ -97,38 +97,40 @@ def test_fewer_steps_resumed_with_more_go_on(world, capsys):
     assert "is finished" in capsys.readouterr().out
 
 
-def test_a_run_that_counted_epochs_goes_on_too(world):
+def test_a_run_of_epochs_resumes(world):
     assert main(pretrain(world, "epochs", "epochs=1")) == 0
     steps = json.loads((world / "epochs" / "result.json").read_text())["steps"]
     assert main(["pretrain", f"resume={world / 'epochs'}", f"steps={steps + 2}"]) == 0
-    assert f"steps was {steps} when the run began, and is {steps + 2} now" in (world / "epochs" / "run.log").read_text()
+    assert (
+        f"steps was {steps} when the run started, and is {steps + 2} now" in (world / "epochs" / "run.log").read_text()
+    )
     assert json.loads((world / "epochs" / "result.json").read_text())["steps"] == steps + 2
 
 
-def test_a_run_does_not_go_on_with_another_text(world, capsys):
+def test_resuming_with_another_text_is_refused(world, capsys):
     (world / "moving.txt").write_text(STORY * 200)
     command = pretrain(world, "moved", f"corpus.path={world / 'moving.txt'}", "steps=2", "schedule=constant")
     assert main(command) == 0
     (world / "moving.txt").write_text(STORY * 200 + "and the bird flew away .\n" * 9)
     before = weights(world / "moved")
     assert main(["pretrain", f"resume={world / 'moved'}", "steps=4"]) == 2
-    assert "corpus changed since the run began" in capsys.readouterr().err
+    assert "corpus changed since the run started" in capsys.readouterr().err
     assert same(before, weights(world / "moved")) and (world / "moved" / "result.json").exists()
 
 
-def test_epochs_count_windows_of_the_training_tokens(world):
+def test_epochs_are_counted_in_windows_of_training_tokens(world):
     assert main(pretrain(world, "epoch", "epochs=1")) == 0
     meta = json.loads(next((world / "cache" / "corpora").glob("*/meta.json")).read_text())
     assert json.loads((world / "epoch" / "result.json").read_text())["steps"] == meta["train_tokens"] // (4 * 32)
 
 
-def test_a_corpus_that_fills_no_window_is_refused(world, capsys):
+def test_a_corpus_smaller_than_one_window_is_refused(world, capsys):
     (world / "short.txt").write_text("the cat sat .")
     assert main(pretrain(world, "short", f"corpus.path={world / 'short.txt'}")) == 2
     assert "too small" in capsys.readouterr().err
 
 
-def test_finetuning_writes_predictions_that_give_its_metrics(world):
+def test_finetuning_writes_predictions_that_match_its_metrics(world):
     assert main(finetune(world, "tuned")) == 0
     result = json.loads((world / "tuned" / "result.json").read_text())
     assert result["examples"] == {"train": 12, "valid": 8, "test": 9} and result["steps"] == 6
@@ -150,15 +152,15 @@ def test_the_best_checkpoint_is_the_one_scored(world):
     assert result["valid"]["loss"] == pytest.approx(best["loss"], rel=1e-6)
 
 
-def test_what_is_transferred(world):
-    """The special rows and the head are fresh; embeddings and blocks are init's, in part or not at all."""
+def test_transferred_weights(world):
+    """Special rows and head are new; embeddings and layers come from init, all, some or none."""
     start = weights(world / "run", "best")
     still = ("steps=1", "lr=1e-30", "optimizer.weight_decay=0")
     cases = {"all": ("transfer_layers=all",), "one": ("transfer_layers=1",), "none": ("pretrained=false",)}
     for name, more in cases.items():
         assert main(finetune(world, f"transfer-{name}", *still, *more)) == 0
     vocabulary = len(start["tokens.weight"])
-    kept = {
+    transferred = {
         name: {
             key: torch.equal(tuned[f"body.{key}"][:vocabulary], start[key])
             for key in ("tokens.weight", "blocks.0.expand.weight", "blocks.1.expand.weight")
@@ -166,13 +168,13 @@ def test_what_is_transferred(world):
         for name in cases
         for tuned in [weights(world / f"transfer-{name}")]
     }
-    assert list(kept["all"].values()) == [True, True, True]
-    assert list(kept["one"].values()) == [True, True, False]
-    assert list(kept["none"].values()) == [False, False, False]
+    assert list(transferred["all"].values()) == [True, True, True]
+    assert list(transferred["one"].values()) == [True, True, False]
+    assert list(transferred["none"].values()) == [False, False, False]
     assert len(weights(world / "transfer-all")["body.tokens.weight"]) == vocabulary + 3
 
 
-def test_ablations_do_what_they_say(world):
+def test_ablations_change_what_they_claim(world):
     for ablation, aux_lm, pretrained in (("full", 1, 1), ("no_aux_lm", 0, 1), ("no_pretrain", 1, 0)):
         assert main(finetune(world, ablation, f"ablation={ablation}", "steps=1", "log_every=1")) == 0
         line = next(x for x in files.read_jsonl(world / ablation / "metrics.jsonl") if x["split"] == "train")
@@ -194,15 +196,15 @@ def test_a_sweep_and_its_report(world, capsys):
         for job in ("0", "1")  # pretrained=true, seeds 0 and 1
     ]
     assert ours["Transformer w/ aux LM (full): ours"].startswith(f"{50 * sum(scores):.1f} ± ")
-    assert "| 0, 1 |" in page  # the seeds that the variants share
+    assert "| 0, 1 |" in page  # seeds shared by the variants
 
 
 def test_a_dry_run_of_pretraining_plans_and_trains_nothing(world, capsys):
     described = ("plan.tflops=1e-6", "plan.memory_gb=1", "plan.devices=2")
     assert main(pretrain(world, "dry", "epochs=2", "dry_run=true", *described)) == 0
-    told, found = capsys.readouterr().out, {path.name for path in (world / "dry").iterdir()}
-    assert "device-hours" in told and "a dry run: nothing was trained" in told
-    assert {"plan.json", "result.json", "config.yaml"} <= found and not {"checkpoints", "metrics.jsonl"} & found
+    output, actual = capsys.readouterr().out, {path.name for path in (world / "dry").iterdir()}
+    assert "device-hours" in output and "dry run: nothing was trained" in output
+    assert {"plan.json", "result.json", "config.yaml"} <= actual and not {"checkpoints", "metrics.jsonl"} & actual
     result = json.loads((world / "dry" / "result.json").read_text())
     assert (result["status"], result["command"], result["dry_run"]) == ("finished", "pretrain", True)
 
@@ -218,18 +220,18 @@ def test_a_dry_run_of_pretraining_plans_and_trains_nothing(world, capsys):
     assert (there["micro_batch"], there["fits"], there["largest_micro_batch"]) == (2, True, 2)
 
 
-def test_a_dry_run_does_four_passes_of_a_long_update(world, capsys):
+def test_a_dry_run_times_four_passes_of_a_long_step(world, capsys):
     words = ("epochs=2", "dry_run=true", "batch_size=8", "runtime.micro_batch=1", "runtime.progress=plain")
     assert main(pretrain(world, "long", *words)) == 0
-    told = capsys.readouterr().out
-    assert "timing 50.0% of 3 updates" in told and "pass 12/12" in told
+    output = capsys.readouterr().out
+    assert "timing 50.0% of 3 steps" in output and "pass 12/12" in output
     plan = json.loads((world / "long" / "plan.json").read_text())
     here = plan["here"]
     assert here["hours"] == pytest.approx(here["seconds_per_update"] * plan["updates"] / 3600)
 
 
 def test_a_plan_for_a_number_of_tokens_reads_no_text(world, monkeypatch):
-    monkeypatch.setattr("gpt1cli.text.documents.find", lambda *_: pytest.fail("the corpus was looked for"))
+    monkeypatch.setattr("gpt1cli.text.documents.find_corpus", lambda *_: pytest.fail("the corpus was looked for"))
     (world / "nothing").mkdir()
     words = ("dry_run=true", "plan.tokens=1e6", "epochs=3")
     run = ["pretrain", *SMALL, f"hub={world / 'nothing'}", f"hydra.run.dir={world / 'imagined'}", *words]
@@ -241,8 +243,8 @@ def test_a_plan_for_a_number_of_tokens_reads_no_text(world, monkeypatch):
 def test_a_dry_run_of_fine_tuning_counts_its_examples(world):
     assert main(finetune(world, "dry-tuned", "epochs=2", "dry_run=true")) == 0
     assert main(finetune(world, "tuned-to-compare", "epochs=2")) == 0
-    found = {path.name for path in (world / "dry-tuned").iterdir()}
-    assert {"plan.json", "result.json"} <= found and not {"checkpoints", "metrics.jsonl", "predictions"} & found
+    actual = {path.name for path in (world / "dry-tuned").iterdir()}
+    assert {"plan.json", "result.json"} <= actual and not {"checkpoints", "metrics.jsonl", "predictions"} & actual
     plan = json.loads((world / "dry-tuned" / "plan.json").read_text())
     trained = json.loads((world / "tuned-to-compare" / "result.json").read_text())
     assert (plan["updates"], plan["tokens"]) == (trained["steps"], trained["tokens"])
@@ -251,31 +253,31 @@ def test_a_dry_run_of_fine_tuning_counts_its_examples(world):
     assert plan["described"] is None
 
 
-def test_dry_runs_are_no_results(world, capsys):
+def test_dry_runs_are_not_results(world, capsys):
     assert main(pretrain(world, "dry-alone", "steps=2", "dry_run=true")) == 0
     assert main(["report", f"runs=[{world / 'dry-alone'}]", f"hydra.run.dir={world / 'no-report'}"]) == 2
     assert "no finished run" in capsys.readouterr().err
     assert main(["pretrain", f"resume={world / 'dry-alone'}"]) == 2
-    assert "dry_run=true trains nothing that could go on" in capsys.readouterr().err
+    assert "dry_run=true cannot continue a run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "fragment"),
     [
-        (("plan.tflops=100",), "plan.tflops=100.0: a plan is what a dry run makes; name dry_run=true too"),
-        (("dry_run=true", "plan.devices=4"), "plan.devices=4 says how many, but not of what: name plan.tflops"),
+        (("plan.tflops=100",), "plan.tflops=100.0: only for a dry run; add dry_run=true"),
+        (("dry_run=true", "plan.devices=4"), "plan.devices=4 needs a description of one device: add plan.tflops"),
         (("dry_run=true", "plan.tflops=1", "plan.devices=5"), "plan.devices=5 exceeds batch_size=4"),
         (("dry_run=true", "plan.tokens=0"), "plan.tokens=0 is refused: it must be at least 1"),
     ],
 )
-def test_a_plan_that_makes_no_sense_is_refused(world, capsys, words, told):
+def test_an_invalid_plan_is_refused(world, capsys, words, fragment):
     assert main(pretrain(world, "senseless", "steps=2", *words)) == 2
-    assert told in capsys.readouterr().err and not (world / "senseless").exists()
+    assert fragment in capsys.readouterr().err and not (world / "senseless").exists()
 
 
-def test_fine_tuning_takes_no_number_of_tokens(world, capsys):
+def test_finetuning_refuses_plan_tokens(world, capsys):
     assert main(finetune(world, "senseless", "dry_run=true", "plan.tokens=1e6")) == 2
-    assert "plan.tokens=1000000.0 is for pretraining" in capsys.readouterr().err
+    assert "plan.tokens=1000000.0 is only for pretraining" in capsys.readouterr().err
 
 
 def test_a_loss_that_explodes_ends_with_status_1(world, capsys):
@@ -297,9 +299,9 @@ def test_load_from_python(world):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # some twenty starts of a process
+@pytest.mark.timeout(1200)  # about twenty process starts
 def test_killed_at_twenty_random_moments_and_resumed_each_time(world):
-    """SIGKILL between any two instructions: the weights are those of a run that was never disturbed."""
+    """SIGKILL at any moment: the weights equal those of an undisturbed run."""
     command = ("steps=1500", "eval_every=50", "checkpoint_every=7", "log_every=3")
     assert main(pretrain(world, "undisturbed", *command)) == 0
     chance, kills, run = random.Random(0), 0, world / "killed"
@@ -307,11 +309,11 @@ def test_killed_at_twenty_random_moments_and_resumed_each_time(world):
     while not (run / "result.json").exists():
         process = subprocess.Popen([sys.executable, "-m", "gpt1cli", *words], stdout=subprocess.DEVNULL)
         if kills < 20:
-            deadline = time.monotonic() + 120  # training has begun, or gone on, before the clock is started
-            seen = run / "metrics.jsonl"
-            before = seen.stat().st_mtime_ns if seen.exists() else 0
+            deadline = time.monotonic() + 120  # the clock starts after training started or resumed
+            metrics = run / "metrics.jsonl"
+            before = metrics.stat().st_mtime_ns if metrics.exists() else 0
             while time.monotonic() < deadline and process.poll() is None:
-                if seen.exists() and seen.stat().st_mtime_ns != before:
+                if metrics.exists() and metrics.stat().st_mtime_ns != before:
                     break
                 time.sleep(0.01)
             time.sleep(chance.uniform(0, 0.15))

@@ -1,4 +1,4 @@
-"""Fine-tuning on few examples, with a head and through a prompt: whole runs, small enough for a laptop."""
+"""Fine-tuning on few examples, with a head and with a prompt: whole runs, small enough for a laptop."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ from transformers import AutoModelForCausalLM
 from worlds import SMALL
 
 from gpt1cli.cli.main import main
-from gpt1cli.evaluation import predictor
-from gpt1cli.evaluation import predictor as evaluation_predictor
+from gpt1cli.evaluation.predictor import load_fine_tuned, restore_predictor
 from gpt1cli.pretrained import locate
-from gpt1cli.prompts.prompt import lay
+from gpt1cli.prompts.prompt import pack_prompt
 from gpt1cli.runs import files
 from gpt1cli.tasks import splits
 from gpt1cli.tasks.example import Example
 from gpt1cli.training.device import Machine
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """A folder with a run on few examples, `run`, of a fresh model."""
+    """A folder with a run on few examples, `run`, from random weights."""
     root = tmp_path_factory.mktemp("world")
     assert main(finetune(root, "run", *SIMILAR, "steps=6")) == 0
     return root
@@ -55,17 +54,17 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def loaded(run: Path):
-    """The model of a run, and how it is asked, on a machine that computes three sequences at a time."""
-    origin = locate.find(str(run))
-    model, vocabulary = evaluation_predictor.load_tuned(origin)
+    """Return model and predictor of a run, with a micro-batch of three sequences."""
+    origin = locate.resolve_checkpoint(str(run))
+    model, vocabulary = load_fine_tuned(origin)
     machine = Machine(torch.device("cpu"), torch.float32, 1, 3, False)
-    return model.eval(), predictor.of(locate.described(origin), model, vocabulary, machine, None)
+    return model.eval(), restore_predictor(locate.read_checkpoint_config(origin), model, vocabulary, machine, None)
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_on_few_examples_has_so_many_of_each_class_and_tests_on_what_is_official(world):
+def test_shots_sets_examples_per_class_and_tests_on_the_official_split(world):
     result = json.loads((world / "run" / "result.json").read_text())
     assert result["examples"] == {"train": 8, "valid": 8, "test": 20}
     lines = files.read_jsonl(world / "run" / "metrics.jsonl")
@@ -73,11 +72,11 @@ def test_a_run_on_few_examples_has_so_many_of_each_class_and_tests_on_what_is_of
     labels = [line["label"] for line in files.read_jsonl(world / "run" / "predictions" / "valid.jsonl")]
     assert sorted(labels) == ["negative"] * 4 + ["positive"] * 4
     page = (world / "run" / "report.md").read_text()
-    for told in ("method | prompt | head", "shots | 4 | null", "demos | similar | none"):
-        assert f"| {told} |" in page
+    for lines_again in ("method | prompt | head", "shots | 4 | null", "demos | similar | none"):
+        assert f"| {lines_again} |" in page
 
 
-def test_a_prompt_brings_no_parameters_and_its_checkpoint_knows_its_demonstrations(world):
+def test_a_prompt_adds_no_parameters_and_its_checkpoint_stores_demonstrations(world):
     about = json.loads((world / "run" / "checkpoints" / "best" / "config.json").read_text())
     assert about["method"] == "prompt" and about["special_rows"] == 0
     assert len(about["demonstrations"]["examples"]) == 8
@@ -86,7 +85,7 @@ def test_a_prompt_brings_no_parameters_and_its_checkpoint_knows_its_demonstratio
     assert len(names["body.tokens.weight"]) == about["vocabulary"]
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights_and_results(world):
+def test_a_stopped_run_resumes_to_the_same_weights_and_results(world):
     assert main(finetune(world, "part", *SIMILAR, "steps=4")) == 0
     assert not same(weights(world / "part"), weights(world / "run"))
     assert main(["finetune", f"resume={world / 'part'}", "steps=6"]) == 0
@@ -95,41 +94,43 @@ def test_a_stopped_run_goes_on_to_the_same_weights_and_results(world):
     assert ends[0] == ends[1]
 
 
-def test_evaluate_and_predict_ask_as_the_run_itself_did(world):
+def test_evaluate_and_predict_use_the_prompt_of_the_run(world):
     assert main(["evaluate", f"run={world / 'run'}", "split=test", "limit.test=20", f"cache={world / 'cache'}",
                  "runtime.threads=1", f"hydra.run.dir={world / 'evaluated'}"]) == 0  # fmt: skip
     was, now = (json.loads((world / name / "result.json").read_text())["test"] for name in ("run", "evaluated"))
     assert now == was
     lines = files.read_jsonl(world / "run" / "predictions" / "test.jsonl")
-    rows = splits.load(loaded(world / "run")[1].prompt.task, "test", None, str(world / "cache")).examples
+    rows = splits.load_labelled(loaded(world / "run")[1].prompt.task, "test", None, str(world / "cache")).examples
     chosen = {row.id: row.texts[0] for row in rows}
     (world / "rows.txt").write_text("".join(f"{chosen[line['id']]}\n" for line in lines))
     assert main(["predict", f"run={world / 'run'}", f"input={world / 'rows.txt'}", f"output={world / 'told.jsonl'}",
                  "runtime.threads=1", f"hydra.run.dir={world / 'predicted'}"]) == 0  # fmt: skip
-    told = files.read_jsonl(world / "told.jsonl")
-    assert [(line["prediction"], line["scores"]) for line in told] == [(x["prediction"], x["scores"]) for x in lines]
+    lines_again = files.read_jsonl(world / "told.jsonl")
+    assert [(line["prediction"], line["scores"]) for line in lines_again] == [
+        (x["prediction"], x["scores"]) for x in lines
+    ]
 
 
-def test_the_scores_are_the_mean_over_the_sets_of_those_of_whole_rows(world):
-    model, asked = loaded(world / "run")
-    asked = dataclasses.replace(asked, shown=dataclasses.replace(asked.shown, kind="random"))
+def test_scores_are_the_mean_over_demonstration_sets(world):
+    model, predictor = loaded(world / "run")
+    predictor = dataclasses.replace(predictor, demos=dataclasses.replace(predictor.demos, kind="random"))
     examples = [Example(str(i), (f"the dog {verb} to the lake .",), None) for i, verb in enumerate(["ran", "sat"] * 7)]
-    examples += asked.shown.pool.examples[:3]  # which may not stand before themselves
-    found = asked.outputs(model, examples, asked.arrange(examples).items)
-    wanted = np.zeros_like(found)
+    examples += predictor.demos.pool.examples[:3]  # an example never demonstrates itself
+    actual = predictor.outputs(model, examples, predictor.encode(examples).items)
+    expected = np.zeros_like(actual)
     for number in range(3):
         order = np.random.default_rng([0, 2, number]).permutation(8)
         for i, example in enumerate(examples):
-            own = [k for k in order if asked.shown.pool.examples[k].texts != example.texts]
-            first = [next(k for k in own if asked.shown.pool.classes[k] == label) for label in (0, 1)]
-            ids = [asked.shown.ids[k] for k in sorted(first, key=own.index)]
-            laid = lay(asked.prompt, ids, asked.prompt.query(example), 160)
-            for label, row in enumerate(laid.rows):
+            own = [k for k in order if predictor.demos.pool.examples[k].texts != example.texts]
+            first = [next(k for k in own if predictor.demos.pool.classes[k] == label) for label in (0, 1)]
+            ids = [predictor.demos.ids[k] for k in sorted(first, key=own.index)]
+            packed = pack_prompt(predictor.prompt, ids, predictor.prompt.query(example), 160)
+            for label, row in enumerate(packed.rows):
                 with torch.no_grad():
                     logits = model.body.logits(model.body(torch.tensor([row[:-1]]))[0]).log_softmax(-1)
                 each = logits[torch.arange(len(row) - 1), torch.tensor(row[1:])]
-                wanted[i, label] += each[-laid.scored[label] :].sum() / 3
-    np.testing.assert_allclose(found, wanted, atol=1e-4)
+                expected[i, label] += each[-packed.scored_counts[label] :].sum() / 3
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
 def test_an_ensemble_is_the_mean_of_its_members_scores(world):
@@ -138,25 +139,25 @@ def test_an_ensemble_is_the_mean_of_its_members_scores(world):
     common = ["limit.test=20", "split=test", f"cache={world / 'cache'}", "runtime.threads=1", "runtime.precision=fp32"]
     names = {"a": [f"run={world / 'run'}"], "b": [f"run={world / 'other'}"]}
     names["both"] = [f"runs=[{world / 'run'},{world / 'other'}]"]
-    found = {}
+    actual = {}
     for name, words in names.items():
         assert main(["evaluate", *words, *common, f"hydra.run.dir={world / name}"]) == 0
         lines = files.read_jsonl(world / name / "predictions" / "test.jsonl")
-        found[name] = np.array([list(line["scores"].values()) for line in lines])
-    mean = np.exp((np.log(found["a"]) + np.log(found["b"])) / 2)
-    np.testing.assert_allclose(found["both"], mean / mean.sum(1, keepdims=True), atol=1e-4)
+        actual[name] = np.array([list(line["scores"].values()) for line in lines])
+    mean = np.exp((np.log(actual["a"]) + np.log(actual["b"])) / 2)
+    np.testing.assert_allclose(actual["both"], mean / mean.sum(1, keepdims=True), atol=1e-4)
     assert main(["evaluate", f"runs=[{world / 'run'},{world / 'run'}]"]) == 2
 
 
-def test_an_exported_prompt_run_is_a_language_model_with_a_card_that_says_how_to_ask(world, capsys):
+def test_an_exported_prompt_run_is_a_language_model_whose_card_describes_the_prompt(world, capsys):
     assert main(["export", f"run={world / 'run'}", f"out={world / 'exported'}"]) == 0
     assert "has no head" in capsys.readouterr().out
     card = (world / "exported" / "README.md").read_text()
     assert "`{text} all in all it was {label}`" in card and "negative: terrible; positive: great" in card
     peer = AutoModelForCausalLM.from_pretrained(world / "exported").eval()
-    model, asked = loaded(world / "run")
-    laid = lay(asked.prompt, [], asked.prompt.query(Example("0", ("the cat sat .",), None)), 160)
-    for row in laid.rows:
+    model, predictor = loaded(world / "run")
+    packed = pack_prompt(predictor.prompt, [], predictor.prompt.query(Example("0", ("the cat sat .",), None)), 160)
+    for row in packed.rows:
         with torch.no_grad():
             ours, theirs = model.body.logits(model.body(torch.tensor([row]))), peer(torch.tensor([row])).logits
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
@@ -185,17 +186,17 @@ OTHERS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
-def test_choices_pronouns_and_an_lstm_are_asked_through_prompts_too(world, name):
+def test_choices_pronouns_and_an_lstm_work_with_prompts(world, name):
     words = (*PROMPT, *OTHERS[name], "model.n_positions=160", "demo_sets=2", "steps=2", "eval_every=2", "limit.test=8")
     assert main(finetune(world, name, *words)) == 0
-    model, asked = loaded(world / name)
+    model, predictor = loaded(world / name)
     lines = files.read_jsonl(world / name / "predictions" / "test.jsonl")
-    assert len(lines) == 8 and {line["prediction"] for line in lines} <= set(asked.prompt.task.labels)
+    assert len(lines) == 8 and {line["prediction"] for line in lines} <= set(predictor.prompt.task.labels)
     assert model.body.branches == (name != "lstm")
 
 
 @pytest.mark.slow
-def test_scores_lie_between_two_words(world, tmp_path):
+def test_regression_predictions_lie_between_two_words(world, tmp_path):
     rows = [{"a": f"the dog ran {i}", "b": "a cat sat", "score": i % 11 / 2} for i in range(40)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = ["task=file", "task.kind=similarity", f"task.train={tmp_path / 'rows.jsonl'}", "task.range=[0,5]",
@@ -213,18 +214,18 @@ def test_scores_lie_between_two_words(world, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, fragment",
     [
-        (("shots=600",), "too few in its training split are negative: "),
+        (("shots=600",), "the training split has too few (negative: "),
         (("shots=1", "method=prompt", "demos=random"), "demos=random: shots=1 leaves no examples"),
-        (("method=prompt", "demos=similar"), "without shots=K there are no examples to show"),
-        (("shots=4", "demos=random"), "a head has no prompt that they could stand in: name method=prompt too"),
-        (("shots=4", "limit.train=9"), "leave limit.train and .valid out"),
-        (("method=prompt", "task.prompt.content_free=N/A"), "calibrates a model that is not trained"),
-        ((*PROMPT, "similar_by=some/model"), "similar_by=some/model is for demos=similar"),
-        (("shots=4", f"seed={2**32}"), "takes seeds below 2**32"),
+        (("method=prompt", "demos=similar"), "without shots=K there are no examples other than the query"),
+        (("shots=4", "demos=random"), "needs a prompt, and method=head has none: add method=prompt"),
+        (("shots=4", "limit.train=9"), "remove limit.train and limit.valid"),
+        (("method=prompt", "task.prompt.content_free=N/A"), "calibrates an untrained model"),
+        ((*PROMPT, "similar_by=some/model"), "similar_by=some/model needs demos=similar, but demos="),
+        (("shots=4", f"seed={2**32}"), "the seed must be below 2**32"),
     ],
 )
-def test_what_does_not_go_together_is_told(tmp_path, capsys, words, told):
+def test_conflicting_settings_are_refused(tmp_path, capsys, words, fragment):
     assert main(["finetune", "task=demo_sentiment", *words, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
-    assert told in capsys.readouterr().err
+    assert fragment in capsys.readouterr().err

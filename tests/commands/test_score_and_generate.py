@@ -1,4 +1,4 @@
-"""gpt1 score and gpt1 generate through the command line, on a model made here."""
+"""gpt1 score and gpt1 generate on the command line, with a model trained here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHAPE = (
 
 @pytest.fixture(scope="module")
 def language(tmp_path_factory) -> Path:
-    """A pretraining run of six updates."""
+    """A pretraining run of six steps."""
     root = tmp_path_factory.mktemp("language")
     (root / "story.txt").write_text("The old man sat by the sea, and the sea was calm. " * 200)
     words = [f"corpus.path={root / 'story.txt'}", "corpus=text", "tokenizer=bpe", "tokenizer.merges=30", "steps=6"]
@@ -33,7 +33,7 @@ def language(tmp_path_factory) -> Path:
     return root / "run"
 
 
-def speak(command: str, into: Path, *words: str) -> int:
+def run_command(command: str, into: Path, *words: str) -> int:
     return main([command, *words, *QUIET, f"hydra.run.dir={into}"])
 
 
@@ -42,10 +42,10 @@ def speak(command: str, into: Path, *words: str) -> int:
 LINES = ["The old man sat.", "", "sea", "  Unknown ☃ things, by the sea!  ", "and the sea was calm. " * 9]
 
 
-def test_every_line_is_scored_in_its_place(language, tmp_path, monkeypatch):
-    monkeypatch.setattr("gpt1cli.commands.score.LINES", 2)  # read at a time
+def test_every_line_is_scored_in_order(language, tmp_path, monkeypatch):
+    monkeypatch.setattr("gpt1cli.commands.score.BATCH_LINES", 2)  # lines read at a time
     (tmp_path / "lines.txt").write_text("\n".join(LINES) + "\n")
-    assert speak("score", tmp_path / "run", f"init={language}", f"input={tmp_path / 'lines.txt'}") == 0
+    assert run_command("score", tmp_path / "run", f"init={language}", f"input={tmp_path / 'lines.txt'}") == 0
     scored = files.read_jsonl(tmp_path / "run" / "scores.jsonl")
     assert [line["line"] for line in scored] == [1, 2, 3, 4, 5] and [line["text"] for line in scored] == LINES
     model, tokenizer = gpt1cli.load(language)
@@ -66,53 +66,53 @@ def test_every_line_is_scored_in_its_place(language, tmp_path, monkeypatch):
     assert result["perplexity"] == pytest.approx(math.exp(-np.mean(everything)), rel=1e-5)
 
 
-def test_lines_come_from_stdin_too(language, tmp_path, monkeypatch, capsys):
+def test_lines_from_stdin(language, tmp_path, monkeypatch, capsys):
     (tmp_path / "good").write_bytes(b"The old man.\r\nThe sea.\n")
     (tmp_path / "bad").write_bytes(b"caf\xe9 noir\n")
     with (tmp_path / "good").open() as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
-        assert speak("score", tmp_path / "run", f"init={language}", "input=-") == 0
-    with (tmp_path / "bad").open(errors="surrogateescape") as stdin:  # as Python opens it in the C locale
+        assert run_command("score", tmp_path / "run", f"init={language}", "input=-") == 0
+    with (tmp_path / "bad").open(errors="surrogateescape") as stdin:  # as Python opens it in the locale C
         monkeypatch.setattr(sys, "stdin", stdin)
-        assert speak("score", tmp_path / "no", f"init={language}", "input=-") == 2
-    assert "input=-: no UTF-8 text" in capsys.readouterr().err
+        assert run_command("score", tmp_path / "no", f"init={language}", "input=-") == 2
+    assert "input=-: not UTF-8 text" in capsys.readouterr().err
     texts = [line["text"] for line in files.read_jsonl(tmp_path / "run" / "scores.jsonl")]
     assert texts == ["The old man.", "The sea."]
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "fragment"),
     [(None, "no such file"), (b"", "no line has two tokens"), (b"a\n\nb", "no line has two tokens"),
-     (b"caf\xe9 noir\n", "no UTF-8 text")],
+     (b"caf\xe9 noir\n", "not UTF-8 text")],
 )  # fmt: skip
-def test_an_input_without_texts_is_refused(language, tmp_path, capsys, content, told):
+def test_an_input_without_texts_is_refused(language, tmp_path, capsys, content, fragment):
     if content is not None:
         (tmp_path / "lines.txt").write_bytes(content)
-    assert speak("score", tmp_path / "run", f"init={language}", f"input={tmp_path / 'lines.txt'}") == 2
+    assert run_command("score", tmp_path / "run", f"init={language}", f"input={tmp_path / 'lines.txt'}") == 2
     message = capsys.readouterr().err
-    assert f"input={tmp_path / 'lines.txt'}: " in message and told in message
+    assert f"input={tmp_path / 'lines.txt'}: " in message and fragment in message
 
 
 # --- generate ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_printed_is_what_is_written(language, tmp_path, capsys):
+def test_printed_text_equals_written_text(language, tmp_path, capsys):
     words = (f"init={language}", "prompt=The old man", "temperature=0", "tokens=12")
-    assert speak("generate", tmp_path / "run", *words) == 0
-    printed = capsys.readouterr()
+    assert run_command("generate", tmp_path / "run", *words) == 0
+    output = capsys.readouterr()
     (line,) = files.read_jsonl(tmp_path / "run" / "generated.jsonl")
-    assert printed.out == line["text"] + "\n" and line["text"].startswith("the old man")
+    assert output.out == line["text"] + "\n" and line["text"].startswith("the old man")
     assert len(line["tokens"]) == 12 and line["prompt"] == "The old man"
     _, tokenizer = gpt1cli.load(language)
     assert tokenizer.decode([*tokenizer.encode("The old man"), *line["tokens"]]) == line["text"]
-    assert "tokens/s" in printed.err
+    assert "tokens/s" in output.err
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "finished"
 
 
 def test_samples_follow_the_seed(language, tmp_path):
     def texts(name: str, *words: str) -> list[str]:
         shape = ("tokens=10", "samples=3", "temperature=1.5", "top_k=20", "top_p=0.99")
-        assert speak("generate", tmp_path / name, f"init={language}", "prompt=the", *shape, *words) == 0
+        assert run_command("generate", tmp_path / name, f"init={language}", "prompt=the", *shape, *words) == 0
         return [line["text"] for line in files.read_jsonl(tmp_path / name / "generated.jsonl")]
 
     first = texts("a")
@@ -120,18 +120,18 @@ def test_samples_follow_the_seed(language, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "fragment"),
     [
-        (["prompt= "], "no token in it"),
+        (["prompt= "], "prompt=  has no tokens"),
         ([], "prompt is needed"),
-        (["prompt=a", "init=none"], "init=none: fresh weights know nothing"),
+        (["prompt=a", "init=none"], "init=none: random weights predict nothing useful"),
         (["prompt=a", "init=/no/such"], "init=/no/such: no such folder"),
-        (["prompt=a", "temperature=0", "top_k=3"], "top_k and top_p have nothing to choose from"),
+        (["prompt=a", "temperature=0", "top_k=3"], "remove top_k and top_p"),
         (["prompt=a", "top_p=1.5"], "top_p=1.5 is refused"),
         (["prompt=a", "model=tiny"], "model: no such key"),
     ],
 )
-def test_what_cannot_be_gone_on_from_is_refused(language, tmp_path, capsys, words, told):
+def test_invalid_prompts_and_settings_are_refused(language, tmp_path, capsys, words, fragment):
     start = () if any(word.startswith("init") for word in words) else (f"init={language}",)
-    assert speak("generate", tmp_path / "run", *start, *words) == 2
-    assert told in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert run_command("generate", tmp_path / "run", *start, *words) == 2
+    assert fragment in capsys.readouterr().err and not (tmp_path / "run").exists()

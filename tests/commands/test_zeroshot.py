@@ -1,4 +1,4 @@
-"""gpt1 zeroshot through the command line, on runs of a few updates; its scores found again token by token."""
+"""gpt1 zeroshot on the command line with runs of a few steps; scores recomputed token by token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gpt1cli.cli.main import main
 from gpt1cli.data import demo_world
 from gpt1cli.runs import files
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 QUIET = ("runtime.threads=1", "runtime.progress=none", "runtime.precision=fp32")
 LIMITS = ("limit.train=30", "limit.valid=12", "limit.test=10")
@@ -24,7 +24,7 @@ LIMITS = ("limit.train=30", "limit.valid=12", "limit.test=10")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """Two pretraining runs of six updates: `a`, and `b`, an LSTM that reads shorter texts with another tokenizer."""
+    """Two pretraining runs of six steps: `a`, and `b`, an LSTM with fewer positions and another tokenizer."""
     root = tmp_path_factory.mktemp("runs")
     (root / "text").mkdir()
     (root / "text" / "stories.txt").write_text("\n\n".join(demo_world.documents(count=60)))
@@ -49,12 +49,12 @@ def result_of(run: Path) -> dict:
     return json.loads((run / "result.json").read_text())
 
 
-def predicted(run: Path, split: str = "valid") -> list[dict]:
+def predictions(run: Path, split: str = "valid") -> list[dict]:
     return files.read_jsonl(run / "predictions" / f"{split}.jsonl")
 
 
 def log_p(init: Path, texts: Sequence[str], scored: int = 1, positions: int = 128) -> list[float]:
-    """log p(token | all before it) of the texts from number `scored` on, read as one row that loses its beginning."""
+    """log p(token | tokens before it) of the texts from index `scored` on, as one row truncated at its start."""
     model, tokenizer = gpt1cli.load(init)
     parts = [tokenizer.encode(text) for text in texts]
     ids = [token for part in parts for token in part][-positions:]
@@ -75,14 +75,14 @@ def mean(values: Sequence[float]) -> float:
 # --- each rule --------------------------------------------------------------------------------------------------------
 
 
-def test_words_behind_the_cue(runs, tmp_path):
+def test_words_after_the_cue(runs, tmp_path):
     assert zeroshot(tmp_path / "run", "task=demo_sentiment", f"init={runs / 'a'}") == 0
-    lines, known = predicted(tmp_path / "run"), examples("demo_sentiment")
+    lines, known = predictions(tmp_path / "run"), examples("demo_sentiment")
     for line in lines:
         text = known[line["id"]]["text"]
         for label, word in (("negative", "terrible"), ("positive", "great")):
-            wanted = mean(log_p(runs / "a", [text, "all in all it was", word], 2))
-            assert line["scores"][label] == pytest.approx(wanted, abs=1e-4)
+            expected = mean(log_p(runs / "a", [text, "all in all it was", word], 2))
+            assert line["scores"][label] == pytest.approx(expected, abs=1e-4)
         assert (line["label"], line["prediction"]) == (
             known[line["id"]]["label"], max(line["scores"], key=line["scores"].__getitem__),
         )  # fmt: skip
@@ -95,45 +95,48 @@ def test_words_behind_the_cue(runs, tmp_path):
     assert "accuracy" in (tmp_path / "run" / "report.md").read_text()
 
 
-def test_a_sentence_against_the_threshold_of_the_training_split(runs, tmp_path):
+def test_acceptability_uses_the_threshold_of_the_training_split(runs, tmp_path):
     words = ("task=demo_acceptability", f"init={runs / 'a'}", "task.metrics=[matthews_correlation]")
     assert zeroshot(tmp_path / "run", *words, "task.zeroshot.normalise=sum", "task.zeroshot.opening=.") == 0
-    lines, known, result = predicted(tmp_path / "run"), examples("demo_acceptability"), result_of(tmp_path / "run")
+    lines, known, result = predictions(tmp_path / "run"), examples("demo_acceptability"), result_of(tmp_path / "run")
     for line in lines:
-        wanted = sum(log_p(runs / "a", [".", known[line["id"]]["text"]]))
-        assert line["scores"]["acceptable"] == pytest.approx(wanted, abs=1e-3)
+        expected = sum(log_p(runs / "a", [".", known[line["id"]]["text"]]))
+        assert line["scores"]["acceptable"] == pytest.approx(expected, abs=1e-3)
         assert line["scores"]["unacceptable"] == pytest.approx(result["threshold"], abs=1e-6)
     labels = [line["label"] == "acceptable" for line in lines]
     likely = [line["scores"]["acceptable"] > result["threshold"] for line in lines]
     assert result["valid"]["matthews_correlation"] == pytest.approx(matthews_corrcoef(labels, likely))
     assert zeroshot(tmp_path / "other", *words) == 0
-    (first, *_), threshold = predicted(tmp_path / "other"), result_of(tmp_path / "other")["threshold"]
-    wanted = mean(log_p(runs / "a", [known[first["id"]]["text"]], 0))  # without the first token, and the mean
-    assert first["scores"] == {"unacceptable": pytest.approx(threshold), "acceptable": pytest.approx(wanted, abs=1e-4)}
+    (first, *_), threshold = predictions(tmp_path / "other"), result_of(tmp_path / "other")["threshold"]
+    expected = mean(log_p(runs / "a", [known[first["id"]]["text"]], 0))  # the mean, without the first token
+    assert first["scores"] == {
+        "unacceptable": pytest.approx(threshold),
+        "acceptable": pytest.approx(expected, abs=1e-4),
+    }
 
 
-def test_answers_behind_a_context_that_loses_its_beginning(runs, tmp_path):
+def test_answers_after_a_context_truncated_at_its_start(runs, tmp_path):
     assert zeroshot(tmp_path / "run", "task=demo_choice", f"init={runs / 'b'}") == 0
     _, tokenizer = gpt1cli.load(runs / "b")
-    known, cut = examples("demo_choice"), 0
-    for line in predicted(tmp_path / "run"):
+    known, truncated = examples("demo_choice"), 0
+    for line in predictions(tmp_path / "run"):
         context, answers = known[line["id"]]["context"], known[line["id"]]["choices"]
         lengths = [len(tokenizer.encode(answer)) for answer in answers]
-        cut += len(tokenizer.encode(context)) + max(lengths) > 64
-        # both stand behind the same context, which leaves room for the longer one
+        truncated += len(tokenizer.encode(context)) + max(lengths) > 64
+        # both follow the same context, truncated for the longer one
         room = 64 - max(lengths)
-        wanted = [mean(log_p(runs / "b", [context, a], 1, room + n)) for a, n in zip(answers, lengths, strict=True)]
-        assert [line["scores"][label] for label in ("0", "1")] == pytest.approx(wanted, abs=1e-4)
-    assert 0 < cut == result_of(tmp_path / "run")["cut"]["valid"] < 12
+        expected = [mean(log_p(runs / "b", [context, a], 1, room + n)) for a, n in zip(answers, lengths, strict=True)]
+        assert [line["scores"][label] for label in ("0", "1")] == pytest.approx(expected, abs=1e-4)
+    assert 0 < truncated == result_of(tmp_path / "run")["cut"]["valid"] < 12
 
 
-def test_what_follows_each_candidate(runs, tmp_path):
+def test_the_text_after_each_candidate_is_scored(runs, tmp_path):
     assert zeroshot(tmp_path / "run", "task=demo_pronoun", f"init={runs / 'a'}", command="zero-shot") == 0
     known = examples("demo_pronoun")
-    for line in predicted(tmp_path / "run"):
+    for line in predictions(tmp_path / "run"):
         before, after = known[line["id"]]["before"], known[line["id"]]["after"]
-        wanted = [mean(log_p(runs / "a", [before, name, after], 2)) for name in known[line["id"]]["candidates"]]
-        assert [line["scores"][label] for label in ("0", "1")] == pytest.approx(wanted, abs=1e-4)
+        expected = [mean(log_p(runs / "a", [before, name, after], 2)) for name in known[line["id"]]["candidates"]]
+        assert [line["scores"][label] for label in ("0", "1")] == pytest.approx(expected, abs=1e-4)
 
 
 # --- checkpoints and figures ------------------------------------------------------------------------------------------
@@ -149,15 +152,15 @@ def test_every_kept_checkpoint_is_a_point_of_the_curve(runs, tmp_path):
     assert zeroshot(tmp_path / "run", *words) == 0
     lines = [line for line in files.read_jsonl(tmp_path / "run" / "metrics.jsonl") if line["split"] == "valid"]
     assert [line["step"] for line in lines] == [2, 4, 6]
-    found = points(tmp_path / "run")
-    assert [(point["label"], point["architecture"], int(point["step"])) for point in found] == [
+    actual = points(tmp_path / "run")
+    assert [(point["label"], point["architecture"], int(point["step"])) for point in actual] == [
         ("a", "transformer", step) for step in (2, 4, 6)
     ]
-    wanted = [(line["accuracy"] - 0.5) / (0.9 - 0.5) for line in lines]
-    assert [float(point["value"]) for point in found] == pytest.approx(wanted)
+    expected = [(line["accuracy"] - 0.5) / (0.9 - 0.5) for line in lines]
+    assert [float(point["value"]) for point in actual] == pytest.approx(expected)
     result = result_of(tmp_path / "run")
     assert (result["checkpoints"], result["step"]) == (3, 6)
-    assert result["valid"]["accuracy"] == lines[-1]["accuracy"] and len(predicted(tmp_path / "run")) == 12
+    assert result["valid"]["accuracy"] == lines[-1]["accuracy"] and len(predictions(tmp_path / "run")) == 12
     assert "](plots/zeroshot.png)" in (tmp_path / "run" / "report.md").read_text()
     assert zeroshot(tmp_path / "one", "task=demo_sentiment", f"init={runs / 'a'}", "checkpoint=4") == 0
     alone = result_of(tmp_path / "one")
@@ -165,42 +168,42 @@ def test_every_kept_checkpoint_is_a_point_of_the_curve(runs, tmp_path):
     assert not list((tmp_path / "one" / "plots").glob("zeroshot.*"))
 
 
-def test_several_runs_share_a_figure_each_with_its_own_tokenizer(runs, tmp_path):
+def test_runs_with_different_tokenizers_share_a_figure(runs, tmp_path):
     both = f"runs=[{runs / 'a'},{runs / 'b'}]"
     assert zeroshot(tmp_path / "run", "task=demo_pronoun", both, "checkpoint=last") == 0
-    found, result = points(tmp_path / "run"), result_of(tmp_path / "run")
-    assert [(point["label"], point["architecture"]) for point in found] == [
+    actual, result = points(tmp_path / "run"), result_of(tmp_path / "run")
+    assert [(point["label"], point["architecture"]) for point in actual] == [
         ("a", "transformer"), ("b", "lstm"),
     ]  # fmt: skip
-    for point, name in zip(found, "ab", strict=True):  # without a reference the plain score
+    for point, name in zip(actual, "ab", strict=True):  # the plain score if there is no reference
         assert float(point["value"]) == result["runs"][str(runs / name)]["valid"]["accuracy"]
         assert zeroshot(tmp_path / name, "task=demo_pronoun", f"init={runs / name}") == 0
-        alone, together = predicted(tmp_path / name), predicted(tmp_path / "run")
+        alone, together = predictions(tmp_path / name), predictions(tmp_path / "run")
         assert [line["scores"] for line in alone] == [
             line["scores"] for line in together if line["init"] == str(runs / name)
         ]
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "fragment"),
     [
-        (["task=mnli", "init=openai"], "task=mnli has no task.zeroshot.rule; those that have: blimp, cola, demo_a"),
-        (["task=demo_pronoun"], "init=none: fresh weights know nothing; name a run folder, or openai"),
-        (["task=demo_pronoun", "init=RUN/a", "runs=[RUN/b]"], "one of them at a time"),
-        (["task=demo_pronoun", "runs=[RUN/b,RUN/b]"], "RUN/b is named twice"),
-        (["task=demo_pronoun", "init=RUN/a", "checkpoint=5"], "no such checkpoint; there are 2, 4, 6, best, last"),
-        (["task=demo_pronoun", "init=RUN/a/checkpoints/2", "checkpoint=all"], "is no run folder with checkpoints"),
-        (["task=demo_pronoun", "init=RUN/a", "checkpoint=first"], "takes a whole number or one of best, last, all"),
-        (["task=demo_pronoun", "init=RUN/a", "task.zeroshot.cue=so"], "task.zeroshot.cue=so: it is for rule answer"),
+        (["task=mnli", "init=openai"], "task=mnli has no task.zeroshot.rule; tasks that have one: blimp, cola, demo_a"),
+        (["task=demo_pronoun"], "init=none: random weights predict nothing useful; name a run folder, or init=openai"),
+        (["task=demo_pronoun", "init=RUN/a", "runs=[RUN/b]"], "use only one of them"),
+        (["task=demo_pronoun", "runs=[RUN/b,RUN/b]"], "runs: duplicate RUN/b"),
+        (["task=demo_pronoun", "init=RUN/a", "checkpoint=5"], "checkpoints/5: no such checkpoint; available: 2, 4, 6, best, last"),
+        (["task=demo_pronoun", "init=RUN/a/checkpoints/2", "checkpoint=all"], "is not a run folder with checkpoints"),
+        (["task=demo_pronoun", "init=RUN/a", "checkpoint=first"], "expected int or one of best, last, all"),
+        (["task=demo_pronoun", "init=RUN/a", "task.zeroshot.cue=so"], "task.zeroshot.cue=so: only for rule=answer"),
     ],
 )
-def test_what_cannot_be_answered_is_refused(runs, tmp_path, capsys, words, told):
+def test_invalid_zero_shot_settings_are_refused(runs, tmp_path, capsys, words, fragment):
     words = [word.replace("RUN", str(runs)) for word in words]
     assert zeroshot(tmp_path / "run", *words) == 2
-    assert told.replace("RUN", str(runs)) in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert fragment.replace("RUN", str(runs)) in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 # --- real data --------------------------------------------------------------------------------------------------------
@@ -208,7 +211,7 @@ def test_what_cannot_be_answered_is_refused(runs, tmp_path, capsys, words, told)
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("task", ["winograd", "sst2", "cola", "race", "story_cloze"])
-def test_the_papers_tasks_are_answered(test_hub, runs, tmp_path, task):
+def test_tasks_of_the_papers_are_predicted(test_hub, runs, tmp_path, task):
     words = (f"task={task}", f"init={runs / 'a'}", f"hub={test_hub}", f"cache={runs / 'cache'}")
     assert zeroshot(tmp_path / "run", *words, "limit.valid=6", "limit.test=6") == 0
     result = result_of(tmp_path / "run")

@@ -1,12 +1,12 @@
-"""Makes old_runs.tar.xz and old_runs.json: runs as commit d801a04 wrote them, and the numbers that it computed itself.
+"""Writes old_runs.tar.xz and old_runs.json: runs written by commit d801a04, and the numbers that it computed.
 
-They are never made anew by later code: they stand for what users have on their disks. How they were made, with a
-checkout of that commit at the beginning of PYTHONPATH, in a folder that does not exist yet:
+They are never written again by later code, because they represent what users have on their disks. To write them, put a
+checkout of that commit first on PYTHONPATH and give a folder that does not exist yet:
 
     python tests/data/make_old_runs.py /somewhere
 
-Nothing of what was written is left out. Paths, the names of machine and system, and the pixels of pictures (made
-fewer, for the size of the archive) are not those of the machine where they were made.
+The archive contains all that the runs wrote. Paths, the names of machine and system, and the resolution of pictures
+(reduced for the size of the archive) are changed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 
 import gpt1cli
 
-PLACE = "/somewhere"  # what stands for the folder in which the runs were made
+PLACE = "/somewhere"  # replaces the folder of the runs
 STORY = "the cat sat on the mat . the dog ran to the cat . a bird sang , and the dog sat down .\n"
 STORY += "the quick brown fox jumps over a lazy dog , and very well .\n"  # all letters
 LINES = "the cat sat on the mat .\nA dog, and a bird!\n\n" + "the dog ran to the cat . " * 4 + "\n"
@@ -46,7 +46,7 @@ LONG = ("steps=120", "eval_every=40", "log_every=20", "lr=5e-3", "warmup_steps=1
 
 
 def gpt1(*words: str, stop: str | None = None) -> None:
-    """Run a command; with `stop`, end it by SIGTERM once that metrics.jsonl has a line."""
+    """Run a command; with `stop`, end it by SIGTERM when that metrics.jsonl has a line."""
     process = subprocess.Popen([sys.executable, "-m", "gpt1cli", *words])
     while stop and process.poll() is None and not (os.path.exists(stop) and os.path.getsize(stop) > 150):
         time.sleep(0.01)
@@ -57,8 +57,8 @@ def gpt1(*words: str, stop: str | None = None) -> None:
         raise SystemExit(f"status {status}: gpt1 {' '.join(words)}")
 
 
-def make(root: Path) -> None:
-    """The runs of the archive, below root/runs, and those to compare with, below root/apart."""
+def write_runs(root: Path) -> None:
+    """Write the runs of the archive in root/runs, and those to compare with in root/apart."""
     (root / "story.txt").write_text(STORY * 40)
     (root / "lines.txt").write_text(LINES)
     (root / "rows.csv").write_text(ROWS)
@@ -111,69 +111,72 @@ def make(root: Path) -> None:
     gpt1("report", f"runs=[{root}/runs/sweep]", *where, at("apart/report"))
 
 
-# --- what is kept -----------------------------------------------------------------------------------------------------
+# --- the archive ------------------------------------------------------------------------------------------------------
 
 
-def lines(path: Path) -> list[Any]:
-    """The objects of a file of JSON lines."""
+def read_lines(path: Path) -> list[Any]:
+    """Return the objects of a file of JSON lines."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def expected(root: Path) -> dict[str, Any]:
-    """What d801a04 says of these runs."""
+def expected_results(root: Path) -> dict[str, Any]:
+    """Return the results of d801a04 on these runs."""
     apart = root / "apart"
-    predicted = {"head": lines(apart / "predict-head" / "predictions.jsonl"), "prompt": lines(apart / "said.jsonl")}
+    predicted = {
+        "head": read_lines(apart / "predict-head" / "predictions.jsonl"),
+        "prompt": read_lines(apart / "said.jsonl"),
+    }
     evaluated = {name: json.loads((apart / f"evaluate-{name}" / "result.json").read_text()) for name in predicted}
-    read = {name: tensors(apart / name / "model.safetensors") for name in predicted}
+    exported = {name: read_tensors(apart / name / "model.safetensors") for name in predicted}
     return {
-        "whole": lines(apart / "whole" / "metrics.jsonl"),
-        "longer": lines(apart / "longer" / "metrics.jsonl"),
+        "whole": read_lines(apart / "whole" / "metrics.jsonl"),
+        "longer": read_lines(apart / "longer" / "metrics.jsonl"),
         "study": {
             path.parent.name: json.loads(path.read_text()) for path in sorted(apart.glob("study/cells/*/result.json"))
         },
         "study_table": (apart / "study" / "table.csv").read_text(),
-        "score": lines(apart / "score" / "scores.jsonl"),
-        "score_lstm": lines(apart / "score-lstm" / "scores.jsonl"),
-        "generate": lines(apart / "generate" / "generated.jsonl"),
-        "generate_lstm": lines(apart / "generate-lstm" / "generated.jsonl"),
-        "zeroshot": lines(apart / "zeroshot" / "metrics.jsonl"),
-        "fewshot": lines(apart / "fewshot" / "metrics.jsonl"),
+        "score": read_lines(apart / "score" / "scores.jsonl"),
+        "score_lstm": read_lines(apart / "score-lstm" / "scores.jsonl"),
+        "generate": read_lines(apart / "generate" / "generated.jsonl"),
+        "generate_lstm": read_lines(apart / "generate-lstm" / "generated.jsonl"),
+        "zeroshot": read_lines(apart / "zeroshot" / "metrics.jsonl"),
+        "fewshot": read_lines(apart / "fewshot" / "metrics.jsonl"),
         "evaluate": evaluated,
         "predict": predicted,
         "export": {
-            name: {"config": json.loads((apart / name / "config.json").read_text()), "tensors": read[name]}
+            name: {"config": json.loads((apart / name / "config.json").read_text()), "tensors": exported[name]}
             for name in predicted
         },
         "report": (apart / "report" / "table.csv").read_text(),
-        "logits": logits(root),
+        "logits": compute_logits(root),
     }
 
 
-def tensors(path: Path) -> dict[str, Any]:
-    """Small tensors as they are, large ones, which are copied and never computed, as a checksum."""
-    found = {name: tensor.flatten() for name, tensor in load_file(path).items()}
+def read_tensors(path: Path) -> dict[str, Any]:
+    """Return small tensors as lists, and large ones, which are copied and never computed, as a checksum."""
+    tensors = {name: tensor.flatten() for name, tensor in load_file(path).items()}
     return {
         name: x.tolist() if len(x) <= 64 else hashlib.sha256(x.numpy().tobytes()).hexdigest()[:16]
-        for name, x in found.items()
+        for name, x in tensors.items()
     }
 
 
-def logits(root: Path) -> dict[str, Any]:
-    """What the models say behind a text, through gpt1cli.load."""
+def compute_logits(root: Path) -> dict[str, Any]:
+    """Return the logits of the models after a text, through gpt1cli.load."""
     import torch
 
-    found = {}
+    results = {}
     for name in ("pre", "part", "lstm"):
         model, tokenizer = gpt1cli.load(root / "runs" / name)
         tokens = tokenizer.encode("the cat sat on")
         with torch.no_grad():
-            said = model.logits(model(torch.tensor([tokens])))[0, -1].tolist()
-        found[name] = {"tokens": tokens, "logits": said}
-    return found
+            scores = model.logits(model(torch.tensor([tokens])))[0, -1].tolist()
+        results[name] = {"tokens": tokens, "logits": scores}
+    return results
 
 
-def scrubbed(path: Path, root: Path) -> bytes:
-    """A file's bytes without anything of the machine."""
+def anonymise(path: Path, root: Path) -> bytes:
+    """Return the bytes of a file without paths and names of the machine."""
     if path.suffix == ".png":
         picture, out = Image.open(path), io.BytesIO()
         picture.convert("L").resize((picture.width // 8, picture.height // 8)).quantize(4).save(out, "PNG")
@@ -192,7 +195,7 @@ def scrubbed(path: Path, root: Path) -> bytes:
 
 
 def pack(root: Path, target: Path) -> None:
-    """runs/, the cache and the texts, as an archive that names no user."""
+    """Write runs/, the cache and the texts to an archive without user names."""
     with tarfile.open(target, "w:xz", preset=9) as archive:
         for path in sorted(root.rglob("*")):
             inside = path.relative_to(root)
@@ -201,7 +204,7 @@ def pack(root: Path, target: Path) -> None:
             entry = archive.gettarinfo(path, str(inside))
             entry.uid = entry.gid = entry.mtime = 0
             entry.uname = entry.gname = ""
-            data = scrubbed(path, root) if entry.isreg() else b""
+            data = anonymise(path, root) if entry.isreg() else b""
             entry.size = len(data)
             archive.addfile(entry, io.BytesIO(data))
 
@@ -210,9 +213,9 @@ def main() -> None:
     root, data = Path(sys.argv[1]).absolute(), Path(__file__).resolve().parent
     root.mkdir()
     print(gpt1cli.__file__)
-    make(root)
-    told = json.dumps(expected(root), ensure_ascii=False).replace(str(root), PLACE)
-    (data / "old_runs.json").write_text(told + "\n", encoding="utf-8")
+    write_runs(root)
+    results = json.dumps(expected_results(root), ensure_ascii=False).replace(str(root), PLACE)
+    (data / "old_runs.json").write_text(results + "\n", encoding="utf-8")
     pack(root, data / "old_runs.tar.xz")
     shutil.rmtree(root / "apart")
 

@@ -1,4 +1,4 @@
-"""The demo world against pinned digests, counts, and what anyone knows about these words."""
+"""The demo world against pinned digests, counts, and the meanings of its words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from gpt1cli.data import demo_world
 from gpt1cli.data.demo_world import BOYS, GIRLS, KINDS, QUALITIES, SIZES, TASKS, documents, examples
 
-DIGESTS = {  # of the first three documents, and of each training set
+DIGESTS = {  # of the first three documents and of each training set
     "documents": "e2e395641895a09c",
     "demo_sentiment": "a6cf73048dead313",
     "demo_entailment": "c69f194ae5575e5a",
@@ -32,7 +32,7 @@ KEYS = {
     "demo_pronoun": ["id", "before", "candidates", "after", "label"],
 }
 
-# By hand, and not from the tables: words, what they mean, and the opposite of that.
+# Written by hand, not from the tables: meanings, words, opposites.
 MEANS = {
     "happy": "glad merry joyful cheerful jolly elated", "sad": "gloomy tearful unhappy miserable sorrowful mournful",
     "brave": "fearless plucky heroic valiant courageous", "afraid": "scared timid frightened terrified nervous",
@@ -71,24 +71,24 @@ def digest(value: object) -> str:
 # --- the corpus -------------------------------------------------------------------------------------------------------
 
 
-def test_documents_are_the_same_everywhere():
+def test_documents_have_the_pinned_digest():
     assert digest(list(documents(count=3))) == DIGESTS["documents"]
 
 
-def test_documents_by_seed_and_count():
+def test_documents_depend_on_seed_and_not_on_count():
     assert list(documents(count=2)) == list(itertools.islice(documents(), 2))
     assert list(documents(seed=1, count=2)) != list(documents(seed=0, count=2))
     assert not set(documents(seed=1, count=50)) & set(documents(seed=0, count=50))
 
 
-def test_size():
-    told = list(documents())
-    assert 1_500_000 < sum(len(document.split()) for document in told) < 2_000_000
-    assert sum(map(len, told)) == pytest.approx(demo_world.CHARACTERS, rel=0.01)
-    seen, all_of_them = (
-        set(re.findall(r"[a-z]+", " ".join(part))) for part in (told[: demo_world.VOCABULARY_DOCUMENTS], told)
+def test_corpus_size_and_vocabulary():
+    texts = list(documents())
+    assert 1_500_000 < sum(len(document.split()) for document in texts) < 2_000_000
+    assert sum(map(len, texts)) == pytest.approx(demo_world.CHARACTERS, rel=0.01)
+    first_words, all_words = (
+        set(re.findall(r"[a-z]+", " ".join(part))) for part in (texts[: demo_world.VOCABULARY_DOCUMENTS], texts)
     )
-    assert seen == all_of_them  # the vocabulary is trained on the first documents only
+    assert first_words == all_words  # the vocabulary is trained on the first documents only
 
 
 def test_documents_are_plain_sentences():
@@ -101,16 +101,16 @@ def test_documents_are_plain_sentences():
         assert 2 <= len(people) <= demo_world.PEOPLE_PER_DOCUMENT
 
 
-def test_stories_hold_together():
-    """What a person wants stays the same, and what the end says is what the sentences before it said."""
+def test_stories_are_consistent():
+    """A person always wants the same thing, and the end of a story agrees with its sentences."""
     wanted, ends = collections.Counter(), 0
     for document in documents(count=300):
         for name in set(GIRLS + BOYS):
             wanted[len(set(re.findall(rf"\b{name} (?:wanted|wished for|dreamed of) an? (\w+)", document)))] += 1
         for line in document.split("\n"):
-            if found := re.search(r"was (\w+)\. (?:[a-z ]+\. )*?so \w+ was (\w+)\.", line):
-                assert MEANING.get(found[1], found[2]) == found[2]
-                ends += found[1] in MEANING
+            if match := re.search(r"was (\w+)\. (?:[a-z ]+\. )*?so \w+ was (\w+)\.", line):
+                assert MEANING.get(match[1], match[2]) == match[2]
+                ends += match[1] in MEANING
     assert set(wanted) == {0, 1} and wanted[1] > 100
     assert ends > 50
 
@@ -119,23 +119,25 @@ def test_stories_hold_together():
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_examples(task):
+def test_examples_have_the_pinned_digest_and_balanced_labels(task):
     assert digest(examples(task, "train")) == DIGESTS[task]
     for split, size in SIZES.items():
-        found = examples(task, split)
-        counts = collections.Counter(row["label"] for row in found)
+        rows = examples(task, split)
+        counts = collections.Counter(row["label"] for row in rows)
         assert counts.keys() == set(TASKS[task].labels) and max(counts.values()) - min(counts.values()) <= 1
-        assert len(found) == size == len({row["id"] for row in found})
-        assert all(list(row) == KEYS[task] for row in found)
+        assert len(rows) == size == len({row["id"] for row in rows})
+        assert all(list(row) == KEYS[task] for row in rows)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_no_text_is_in_two_splits(task):
-    found = [tuple(v for k, v in row.items() if isinstance(v, str) and k not in ("id", "label")) for row in rows(task)]
-    assert len(set(found)) == len(found) == sum(SIZES.values())
+    contents = [
+        tuple(v for k, v in row.items() if isinstance(v, str) and k not in ("id", "label")) for row in rows(task)
+    ]
+    assert len(set(contents)) == len(contents) == sum(SIZES.values())
 
 
-def test_the_training_sets_leave_words_out_that_the_test_sets_need():
+def test_the_test_sets_need_words_that_the_training_sets_do_not_have():
     names, nouns = [GIRLS, BOYS], [kind.nouns for kind in KINDS.values()]
     lists = [*names, *nouns, *(quality.words for quality in QUALITIES.values())]
     held_out = {word for words in lists for word in words[len(words) // 3 :]}
@@ -152,42 +154,42 @@ def test_the_training_sets_leave_words_out_that_the_test_sets_need():
 
 
 @pytest.mark.parametrize(
-    ("task", "split", "told"),
+    ("task", "split", "message"),
     [
         ("demo_sentimental", "train", "'demo_sentimental': not one of demo_sentiment, demo_entailment"),
         ("demo_choice", "dev", "'dev': not one of train, valid, test"),
         ("sst2", "dev", "'sst2': not one of .*; split 'dev': not one of"),
     ],
 )
-def test_unknown_names_are_refused(task, split, told):
-    with pytest.raises(ValueError, match=told):
+def test_unknown_names_are_refused(task, split, message):
+    with pytest.raises(ValueError, match=message):
         examples(task, split)
 
 
-# --- the labels, by hand ----------------------------------------------------------------------------------------------
+# --- the labels, checked with the meanings above ----------------------------------------------------------------------
 
 
-def test_sentiment():
+def test_sentiment_labels():
     good = {"great", "happy", "kind"}
     checked = collections.Counter()
     for row in rows("demo_sentiment"):
         verdict = row["text"].split(", but it was ")[-1]  # "he feared that it would be awful, but it was lovely"
-        if found := meanings(verdict):
-            positive = (found[-1] in good) != (" not " in verdict)
+        if qualities := meanings(verdict):
+            positive = (qualities[-1] in good) != (" not " in verdict)
             assert row["label"] == ("positive" if positive else "negative"), row
             checked[row["label"]] += 1
     assert min(checked.values()) > 200
 
 
-def test_entailment():
+def test_entailment_labels():
     checked = collections.Counter()
     for row in rows("demo_entailment"):
-        said = row["hypothesis"].rstrip(".").split()[-1]
-        told = [one for one in meanings(row["premise"]) if (one in THINGS) == (said in THINGS)]
-        bare = re.fullmatch(r"the gift from \w+ was \w+\.", row["premise"])
-        if told or (bare and said in THINGS):
-            against = told and (OPPOSITE.get(said) in told or (said in THINGS and said not in told))
-            expected = "entailment" if said in told else "contradiction" if against else "neutral"
+        claim = row["hypothesis"].rstrip(".").split()[-1]
+        facts = [one for one in meanings(row["premise"]) if (one in THINGS) == (claim in THINGS)]
+        only_a_look = re.fullmatch(r"the gift from \w+ was \w+\.", row["premise"])
+        if facts or (only_a_look and claim in THINGS):
+            contradicts = facts and (OPPOSITE.get(claim) in facts or (claim in THINGS and claim not in facts))
+            expected = "entailment" if claim in facts else "contradiction" if contradicts else "neutral"
             assert row["label"] == expected, row
             checked[expected] += 1
     assert min(checked.values()) > 200
@@ -206,36 +208,36 @@ def test_entailment():
         (r"the (hat|drum|hammer|apple|box|truck) was (polite|cruel|rude|timid|fearless|scared)", "unacceptable"),
     ],
 )
-def test_acceptability(pattern, label):
-    found = [row["label"] for row in rows("demo_acceptability") if re.fullmatch(pattern + r"\.", row["text"])]
-    assert len(found) >= 3 and set(found) == {label}
+def test_acceptability_labels(pattern, label):
+    labels = [row["label"] for row in rows("demo_acceptability") if re.fullmatch(pattern + r"\.", row["text"])]
+    assert len(labels) >= 3 and set(labels) == {label}
 
 
-def test_similarity():
+def test_similarity_labels():
     checked = collections.Counter()
     for row in rows("demo_similarity"):
-        told, said = meanings(row["text_a"]), row["text_b"]
-        told = [one for one in told if one not in THINGS]
-        if told:
+        facts, other = meanings(row["text_a"]), row["text_b"]
+        facts = [one for one in facts if one not in THINGS]
+        if facts:
             names = re.findall(r"\w+", row["text_a"])
-            same_words = told[0] in said.split() or f" {told[0]}." in said
-            same_roles = " gave " not in row["text_a"] or said.startswith(names[2])
+            same_words = facts[0] in other.split() or f" {facts[0]}." in other
+            same_roles = " gave " not in row["text_a"] or other.startswith(names[2])
             assert row["label"] == ("equivalent" if same_words and same_roles else "not_equivalent"), row
             checked[row["label"]] += 1
     assert min(checked.values()) > 200
 
 
-def test_choice():
-    """Of two ends the right one agrees with what is told, by the words known here."""
+def test_choice_labels():
+    """The right one of the two ends agrees with the story, as far as the words above tell."""
     checked = 0
     for row in rows("demo_choice"):
         right, wrong = row["choices"][row["label"]], row["choices"][1 - row["label"]]
         assert right != wrong
-        if (said := re.fullmatch(r"so (?:the )?\w+ was (?:an? )?(\w+)\.", right)) and " not " not in row["context"]:
-            told = meanings(re.sub(r"in the \w+", "", row["context"]))  # but for what the gift was hidden in
-            told = [one for one in told if (one in THINGS) == (said[1] in THINGS)]
-            if told:
-                assert said[1] in told
+        if (end := re.fullmatch(r"so (?:the )?\w+ was (?:an? )?(\w+)\.", right)) and " not " not in row["context"]:
+            facts = meanings(re.sub(r"in the \w+", "", row["context"]))  # without the container of a gift
+            facts = [one for one in facts if (one in THINGS) == (end[1] in THINGS)]
+            if facts:
+                assert end[1] in facts
                 checked += 1
     assert checked > 100
 
@@ -251,16 +253,16 @@ def test_choice():
         ("complained about", "sad", "mean"),
     ],
 )
-def test_pronoun(happening, first, second):
-    found = [row for row in rows("demo_pronoun") if happening in row["before"] and meanings(row["after"])]
-    assert {row["label"] for row in found} == {0, 1}
-    for row in found:
+def test_pronoun_labels(happening, first, second):
+    matches = [row for row in rows("demo_pronoun") if happening in row["before"] and meanings(row["after"])]
+    assert {row["label"] for row in matches} == {0, 1}
+    for row in matches:
         assert meanings(row["after"]) == [(first, second)[row["label"]]]
         one, other = row["candidates"]
         assert row["before"].index(one) < row["before"].index(other) and row["before"].endswith(" because")
 
 
-def test_the_digests_belong_to_this_text():
+def test_the_text_has_not_changed():
     """A change of the text needs new DIGESTS: prepared corpora and resumed runs are checked against them."""
     text = hashlib.sha256()
     for document in demo_world.documents():

@@ -1,4 +1,4 @@
-"""The door to data: a folder laid out like the hub, the caches, the one short check. Nothing leaves this machine."""
+"""Access to data: a folder with the layout of the hub, the caches, the short check. Nothing leaves this machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gpt1cli.config.data import CorpusConfig, TokenizerConfig
 from gpt1cli.config.schema import UserError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.data import hub
-from gpt1cli.data.hub import Need
+from gpt1cli.data.hub import Requirement
 from gpt1cli.pretrained import locate
 
 ROWS = {"sentence": ["a fine day", "no day at all", "fine"], "label": [1, 0, -1]}
@@ -47,36 +47,36 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def data(repo: str, subset: str | None = None, *ways: str) -> Need:
-    return Need("what it is for", repo, subset, None, ways)
+def data_requirement(repo: str, subset: str | None = None, *remedies: str) -> Requirement:
+    return Requirement("purpose", repo, subset, None, remedies)
 
 
-# --- a folder laid out like the hub -----------------------------------------------------------------------------------
+# --- a folder with the layout of the hub ------------------------------------------------------------------------------
 
 
-def test_reads_rows_and_splits_from_a_folder(mirror, tmp_path):
+def test_rows_and_splits_are_read_from_a_folder(mirror, tmp_path):
     assert hub.split_names("org/set", "one", str(mirror), tmp_path / "cache") == ["train", "validation"]
-    rows = hub.dataset("org/set", "one", "validation", str(mirror), tmp_path / "cache")
+    rows = hub.load_split("org/set", "one", "validation", str(mirror), tmp_path / "cache")
     assert rows[:] == ROWS
     assert rows.cache_files[0]["filename"].startswith(str(tmp_path / "cache/datasets"))  # memory-mapped Arrow
 
 
-def test_what_a_folder_lacks_is_named_with_what_is_there(mirror, tmp_path):
-    with pytest.raises(UserError, match=r"org/set: no subset three; there: one, two"):
-        hub.dataset("org/set", "three", "train", str(mirror), tmp_path)
-    with pytest.raises(UserError, match=r"org/set: a subset must be named; there: one, two"):
-        hub.dataset("org/set", None, "train", str(mirror), tmp_path)
-    with pytest.raises(UserError, match=r"org/set, subset two: no split test; there: train"):
-        hub.dataset("org/set", "two", "test", str(mirror), tmp_path)
+def test_a_missing_subset_or_split_is_reported_with_those_that_exist(mirror, tmp_path):
+    with pytest.raises(UserError, match=r"org/set: no subset three; its subsets: one, two"):
+        hub.load_split("org/set", "three", "train", str(mirror), tmp_path)
+    with pytest.raises(UserError, match=r"org/set: a subset must be named; its subsets: one, two"):
+        hub.load_split("org/set", None, "train", str(mirror), tmp_path)
+    with pytest.raises(UserError, match=r"org/set, subset two: no split test; its splits: train"):
+        hub.load_split("org/set", "two", "test", str(mirror), tmp_path)
     with pytest.raises(UserError, match=r"org/other: no such folder"):
-        hub.dataset("org/other", None, "train", str(mirror), tmp_path)
+        hub.load_split("org/other", None, "train", str(mirror), tmp_path)
 
 
-def test_changed_files_and_another_folder_are_not_taken_for_those_read_before(mirror, tmp_path):
-    """The library's own cache key follows from the README alone."""
+def test_changed_files_and_other_folders_are_read_again(mirror, tmp_path):
+    """The library's own cache key depends only on the README."""
 
     def read(folder: Path) -> list[str]:
-        return hub.dataset("org/set", "two", "train", str(folder), tmp_path / "cache")["sentence"][:]
+        return hub.load_split("org/set", "two", "train", str(folder), tmp_path / "cache")["sentence"][:]
 
     assert read(mirror) == ROWS["sentence"]
     other = shutil.copytree(mirror, tmp_path / "other")
@@ -88,7 +88,7 @@ def test_changed_files_and_another_folder_are_not_taken_for_those_read_before(mi
 
 
 @pytest.mark.parametrize("damage", ["half", "middle", "empty"])
-def test_a_damaged_file_is_named(mirror, tmp_path, damage, capfd):
+def test_a_damaged_file_is_reported(mirror, tmp_path, damage, capfd):
     path = mirror / "org/set/two/train-00000-of-00001.parquet"
     many = {"sentence": [f"sentence {i} {i * i}" for i in range(5000)], "label": [0, 1] * 2500}
     datasets.Dataset.from_dict(many).to_parquet(path)
@@ -97,18 +97,18 @@ def test_a_damaged_file_is_named(mirror, tmp_path, damage, capfd):
     broken = {"half": whole[: 2 * third], "middle": whole[:third] + bytes(third) + whole[2 * third :], "empty": b""}
     path.write_bytes(broken[damage])
     with pytest.raises(UserError) as error:
-        hub.dataset("org/set", "two", "train", str(mirror), tmp_path / "cache")
+        hub.load_split("org/set", "two", "train", str(mirror), tmp_path / "cache")
     assert str(error.value).startswith(f"{path}: cannot be read (") and "\n" not in str(error.value)
     assert capfd.readouterr() == ("", "")
     path.write_bytes(whole)
-    assert hub.dataset("org/set", "two", "train", str(mirror), tmp_path / "cache")[:] == many
+    assert hub.load_split("org/set", "two", "train", str(mirror), tmp_path / "cache")[:] == many
 
 
-def test_a_folder_that_happens_to_lie_here_is_not_taken_for_the_hubs(mirror, offline, monkeypatch):
+def test_a_local_folder_of_the_same_name_is_not_read_instead_of_the_hub(mirror, offline, monkeypatch):
     monkeypatch.chdir(mirror)
-    with pytest.raises(UserError, match=r"org/set: a folder of that name lies in .* by hub=\."):
-        hub.dataset("org/set", "one", "train", None, offline / "cache")
-    assert hub.dataset("org/set", "one", "train", ".", offline / "cache")[:] == ROWS
+    with pytest.raises(UserError, match=r"org/set: .* has a folder of this name; use hub=\. to read it"):
+        hub.load_split("org/set", "one", "train", None, offline / "cache")
+    assert hub.load_split("org/set", "one", "train", ".", offline / "cache")[:] == ROWS
 
 
 def test_code_in_a_data_set_is_not_executed(tmp_path):
@@ -116,7 +116,7 @@ def test_code_in_a_data_set_is_not_executed(tmp_path):
     folder.mkdir(parents=True)
     (folder / "set.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
     with pytest.raises(UserError, match=r"org/set: cannot be read \(Dataset scripts are no longer supported"):
-        hub.dataset("org/set", None, "train", str(tmp_path / "hub"), tmp_path / "cache")
+        hub.load_split("org/set", None, "train", str(tmp_path / "hub"), tmp_path / "cache")
     assert not (tmp_path / "executed").exists()
 
 
@@ -124,19 +124,19 @@ def test_files_of_a_model(tmp_path):
     folder = tmp_path / "org/model"
     folder.mkdir(parents=True)
     (folder / "pytorch_model.bin").touch()
-    either = ("model.safetensors", "pytorch_model.bin")
-    assert hub.file("org/model", "pytorch_model.bin", str(tmp_path), tmp_path) == folder / "pytorch_model.bin"
-    assert hub.file("org/model", either, str(tmp_path), tmp_path) == folder / "pytorch_model.bin"
+    names = ("model.safetensors", "pytorch_model.bin")
+    assert hub.find_file("org/model", "pytorch_model.bin", str(tmp_path), tmp_path) == folder / "pytorch_model.bin"
+    assert hub.find_file("org/model", names, str(tmp_path), tmp_path) == folder / "pytorch_model.bin"
     (folder / "model.safetensors").touch()
-    assert hub.file("org/model", either, str(tmp_path), tmp_path) == folder / "model.safetensors"
-    with pytest.raises(UserError, match=r"org/model: no vocab.json there"):
-        hub.file("org/model", "vocab.json", str(tmp_path), tmp_path)
+    assert hub.find_file("org/model", names, str(tmp_path), tmp_path) == folder / "model.safetensors"
+    with pytest.raises(UserError, match=r"org/model: no file vocab\.json"):
+        hub.find_file("org/model", "vocab.json", str(tmp_path), tmp_path)
 
 
-def test_fingerprint_is_that_of_the_rows(tmp_path):
+def test_the_fingerprint_depends_only_on_the_rows(tmp_path):
     def read(name: str, columns: dict) -> str:
         data_set(tmp_path / name / "org/set", {"x": {"train": columns}})
-        return hub.fingerprint(hub.dataset("org/set", "x", "train", str(tmp_path / name), tmp_path))
+        return hub.dataset_fingerprint(hub.load_split("org/set", "x", "train", str(tmp_path / name), tmp_path))
 
     rows = {"text": [f"book {i}" for i in range(3000)]}
     first = read("a", rows)
@@ -144,70 +144,76 @@ def test_fingerprint_is_that_of_the_rows(tmp_path):
     assert first != read("c", {"text": rows["text"][::-1]})
     assert first != read("d", {"text": rows["text"][:-1]})
     assert first != read("e", {"words": rows["text"]})
-    assert first == hub.fingerprint(datasets.Dataset.from_dict(rows).select(range(3000)))
+    assert first == hub.dataset_fingerprint(datasets.Dataset.from_dict(rows).select(range(3000)))
 
 
-# --- the one short check ----------------------------------------------------------------------------------------------
+# --- the short check --------------------------------------------------------------------------------------------------
 
 
-def test_everything_missing_is_listed_together_and_each_way_out_once(offline):
-    needs = [
-        data("org/set", "one", "a way"),
-        Need("the vocabulary", "org/model", None, "vocab.json", ("a way", "another")),
-        Need("the weights", "org/model", None, ("model.safetensors", "pytorch_model.bin"), ()),
+def test_all_that_is_missing_is_listed_and_each_remedy_once(offline):
+    requirements = [
+        data_requirement("org/set", "one", "a remedy"),
+        Requirement("the vocabulary", "org/model", None, "vocab.json", ("a remedy", "another")),
+        Requirement("the weights", "org/model", None, ("model.safetensors", "pytorch_model.bin"), ()),
     ]
     with pytest.raises(UserError) as error:
-        hub.require(needs, None, offline / "cache")
+        hub.check_requirements(requirements, None, offline / "cache")
     lines = str(error.value).splitlines()
     assert "cannot be reached" in lines[0] and "127.0.0.1" in lines[0]
     assert lines[1:4] == [
-        "  org/set, subset one (what it is for)",
+        "  org/set, subset one (purpose)",
         "  org/model, vocab.json (the vocabulary)",
         "  org/model, model.safetensors or pytorch_model.bin (the weights)",
     ]
-    assert lines[4:] == ["Ways out:", f"  {hub.HUB_FOLDER}", "  a way", "  another", f"  {hub.DEMO}"]
+    remedies = [hub.HUB_FOLDER_HINT, "a remedy", "another", hub.DEMO_HINT]
+    assert lines[4:] == ["What you can do:", *(f"  {remedy}" for remedy in remedies)]
 
 
-def test_in_a_folder_the_reason_stands_beside_each_thing(mirror, tmp_path):
-    file = Need("it", "org/set", None, "x.json", ())
-    needs = [data("org/set", "one"), data("org/set", "three"), data("org/none"), file]
+def test_in_a_folder_the_reason_is_given_for_each_requirement(mirror, tmp_path):
+    file = Requirement("it", "org/set", None, "x.json", ())
+    requirements = [
+        data_requirement("org/set", "one"),
+        data_requirement("org/set", "three"),
+        data_requirement("org/none"),
+        file,
+    ]
     with pytest.raises(UserError) as error:
-        hub.require(needs, str(mirror), tmp_path / "cache")
+        hub.check_requirements(requirements, str(mirror), tmp_path / "cache")
     lines = str(error.value).splitlines()
-    assert lines[0] == f"hub={mirror} lacks what this run needs:"
+    assert f"hub={mirror} does not have" in lines[0]
     assert [line.partition("): ")[0] for line in lines[1:4]] == [
-        "  org/set, subset three (what it is for",
-        "  org/none (what it is for",
+        "  org/set, subset three (purpose",
+        "  org/none (purpose",
         "  org/set, x.json (it",
     ]
-    assert lines[1].endswith("no subset three; there: one, two")
+    assert lines[1].endswith("no subset three; its subsets: one, two")
     assert "org/set, subset one" not in str(error.value)
 
 
-def test_a_hub_that_is_no_folder_says_so(tmp_path):
+def test_a_hub_that_is_not_a_folder_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"hub=/no/such: no such folder"):
-        hub.require([], "/no/such", tmp_path)
+        hub.check_requirements([], "/no/such", tmp_path)
     with pytest.raises(UserError, match=r"file: this is a file"):
-        hub.require([], str(tmp_path / "file"), tmp_path)
+        hub.check_requirements([], str(tmp_path / "file"), tmp_path)
 
 
-def test_nothing_needed_asks_nobody(offline, monkeypatch):
-    asked = []
-    monkeypatch.setattr(hub, "unreachable", lambda: asked.append(1) or "silent")
-    hub.require([], None, offline / "cache")
-    assert asked == []
+def test_the_network_is_only_checked_if_something_is_missing(offline, monkeypatch):
+    calls = []
+    monkeypatch.setattr(hub, "connection_error", lambda: calls.append(1) or "silent")
+    hub.check_requirements([], None, offline / "cache")
+    assert calls == []
     with pytest.raises(UserError, match="silent"):
-        hub.require([data("org/set", "one")], None, offline / "cache")
-    assert asked == [1]
+        hub.check_requirements([data_requirement("org/set", "one")], None, offline / "cache")
+    assert calls == [1]
 
 
-def test_a_hub_that_answers_is_enough(offline, monkeypatch):
-    asked = []
+def test_if_the_hub_answers_nothing_is_refused(offline, monkeypatch):
+    requests = []
 
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
-            asked.append(self.path)
+            requests.append(self.path)
             self.send_response(200)
             self.end_headers()
 
@@ -216,13 +222,13 @@ def test_a_hub_that_answers_is_enough(offline, monkeypatch):
     with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        hub.require([data("org/set", "one")], None, offline / "cache")
+        hub.check_requirements([data_requirement("org/set", "one")], None, offline / "cache")
         server.shutdown()
-    assert len(asked) == 1  # one short check, whatever is needed
+    assert len(requests) == 1
 
 
-@pytest.mark.parametrize(("answer", "told"), [("half", "received 999 bytes, expected 40000"), ("refused", "403")])
-def test_a_file_that_comes_half_or_not_leaves_nothing_and_the_next_try_works(offline, monkeypatch, answer, told):
+@pytest.mark.parametrize(("answer", "reason"), [("half", "received 999 bytes, expected 40000"), ("refused", "403")])
+def test_a_failed_download_keeps_no_partial_file_and_can_be_repeated(offline, monkeypatch, answer, reason):
     content, answers = b'{"a": 1}' * 5000, [answer]
 
     class Hub(http.server.BaseHTTPRequestHandler):
@@ -246,27 +252,27 @@ def test_a_file_that_comes_half_or_not_leaves_nothing_and_the_next_try_works(off
         monkeypatch.setattr(constants, "ENDPOINT", endpoint)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(huggingface_hub.file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-        monkeypatch.setattr(time, "sleep", lambda _: None)  # between the library's own tries
-        with pytest.raises(UserError, match=rf"(?s)org/model, vocab\.json: .*{told}.*try again.*hub=DIR"):
-            hub.file("org/model", "vocab.json", None, offline / "cache")
+        monkeypatch.setattr(time, "sleep", lambda _: None)  # between the library's retries
+        with pytest.raises(UserError, match=rf"(?s)org/model, vocab\.json: .*{reason}.*try again.*hub=DIR"):
+            hub.find_file("org/model", "vocab.json", None, offline / "cache")
         assert not [path for path in (offline / "cache").rglob("*") if path.is_file() and path.stat().st_size > 500]
         answers.append("whole")
-        assert hub.file("org/model", "vocab.json", None, offline / "cache").read_bytes() == content
+        assert hub.find_file("org/model", "vocab.json", None, offline / "cache").read_bytes() == content
         server.shutdown()
 
 
 @pytest.fixture
-def hasty(offline, monkeypatch) -> Path:
-    """No wait between the library's tries, and short ones for an answer; nothing remembered of another test's hub."""
+def impatient(offline, monkeypatch) -> Path:
+    """No wait between the library's retries, a short timeout, and no connections of earlier tests."""
     monkeypatch.setattr(time, "sleep", lambda _: None)
-    monkeypatch.setattr(hub, "STALL", 0.1)
+    monkeypatch.setattr(hub, "STALL_SECONDS", 0.1)
     huggingface_hub.close_session()
     yield offline
     huggingface_hub.close_session()
 
 
 class Mirror(http.server.BaseHTTPRequestHandler):
-    """The few pages of the hub that a data set of one parquet file takes; it is sent as `sends` tells."""
+    """The pages of the hub for a data set of one parquet file, which is sent whole, half, or half and then nothing."""
 
     content, sends, commit = b"", "whole", "a" * 40
     protocol_version = "HTTP/1.1"
@@ -289,8 +295,8 @@ class Mirror(http.server.BaseHTTPRequestHandler):
         elif "/tree/" in path or "/paths-info/" in path:
             self.answer(200, json.dumps([name]).encode(), "whole")
         elif path.startswith("/api/datasets/org/set"):
-            about = {"id": "org/set", "sha": self.commit, "siblings": [{"rfilename": "train.parquet"}]}
-            self.answer(200, json.dumps(about).encode(), "whole")
+            info = {"id": "org/set", "sha": self.commit, "siblings": [{"rfilename": "train.parquet"}]}
+            self.answer(200, json.dumps(info).encode(), "whole")
         else:
             self.answer(404, b"", "whole")
 
@@ -312,20 +318,20 @@ class Mirror(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(monkeypatch, handler: type) -> Iterator[str]:
+def serve(monkeypatch, handler: type) -> Iterator[str]:
     """A hub on this machine."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads, server.over = True, threading.Event()
         threading.Thread(target=server.serve_forever, daemon=True).start()
         endpoint = f"http://127.0.0.1:{server.server_port}"
-        asked_at(monkeypatch, endpoint)
+        redirect_hub(monkeypatch, endpoint)
         yield endpoint
         server.over.set()
         server.shutdown()
 
 
-def asked_at(monkeypatch, endpoint: str) -> None:
-    """Have all libraries take this for the hub."""
+def redirect_hub(monkeypatch, endpoint: str) -> None:
+    """Make all libraries use this endpoint as the hub."""
     constants, template = huggingface_hub.constants, endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -333,79 +339,85 @@ def asked_at(monkeypatch, endpoint: str) -> None:
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", endpoint)
 
 
-WAYS = r"(.|\n)*try again, nothing half is kept; or hub=DIR"
+RETRY = r"(.|\n)*try again \(no partial file is kept\), or use hub=DIR"
 
 
-def test_a_hub_that_takes_requests_and_sends_nothing_ends_in_bounded_time(hasty, monkeypatch):
+def test_a_hub_that_accepts_requests_and_sends_nothing_is_given_up(impatient, monkeypatch):
     with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
-        asked_at(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        redirect_hub(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()
-        with pytest.raises(UserError, match=r"org/model, vocab\.json: " + WAYS):
-            hub.file("org/model", "vocab.json", None, hasty / "cache")
-        with pytest.raises(UserError, match=r"org/set, subset one: cannot be read \(" + WAYS):
-            hub.dataset("org/set", "one", "train", None, hasty / "cache")
+        with pytest.raises(UserError, match=r"org/model, vocab\.json: " + RETRY):
+            hub.find_file("org/model", "vocab.json", None, impatient / "cache")
+        with pytest.raises(UserError, match=r"org/set, subset one: cannot be read \(" + RETRY):
+            hub.load_split("org/set", "one", "train", None, impatient / "cache")
         assert time.monotonic() - start < 15
 
 
 @pytest.mark.parametrize("sends", ["half", "hang"])
-def test_a_data_set_that_comes_half_is_refused_and_the_next_try_works(hasty, monkeypatch, tmp_path, sends):
+def test_a_partial_data_set_is_refused_and_the_next_try_works(impatient, monkeypatch, tmp_path, sends):
     datasets.Dataset.from_dict(ROWS).to_parquet(tmp_path / "rows.parquet")
     handler = type("Hub", (Mirror,), {"content": (tmp_path / "rows.parquet").read_bytes(), "sends": sends})
-    with serving(monkeypatch, handler):
+    with serve(monkeypatch, handler):
         start = time.monotonic()
-        with pytest.raises(UserError, match=r"org/set: cannot be read \(" + WAYS):
-            hub.dataset("org/set", None, "train", None, hasty / "cache")
+        with pytest.raises(UserError, match=r"org/set: cannot be read \(" + RETRY):
+            hub.load_split("org/set", None, "train", None, impatient / "cache")
         assert time.monotonic() - start < 15
         handler.sends = "whole"
-        assert hub.dataset("org/set", None, "train", None, hasty / "cache")[:] == ROWS
+        assert hub.load_split("org/set", None, "train", None, impatient / "cache")[:] == ROWS
 
 
-def test_a_hub_that_stays_silent_is_not_waited_for(offline, monkeypatch):
-    monkeypatch.setattr(hub, "PATIENCE", 0.3)
+def test_the_check_does_not_wait_for_a_silent_hub(offline, monkeypatch):
+    monkeypatch.setattr(hub, "CHECK_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()
         with pytest.raises(UserError, match="cannot be reached"):
-            hub.require([data("org/set", "one")], None, offline / "cache")
+            hub.check_requirements([data_requirement("org/set", "one")], None, offline / "cache")
         assert time.monotonic() - start < 3
 
 
-def test_what_the_caches_hold_needs_no_network(mirror, offline):
-    """Prepared data sets and downloaded files count as at hand, in our cache and in Hugging Face's own."""
-    rows = hub.dataset("org/set", "one", "train", str(mirror), offline / "elsewhere")
+def test_cached_data_needs_no_network(mirror, offline):
+    """Prepared data sets and downloaded files are used from our cache and from Hugging Face's own."""
+    rows = hub.load_split("org/set", "one", "train", str(mirror), offline / "elsewhere")
     prepared = Path(rows.cache_files[0]["filename"]).parent
-    needs = [data("org/set", "one"), Need("it", "org/model", None, ("a.json", "b.json"), ())]
+    requirements = [
+        data_requirement("org/set", "one"),
+        Requirement("it", "org/model", None, ("a.json", "b.json"), ()),
+    ]
     for root, files in ((offline / "cache/datasets", "cache/hub"), (offline / "shared/datasets", "shared/hub")):
         snapshot = offline / files / "models--org--model"
         (snapshot / "refs").mkdir(parents=True)
         (snapshot / "refs/main").write_text("0" * 40)
         (snapshot / "snapshots" / ("0" * 40)).mkdir(parents=True)
         (snapshot / "snapshots" / ("0" * 40) / "b.json").write_text("{}")
-        half = root / "org___set/one/0.0.0/k.incomplete"  # what a killed preparation leaves behind
+        half = root / "org___set/one/0.0.0/k.incomplete"  # left by a killed preparation
         shutil.copytree(prepared, half)
         with pytest.raises(UserError, match="org/set"):
-            hub.require(needs, None, offline / "cache")
+            hub.check_requirements(requirements, None, offline / "cache")
         half.rename(half.with_suffix(""))
-        hub.require(needs, None, offline / "cache")
+        hub.check_requirements(requirements, None, offline / "cache")
         assert hub.split_names("org/set", "one", None, offline / "cache") == ["train", "validation"]
-        got = hub.dataset("org/set", "one", "validation", None, offline / "cache")
-        assert got[:] == ROWS and got.cache_files[0]["filename"].startswith(str(root))
-        assert hub.file("org/model", ("a.json", "b.json"), None, offline / "cache").parent.parent.parent == snapshot
+        rows = hub.load_split("org/set", "one", "validation", None, offline / "cache")
+        assert rows[:] == ROWS and rows.cache_files[0]["filename"].startswith(str(root))
+        assert (
+            hub.find_file("org/model", ("a.json", "b.json"), None, offline / "cache").parent.parent.parent == snapshot
+        )
         shutil.rmtree(root), shutil.rmtree(snapshot)
 
 
-def test_offline_mode_is_named_as_the_reason(offline, monkeypatch):
+def test_offline_mode_is_reported_as_the_reason(offline, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"offline mode is enabled.*\n  org/set"):
-        hub.require([data("org/set")], None, offline / "cache")
+        hub.check_requirements([data_requirement("org/set")], None, offline / "cache")
 
 
-def test_offline_the_check_says_nothing_but_its_message(tmp_path):
-    """In a process of its own: the libraries would log their retries on stderr."""
+def test_the_libraries_print_nothing_when_offline(tmp_path):
+    """In a separate process, where the libraries would log their retries on stderr."""
     code = (
-        "from gpt1cli import hub; from gpt1cli.config.schema import UserError\n"
-        "needs = [hub.Need('x', 'org/set', 'one', None, ()), *hub.weights_needs('openai')]\n"
-        "try: hub.require(needs, None, 'cache')\n"
+        "from gpt1cli.data import hub; from gpt1cli.config.schema import UserError\n"
+        "from gpt1cli.pretrained import locate\n"
+        "needs = [hub.Requirement('x', 'org/set', 'one', None, ()), *locate.weight_requirements('openai')]\n"
+        "try: hub.check_requirements(needs, None, 'cache')\n"
         "except UserError as error: print(error)\n"
     )
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
@@ -416,28 +428,31 @@ def test_offline_the_check_says_nothing_but_its_message(tmp_path):
         assert part in done.stdout
 
 
-# --- what each part of a configuration needs --------------------------------------------------------------------------
+# --- requirements of each part of a configuration ---------------------------------------------------------------------
 
 
-def test_needs_of_the_parts():
+def test_requirements_of_the_parts():
     task = dict(name="t", source="rows", layout="single", columns=["x"], choices=[], label="y", labels=["a", "b"])
     task |= dict(path=None, remedy=None, range=None, loss="cross_entropy", metrics=["accuracy"])
     task |= dict(splits={"train": "train", "valid": "validation"})
-    (need,) = hub.task_needs(TaskConfig(repo="org/set", subset="one", **task))
-    assert (need.repo, need.subset, need.filename) == ("org/set", "one", None)
-    assert hub.task_needs(TaskConfig(repo=None, subset=None, **task)) == []
+    (requirement,) = hub.task_requirements(TaskConfig(repo="org/set", subset="one", **task))
+    assert (requirement.repo, requirement.subset, requirement.filename) == ("org/set", "one", None)
+    assert hub.task_requirements(TaskConfig(repo=None, subset=None, **task)) == []
 
     published = TokenizerConfig(name="openai", source="hub", repo="org/model", merges=None)
-    assert [need.filename for need in hub.tokenizer_needs(published)] == ["vocab.json", "merges.txt"]
-    assert hub.tokenizer_needs(TokenizerConfig(name="bpe", source="corpus", repo=None, merges=10)) == []
+    assert [requirement.filename for requirement in hub.tokenizer_requirements(published)] == [
+        "vocab.json",
+        "merges.txt",
+    ]
+    assert hub.tokenizer_requirements(TokenizerConfig(name="bpe", source="corpus", repo=None, merges=10)) == []
 
     corpus = dict(name="c", path=None, column="text", documents="rows", eval_tokens=64)
-    (need,) = hub.corpus_needs(CorpusConfig(source="hub", repo="org/books", subset=None, **corpus))
-    assert need.repo == "org/books" and "corpus=text corpus.path=" in need.ways_out[0]
-    assert hub.corpus_needs(CorpusConfig(source="text", repo=None, subset=None, **corpus)) == []
+    (requirement,) = hub.corpus_requirements(CorpusConfig(source="hub", repo="org/books", subset=None, **corpus))
+    assert requirement.repo == "org/books" and "corpus=text corpus.path=" in requirement.remedies[0]
+    assert hub.corpus_requirements(CorpusConfig(source="text", repo=None, subset=None, **corpus)) == []
 
-    shape, weights = locate.weights_needs("openai")
+    shape, weights = locate.weight_requirements("openai")
     assert shape.repo == weights.repo == "openai-community/openai-gpt"
     assert (shape.filename, weights.filename) == ("config.json", ("model.safetensors", "pytorch_model.bin"))
-    assert "corpus=text corpus.path=" in weights.ways_out[0]
-    assert locate.weights_needs("none") == locate.weights_needs("outputs/pretrain/x/1") == []
+    assert "corpus=text corpus.path=" in weights.remedies[0]
+    assert locate.weight_requirements("none") == locate.weight_requirements("outputs/pretrain/x/1") == []

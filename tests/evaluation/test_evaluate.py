@@ -1,4 +1,4 @@
-"""Every kind of task through the command line: what is predicted, and the metrics found again by other libraries."""
+"""All kinds of tasks through the command line: predictions, and metrics recomputed by other libraries."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from worlds import read
 from gpt1cli.cli.main import main
 from gpt1cli.config.schema import UserError, build
 from gpt1cli.config.task import TaskConfig
-from gpt1cli.evaluation.evaluate import answered_as, refuse_other_labels
+from gpt1cli.evaluation.evaluate import adopt_trained_loss, check_same_labels
 from gpt1cli.runs import files, record
-from gpt1cli.tasks.classification import measured, predictions
+from gpt1cli.tasks.classification import compute_metrics, decode_outputs
 from gpt1cli.tasks.example import Example
 from gpt1cli.tasks.splits import Split
 from gpt1cli.training.device import TOKEN_BUDGET
-from gpt1cli.training.objectives.supervised import fine_tuning
+from gpt1cli.training.objectives.supervised import supervised_objective
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 SMALL = (
     "model=tiny", "model.n_layer=1", "model.d_model=16", "model.n_head=2", "model.d_ff=32", "init=none",
@@ -37,13 +37,13 @@ LIMITS = ("limit.train=24", "limit.valid=20", "limit.test=30")
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
-    """The demo's vocabulary is made once."""
+    """Build the demo vocabulary once."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory) -> Path:
-    """STS-B and MRPC in the hub's columns, with sentences of our own: of like pairs the second repeats the first."""
+    """STS-B and MRPC in the hub's columns, with sentences of our own: in similar pairs the second repeats the first."""
     root, draw = tmp_path_factory.mktemp("hub"), random.Random(0)
     words = "the cat dog bird sat ran slept on under mat tree house big small red".split()
     lines = ["---", "configs:"]
@@ -74,28 +74,28 @@ def finetune(cache: Path, run: Path, *words: str) -> tuple[dict, dict[str, list[
 
 
 @pytest.mark.parametrize("name", ["demo_similarity", "demo_choice", "demo_pronoun", "demo_entailment"])
-def test_every_layout_trains_and_its_metrics_are_those_of_its_predictions(name, cache, tmp_path):
+def test_every_layout_trains_and_metrics_match_its_predictions(name, cache, tmp_path):
     result, predicted = finetune(cache, tmp_path / "run", f"task={name}", *LIMITS)
     assert not (tmp_path / "run/submission").exists()
     assert predicted.keys() == {"valid", "test"}
     for split, lines in predicted.items():
-        labels, found = ([line[key] for line in lines] for key in ("label", "prediction"))
-        assert result[split]["accuracy"] == pytest.approx(accuracy_score(labels, found))
+        labels, predictions = ([line[key] for line in lines] for key in ("label", "prediction"))
+        assert result[split]["accuracy"] == pytest.approx(accuracy_score(labels, predictions))
         names = list(lines[0]["scores"])
         assert all(sum(line["scores"].values()) == pytest.approx(1, abs=1e-5) for line in lines)
         assert all(line["scores"][line["prediction"]] >= max(line["scores"].values()) - 1e-6 for line in lines)
         scores = np.array([[line["scores"][name] for name in names] for line in lines])
-        wanted = log_loss([names.index(label) for label in labels], scores, labels=range(len(names)))
-        assert result[split]["loss"] == pytest.approx(wanted, abs=1e-4)
+        expected = log_loss([names.index(label) for label in labels], scores, labels=range(len(names)))
+        assert result[split]["loss"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_seeds_train_on_their_own_rows_and_are_tested_on_the_same(cache, tmp_path):
+def test_seeds_train_on_different_rows_and_test_on_the_same(cache, tmp_path):
     ids = []
     for seed in ("seed=0", "seed=1"):
         _, predicted = finetune(cache, tmp_path / seed[-1], "task=demo_sentiment", seed, *LIMITS)
         ids.append([line["id"] for line in predicted["test"]])
     assert ids[0] == ids[1]
-    train, other = (record.environment(tmp_path / seed)["checksums"] for seed in "01")
+    train, other = (record.read_environment(tmp_path / seed)["checksums"] for seed in "01")
     assert train["train"] != other["train"] and train["valid"] == other["valid"]
 
 
@@ -103,43 +103,43 @@ def test_seeds_train_on_their_own_rows_and_are_tested_on_the_same(cache, tmp_pat
 def test_scores_are_predicted_and_correlated(loss, cache, hub, tmp_path):
     words = ("task=stsb", f"task.loss={loss}", "tokenizer=demo", f"hub={hub}", "lr=0.01", "epochs=8")
     result, predicted = finetune(cache, tmp_path / "run", *words)
-    labels, found = ([line[key] for line in predicted["valid"]] for key in ("label", "prediction"))
-    assert len(set(found)) > 1
-    assert result["valid"]["pearson"] == pytest.approx(pearsonr(labels, found)[0], abs=1e-4)
-    assert result["valid"]["spearmanr"] == pytest.approx(spearmanr(labels, found)[0], abs=1e-4)
+    labels, predictions = ([line[key] for line in predicted["valid"]] for key in ("label", "prediction"))
+    assert len(set(predictions)) > 1
+    assert result["valid"]["pearson"] == pytest.approx(pearsonr(labels, predictions)[0], abs=1e-4)
+    assert result["valid"]["spearmanr"] == pytest.approx(spearmanr(labels, predictions)[0], abs=1e-4)
     assert "test" not in result and {line["label"] for line in predicted["test"]} == {None}
-    handed_in = [f"{i}\t{min(max(line['prediction'], 0), 5):.3f}" for i, line in enumerate(predicted["test"])]
+    submitted = [f"{i}\t{min(max(line['prediction'], 0), 5):.3f}" for i, line in enumerate(predicted["test"])]
     submission = (tmp_path / "run/submission/STS-B.tsv").read_text()
-    assert submission.splitlines() == ["index\tprediction", *handed_in]
+    assert submission.splitlines() == ["index\tprediction", *submitted]
     if loss == "ordinal":
-        assert all(0 <= score <= 5 for score in found)
+        assert all(0 <= score <= 5 for score in predictions)
     else:
-        assert result["valid"]["loss"] == pytest.approx(np.mean((np.array(labels) - found) ** 2), abs=1e-4)
+        assert result["valid"]["loss"] == pytest.approx(np.mean((np.array(labels) - predictions) ** 2), abs=1e-4)
 
 
-def test_soft_f1_is_minimised_over_whole_batches(cache, hub, tmp_path, capsys, monkeypatch):
+def test_soft_f1_is_computed_over_whole_batches(cache, hub, tmp_path, capsys, monkeypatch):
     words, counts = ("task=mrpc", "task.loss=soft_f1", "tokenizer=demo", f"hub={hub}"), []
 
     def counting(*arguments):
-        objective = fine_tuning(*arguments)
+        objective = supervised_objective(*arguments)
         return lambda model, batch: counts.append(batch.count) or objective(model, batch)
 
-    monkeypatch.setattr("gpt1cli.commands.finetune.fine_tuning", counting)
-    monkeypatch.setitem(TOKEN_BUDGET, "cpu", 40)  # two of these rows: any other loss is computed in pieces
+    monkeypatch.setattr("gpt1cli.commands.finetune.supervised_objective", counting)
+    monkeypatch.setitem(TOKEN_BUDGET, "cpu", 40)  # two of these rows: any other loss is computed in micro-batches
     result, predicted = finetune(cache, tmp_path / "run", *words)
     assert counts == [8] * 6
-    labels, found = ([line[key] == "equivalent" for line in predicted["test"]] for key in ("label", "prediction"))
-    assert result["test"]["f1"] == pytest.approx(f1_score(labels, found, zero_division=0))
+    labels, predictions = ([line[key] == "equivalent" for line in predicted["test"]] for key in ("label", "prediction"))
+    assert result["test"]["f1"] == pytest.approx(f1_score(labels, predictions, zero_division=0))
     assert 0 < result["valid"]["loss"] < 1
     assert main(["finetune", *SMALL, *words, "runtime.micro_batch=2", f"hydra.run.dir={tmp_path / 'no'}"]) == 2
-    assert "task.loss=soft_f1 is that of a whole batch: runtime.micro_batch=2 would split it" in capsys.readouterr().err
+    assert "task.loss=soft_f1 needs the whole batch: runtime.micro_batch=2 would split it" in capsys.readouterr().err
 
     def short(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("gpt1cli.commands.finetune.fine_tuning", lambda *_: short)
+    monkeypatch.setattr("gpt1cli.commands.finetune.supervised_objective", lambda *_: short)
     assert main(["finetune", *SMALL, *words, f"hydra.run.dir={tmp_path / 'short'}"]) == 2
-    assert "a whole batch, which cannot be halved: name a smaller batch_size=" in capsys.readouterr().err
+    assert "use a smaller batch_size=" in capsys.readouterr().err
 
 
 # --- evaluate ---------------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def evaluate(run: Path, into: Path, *words: str) -> int:
     return main(["evaluate", f"run={run}", f"hydra.run.dir={into}", *runtime, *words])
 
 
-def test_a_run_scored_again_says_the_same(entailment, tmp_path):
+def test_evaluating_a_run_again_gives_the_same_scores(entailment, tmp_path):
     assert evaluate(entailment, tmp_path / "again", *LIMITS) == 0
     first, again = (json.loads((run / "result.json").read_text()) for run in (entailment, tmp_path / "again"))
     for split in ("valid", "test"):
@@ -165,23 +165,23 @@ def test_a_run_scored_again_says_the_same(entailment, tmp_path):
         path = f"predictions/{split}.jsonl"
         assert (entailment / path).read_text() == (tmp_path / "again" / path).read_text()
     assert (again["command"], again["name"], again["status"]) == ("evaluate", "demo_entailment", "finished")
-    checksums = [record.environment(run)["checksums"] for run in (entailment, tmp_path / "again")]
+    checksums = [record.read_environment(run)["checksums"] for run in (entailment, tmp_path / "again")]
     assert {name: checksums[0][name] for name in ("tokenizer", "valid", "test")} == checksums[1]
     assert f"{again['test']['accuracy']:.6g}" in (tmp_path / "again" / "report.md").read_text()
 
 
-def test_evaluations_are_reported_too(entailment, tmp_path, capsys):
+def test_evaluations_are_in_the_report(entailment, tmp_path, capsys):
     assert evaluate(entailment, tmp_path / "one", "split=test", *LIMITS) == 0
     result = json.loads((tmp_path / "one/result.json").read_text())
     assert main(["report", f"runs=[{tmp_path / 'one'}]", f"hydra.run.dir={tmp_path / 'report'}"]) == 0
     row = f"| demo_entailment | default | 0 | accuracy (test) {result['test']['accuracy']:.3f} |"
     assert "## Evaluation" in (page := (tmp_path / "report/report.md").read_text()) and row in page
     assert main(["report", f"runs=[{tmp_path / 'report'}]", f"hydra.run.dir={tmp_path / 'no'}"]) == 2
-    assert "no finished run of gpt1 pretrain, finetune, evaluate, zeroshot, fewshot there" in capsys.readouterr().err
+    assert "of gpt1 pretrain, finetune, evaluate, zeroshot, fewshot" in capsys.readouterr().err
 
 
-def test_a_task_of_ones_own_is_scored_without_its_folder_and_with_changes(cache, hub, tmp_path):
-    """The checkpoint holds the whole task; what is named besides lies on top of it."""
+def test_a_custom_task_is_evaluated_without_its_folder_and_with_changes(cache, hub, tmp_path):
+    """The checkpoint contains the whole task; keys on the command line change it."""
     folder = tmp_path / "conf/task"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text(yaml.safe_dump(read("task/mrpc.yaml") | {"name": "mine"}))
@@ -194,21 +194,21 @@ def test_a_task_of_ones_own_is_scored_without_its_folder_and_with_changes(cache,
     assert scored["test"]["loss"] != pytest.approx(first["test"]["loss"])
 
 
-def test_a_split_may_be_taken_away(entailment, tmp_path):
+def test_a_split_can_be_removed(entailment, tmp_path):
     assert evaluate(entailment, tmp_path / "run", "~task.splits.test", *LIMITS) == 0
     assert json.loads((tmp_path / "run/result.json").read_text())["examples"] == {"valid": 20}
 
 
-def test_one_split_is_scored_also_that_of_training(entailment, tmp_path):
+def test_the_training_split_can_be_evaluated(entailment, tmp_path):
     assert evaluate(entailment, tmp_path / "train", "split=train", *LIMITS) == 0
     result = json.loads((tmp_path / "train/result.json").read_text())
     assert result["examples"] == {"train": 24} and "valid" not in result
     lines = files.read_jsonl(tmp_path / "train/predictions/train.jsonl")
-    found = accuracy_score([line["label"] for line in lines], [line["prediction"] for line in lines])
-    assert result["train"]["accuracy"] == pytest.approx(found)
+    accuracy = accuracy_score([line["label"] for line in lines], [line["prediction"] for line in lines])
+    assert result["train"]["accuracy"] == pytest.approx(accuracy)
 
 
-def test_another_task_with_the_same_labels_is_scored_and_one_with_others_refused(entailment, tmp_path, capsys):
+def test_another_task_needs_the_same_labels(entailment, tmp_path, capsys):
     root = tmp_path / "hub/nyu-mll/glue/ax"
     root.mkdir(parents=True)
     rows = {"premise": ["The cat sat."] * 3, "hypothesis": ["A cat sat.", "No.", "It ran."], "label": [-1] * 3}
@@ -221,12 +221,12 @@ def test_another_task_with_the_same_labels_is_scored_and_one_with_others_refused
     assert {line["prediction"] for line in lines} <= {"entailment", "neutral", "contradiction"}
     assert "test" not in json.loads((tmp_path / "ax/result.json").read_text())
     assert evaluate(entailment, tmp_path / "no", "task=demo_sentiment") == 2
-    told = capsys.readouterr().err
-    assert "task=demo_sentiment has labels negative, positive" in told
-    assert "was trained on task=demo_entailment, labels entailment, neutral, contradiction" in told
+    error = capsys.readouterr().err
+    assert "task=demo_sentiment has labels negative, positive" in error
+    assert "was trained on task=demo_entailment, labels entailment, neutral, contradiction; use a task" in error
 
 
-def test_what_is_no_fine_tuned_run_is_refused(entailment, cache, tmp_path, capsys):
+def test_only_fine_tuned_runs_are_accepted(entailment, cache, tmp_path, capsys):
     assert main(["evaluate"]) == 2
     assert "run is needed: folder of a fine-tuned run" in capsys.readouterr().err
     pretrained = tmp_path / "pretrained"
@@ -235,7 +235,7 @@ def test_what_is_no_fine_tuned_run_is_refused(entailment, cache, tmp_path, capsy
     assert main(["pretrain", *words]) == 0
     capsys.readouterr()
     assert evaluate(pretrained, tmp_path / "a") == 2
-    assert f"run={pretrained} is no fine-tuned run: its checkpoint names no task" in capsys.readouterr().err
+    assert f"run={pretrained} is not a fine-tuned run: its checkpoint has no task" in capsys.readouterr().err
     shutil.rmtree(pretrained)
     assert evaluate(tmp_path / "nowhere", tmp_path / "a") == 2
     assert f"run={tmp_path / 'nowhere'}: no such folder" in capsys.readouterr().err
@@ -244,59 +244,67 @@ def test_what_is_no_fine_tuned_run_is_refused(entailment, cache, tmp_path, capsy
     assert not any(tmp_path.iterdir())
 
 
-# --- pieces -----------------------------------------------------------------------------------------------------------
+# --- functions --------------------------------------------------------------------------------------------------------
 
 
 def task(name: str, **changes: object) -> TaskConfig:
     return build(TaskConfig, read(f"task/{name}.yaml") | changes)
 
 
-def test_predictions_by_hand():
+def test_decoded_outputs_computed_by_hand():
     outputs = np.log(np.array([[0.1, 0.2, 0.3, 0.4, 1e-9, 1e-9], [1, 1e-9, 1e-9, 1e-9, 1e-9, 1e-9]], dtype=np.float32))
-    assert predictions(task("stsb", loss="ordinal"), outputs) == pytest.approx([0.2 + 0.6 + 1.2, 0.0], abs=1e-6)
-    assert predictions(task("stsb"), np.array([[2.5], [-0.5]])).tolist() == [2.5, -0.5]
-    assert predictions(task("rte"), np.array([[0.1, 0.2], [3, -1]])).tolist() == [1, 0]
+    assert decode_outputs(task("stsb", loss="ordinal"), outputs) == pytest.approx([0.2 + 0.6 + 1.2, 0.0], abs=1e-6)
+    assert decode_outputs(task("stsb"), np.array([[2.5], [-0.5]])).tolist() == [2.5, -0.5]
+    assert decode_outputs(task("rte"), np.array([[0.1, 0.2], [3, -1]])).tolist() == [1, 0]
 
 
-def test_a_score_between_two_words_by_hand():
-    between, outputs = task("stsb", loss="interpolation"), np.log(np.array([[0.25, 0.75], [1.0, 3.0]], np.float32))
-    assert predictions(between, outputs) == pytest.approx([3.75, 3.75], abs=1e-6)
+def test_interpolated_scores_computed_by_hand():
+    interpolated, outputs = task("stsb", loss="interpolation"), np.log(np.array([[0.25, 0.75], [1.0, 3.0]], np.float32))
+    assert decode_outputs(interpolated, outputs) == pytest.approx([3.75, 3.75], abs=1e-6)
     labelled = [Example(str(i), ("a", "b"), score) for i, score in enumerate((5.0, 2.5))]
-    found = measured(between, Split(labelled, [], 0, 0), np.log(np.array([[0.25, 0.75], [0.4, 0.6]], np.float32)))
-    # all of it on the second word: -log 0.75; half and half: 0.5 log(0.5 / 0.4) + 0.5 log(0.5 / 0.6)
-    assert found["loss"] == pytest.approx((0.287682 + 0.020411) / 2, abs=1e-5)
+    metrics = compute_metrics(
+        interpolated, Split(labelled, [], 0, 0), np.log(np.array([[0.25, 0.75], [0.4, 0.6]], np.float32))
+    )
+    # full weight on the second word: -log 0.75; half on each: 0.5 log(0.5 / 0.4) + 0.5 log(0.5 / 0.6)
+    assert metrics["loss"] == pytest.approx((0.287682 + 0.020411) / 2, abs=1e-5)
 
 
-def test_labels_in_another_order_are_other_labels():
+def test_labels_in_another_order_are_refused():
     rte, wnli = task("rte"), task("wnli")
     with pytest.raises(UserError, match="task=wnli has labels not_entailment, entailment"):
-        refuse_other_labels(rte, wnli, "run=here")
-    refuse_other_labels(rte, task("qnli"), "run=here")
-    refuse_other_labels(rte, task("rte", loss="soft_f1"), "run=here")
-    refuse_other_labels(task("race"), task("story_cloze"), "run=here")  # a score for each answer, however many
-    with pytest.raises(UserError, match=r"task=stsb has scores of \[0, 5\], loss ordinal; run=here was trained on"):
-        refuse_other_labels(task("stsb"), task("stsb", loss="ordinal"), "run=here")
-    between = task("stsb", loss="interpolation")  # a run through a prompt scores the task as it was trained
-    refuse_other_labels(between, answered_as(task("stsb"), between), "run=here")
-    assert answered_as(task("stsb"), task("stsb")) == task("stsb") and answered_as(task("rte"), between) == task("rte")
-    with pytest.raises(UserError, match="layout"):
-        refuse_other_labels(rte, task("rte", layout="similarity"), "run=here")
+        check_same_labels(rte, wnli, "run=here")
+    check_same_labels(rte, task("qnli"), "run=here")
+    check_same_labels(rte, task("rte", loss="soft_f1"), "run=here")
+    check_same_labels(task("race"), task("story_cloze"), "run=here")  # one score per answer, whatever their number
+    with pytest.raises(
+        UserError, match=r"task=stsb has scores of \[0, 5\], loss ordinal, but run=here was trained on .*use a task"
+    ):
+        check_same_labels(task("stsb"), task("stsb", loss="ordinal"), "run=here")
+    interpolated = task("stsb", loss="interpolation")  # a run with method=prompt keeps its loss
+    check_same_labels(interpolated, adopt_trained_loss(task("stsb"), interpolated), "run=here")
+    assert adopt_trained_loss(task("stsb"), task("stsb")) == task("stsb") and adopt_trained_loss(
+        task("rte"), interpolated
+    ) == task("rte")
+    with pytest.raises(UserError, match="has layout similarity, but run=here was trained with layout pair"):
+        check_same_labels(rte, task("rte", layout="similarity"), "run=here")
 
 
 # --- doctor -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_doctor_tells_what_is_at_hand_and_the_remedy_for_what_is_not(hub, tmp_path, capsys):
+def test_the_doctor_lists_available_and_missing_data(hub, tmp_path, capsys):
     assert main(["doctor", "what=[tasks]", f"hub={hub}", f"hydra.run.dir={tmp_path / 'run'}", f"cache={tmp_path}"]) == 0
-    found = {(one["kind"], one["name"]): one for one in json.loads((tmp_path / "run/result.json").read_text())["found"]}
-    assert found["task", "mrpc"]["state"] == found["task", "demo_choice"]["state"] == "at hand"
-    assert found["corpus", "demo"]["state"] == "at hand"
-    own = {found["task", "mr"]["state"], found["task", "file"]["state"], found["corpus", "text"]["state"]}
-    assert own == {"of files of your own: task.train=FILE", "of files of your own: corpus.path=FILE"}
-    weights = found["init", "openai"]
+    entries = {
+        (one["kind"], one["name"]): one for one in json.loads((tmp_path / "run/result.json").read_text())["found"]
+    }
+    assert entries["task", "mrpc"]["state"] == entries["task", "demo_choice"]["state"] == "available"
+    assert entries["corpus", "demo"]["state"] == "available"
+    own = {entries["task", "mr"]["state"], entries["task", "file"]["state"], entries["corpus", "text"]["state"]}
+    assert own == {"your own files: task.train=FILE", "your own files: corpus.path=FILE"}
+    weights = entries["init", "openai"]
     assert weights["state"] == "missing" and "openai-community/openai-gpt" in weights["missing"]
-    assert found["task", "snli"]["state"] == "missing" and "stanfordnlp/snli" in found["task", "snli"]["remedy"]
-    assert "given out by form" in found["task", "story_cloze"]["remedy"]
+    assert entries["task", "snli"]["state"] == "missing" and "stanfordnlp/snli" in entries["task", "snli"]["remedy"]
+    assert "given out by form" in entries["task", "story_cloze"]["remedy"]
     assert "task=story_cloze" in capsys.readouterr().out
     assert main(["doctor", "--config-dir", str(tmp_path)]) == 2
-    assert "gpt1's own tasks and corpora: leave --config-dir out" in capsys.readouterr().err
+    assert "the built-in tasks and corpora: remove --config-dir" in capsys.readouterr().err

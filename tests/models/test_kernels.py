@@ -1,4 +1,4 @@
-"""The fast kernels against the plain ones and against torch's own, values and gradients."""
+"""The fast kernels compared with the plain ones and with torch, values and gradients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gpt1cli.models import attention as models_attention
 from gpt1cli.models import kernels
 from gpt1cli.models.attention import attention, attention_plain
-from gpt1cli.models.kernels import Rows, alike, cross_entropy, cross_entropy_plain, dropout, linear, log_probabilities
+from gpt1cli.models.kernels import (
+    Rows,
+    cross_entropy,
+    cross_entropy_plain,
+    dropout,
+    length_groups,
+    linear,
+    log_probabilities,
+)
 
 pytestmark = pytest.mark.usefixtures("exact_arithmetic")
 
@@ -23,42 +31,42 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-def relative(found: Tensor, wanted: Tensor) -> float:
-    """Distance between two tensors, as a share of the wanted one's length."""
-    return ((found.double() - wanted.double()).norm() / wanted.double().norm().clamp_min(1e-30)).item()
+def relative(actual: Tensor, expected: Tensor) -> float:
+    """Relative distance between two tensors."""
+    return ((actual.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30)).item()
 
 
-# --- rows without their padding ---------------------------------------------------------------------------------------
+# --- rows without padding ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lengths", [[5, 3, 1], [1], [1, 1, 7], [4, 4], [2, 0, 3]])
-def test_real_tokens_leave_their_rows_and_come_back(lengths):
+def test_unpad_and_pad_are_inverse_with_gradients(lengths):
     B, T = len(lengths), max(lengths)
     x = torch.randn(B, T, 3, requires_grad=True)
     rows = Rows(B, T, lengths)
-    picked = rows.pick(x)
-    assert torch.equal(picked, torch.cat([x[row, :n] for row, n in enumerate(lengths)])) and len(picked) == rows.N
-    back = rows.lay(picked)
+    unpadded = rows.unpad(x)
+    assert torch.equal(unpadded, torch.cat([x[row, :n] for row, n in enumerate(lengths)])) and len(unpadded) == rows.N
+    padded = rows.pad(unpadded)
     real = torch.arange(T) < torch.tensor(lengths)[:, None]
-    assert torch.equal(back, x * real[:, :, None])
-    upstream = torch.randn_like(back)
-    back.backward(upstream)
+    assert torch.equal(padded, x * real[:, :, None])
+    upstream = torch.randn_like(padded)
+    padded.backward(upstream)
     assert torch.equal(x.grad, upstream * real[:, :, None])
 
 
 def test_without_lengths_every_token_is_real():
     x = torch.randn(2, 3, 4)
     rows = Rows(2, 3)
-    assert rows.N == 6 and torch.equal(rows.pick(x), x.flatten(0, 1)) and torch.equal(rows.lay(rows.pick(x)), x)
+    assert rows.N == 6 and torch.equal(rows.unpad(x), x.flatten(0, 1)) and torch.equal(rows.pad(rows.unpad(x)), x)
 
 
-def test_rows_of_like_length_attend_together_by_hand():
-    """80 x 80 - 49 x 49 = 3,999 needless pairs are borne, 80 x 80 - 48 x 48 = 4,096 are not."""
-    assert list(alike([80, 49])) == [slice(0, 2)]
-    assert list(alike([80, 48])) == [slice(0, 1), slice(1, 2)]
-    assert list(alike([48, 80])) == [slice(0, 1), slice(1, 2)]
-    assert list(alike([80, 79, 30, 29, 1, 1])) == [slice(0, 2), slice(2, 6)]
-    assert list(alike([500])) == [slice(0, 1)] and list(alike([9] * 40)) == [slice(0, 40)]
+def test_length_groups_by_hand():
+    """80 x 80 - 49 x 49 = 3,999 wasted pairs are accepted, 80 x 80 - 48 x 48 = 4,096 are not."""
+    assert list(length_groups([80, 49])) == [slice(0, 2)]
+    assert list(length_groups([80, 48])) == [slice(0, 1), slice(1, 2)]
+    assert list(length_groups([48, 80])) == [slice(0, 1), slice(1, 2)]
+    assert list(length_groups([80, 79, 30, 29, 1, 1])) == [slice(0, 2), slice(2, 6)]
+    assert list(length_groups([500])) == [slice(0, 1)] and list(length_groups([9] * 40)) == [slice(0, 40)]
 
 
 # --- linear layers ----------------------------------------------------------------------------------------------------
@@ -66,7 +74,7 @@ def test_rows_of_like_length_attend_together_by_hand():
 
 @pytest.mark.parametrize("M", [1, 3, 699, 700, 1023, 1399, 1400])
 @pytest.mark.parametrize("N", [5, 768, 1201])
-def test_a_linear_layer_in_halves_equals_that_of_torch(M, N):
+def test_halved_linear_equals_torch(M, N):
     x, weight, bias = torch.randn(M, 4), torch.randn(N, 4), torch.randn(N)
     upstream = torch.randn(M, N)
 
@@ -76,13 +84,13 @@ def test_a_linear_layer_in_halves_equals_that_of_torch(M, N):
         value.backward(upstream.to(dtype))
         return [value.detach(), *(t.grad for t in inputs)]
 
-    wanted = outcome(F.linear, torch.float32)
-    for found, right in zip(outcome(kernels._HalvedLinear.apply, torch.float32), wanted, strict=True):
-        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+    expected = outcome(F.linear, torch.float32)
+    for actual, right in zip(outcome(kernels._HalvedLinear.apply, torch.float32), expected, strict=True):
+        torch.testing.assert_close(actual, right, rtol=1e-4, atol=1e-4)
     torch.set_num_threads(2)
     try:
-        for found, right in zip(outcome(linear, torch.bfloat16), wanted, strict=True):
-            assert found.dtype == torch.bfloat16 and relative(found, right) < 0.01
+        for actual, right in zip(outcome(linear, torch.bfloat16), expected, strict=True):
+            assert actual.dtype == torch.bfloat16 and relative(actual, right) < 0.01
     finally:
         torch.set_num_threads(1)
 
@@ -91,7 +99,7 @@ def test_a_linear_layer_in_halves_equals_that_of_torch(M, N):
 
 
 @pytest.mark.parametrize("p", [0.02, 0.1, 0.25, 0.5, 0.9])
-def test_dropout_rate_in_each_lane_of_a_random_word_and_between_neighbours(p):
+def test_dropout_rate_and_independence_of_the_lanes(p):
     n = 100_000
     dropped = (dropout(torch.ones(n, 4), p) == 0).double()
     for lane in range(4):
@@ -101,7 +109,7 @@ def test_dropout_rate_in_each_lane_of_a_random_word_and_between_neighbours(p):
 
 
 @pytest.mark.parametrize("shape", [(1,), (7,), (3, 5), (2, 3, 5, 7), (0, 4)])
-def test_dropout_keeps_the_shape_the_input_and_the_scale(shape):
+def test_dropout_keeps_shape_input_and_scale(shape):
     x = torch.randn(shape) + 10
     before = x.clone()
     y = dropout(x, 0.3)
@@ -116,7 +124,7 @@ def test_dropout_preserves_the_mean():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dropout_passes_gradients_through_the_same_mask(dtype):
+def test_dropout_gradients_use_the_same_mask(dtype):
     x = torch.ones(501, dtype=dtype, requires_grad=True)
     y = dropout(x, 0.4)
     upstream = torch.randn(501, dtype=dtype)
@@ -125,13 +133,13 @@ def test_dropout_passes_gradients_through_the_same_mask(dtype):
     assert torch.equal(x.grad == 0, y == 0)
 
 
-def test_dropout_of_nothing_is_the_identity_and_of_almost_everything_leaves_almost_nothing():
+def test_dropout_with_extreme_rates():
     x = torch.randn(10_000)
     assert dropout(x, 0.0) is x
-    assert (dropout(x, 0.999_999) != 0).sum() <= 5  # 65,536 steps: the wanted probability is met to 1/65,536
+    assert (dropout(x, 0.999_999) != 0).sum() <= 5  # p is rounded to a multiple of 1/32,768
 
 
-def test_dropout_follows_the_seed_and_never_repeats_a_mask():
+def test_dropout_depends_on_the_seed_and_masks_differ():
     torch.manual_seed(5)
     first, second = dropout(torch.ones(1000), 0.5), dropout(torch.ones(1000), 0.5)
     torch.manual_seed(5)
@@ -162,7 +170,7 @@ VISIBLE = {  # name -> (rows, queries, visible)
 
 
 def queries(rows: int, T: int, visible: Tensor | None, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
-    """Random q, k, v that want gradients, and a random upstream gradient."""
+    """Random q, k, v that require gradients, and a random upstream gradient."""
     S = T if visible is None else visible.shape[-1]
     q_k_v = [torch.randn(rows, 3, length, 5, dtype=dtype, requires_grad=True) for length in (T, S, S)]
     return q_k_v, torch.randn(rows, 3, T, 5, dtype=dtype)
@@ -179,38 +187,38 @@ def outcome(function, q_k_v: list[Tensor], visible: Tensor | None, p: float, ups
 
 @pytest.mark.parametrize("case", VISIBLE)
 @pytest.mark.parametrize("p", [0.0, 0.3])
-def test_attention_equals_the_plain_one(case, p):
+def test_attention_equals_attention_plain(case, p):
     rows, T, visible = VISIBLE[case]
     q_k_v, upstream = queries(rows, T, visible, torch.float32)
     plain_visible = torch.ones(T, T, dtype=torch.bool).tril()[None, None] if visible is None else visible
     fast = outcome(attention, q_k_v, visible, p, upstream)
     plain = outcome(attention_plain, q_k_v, plain_visible, p, upstream)
-    for found, wanted in zip(fast, plain, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=2e-6)
+    for actual, expected in zip(fast, plain, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("case", VISIBLE)
-def test_attention_in_bf16_is_near_the_plain_one_in_fp32(case):
+def test_bf16_attention_is_near_fp32(case):
     rows, T, visible = VISIBLE[case]
     q_k_v, upstream = queries(rows, T, visible, torch.bfloat16)
     plain_visible = torch.ones(T, T, dtype=torch.bool).tril()[None, None] if visible is None else visible
     fast = outcome(attention, q_k_v, visible, 0.0, upstream)
     plain = outcome(attention_plain, [x.float() for x in q_k_v], plain_visible, 0.0, upstream.float())
-    for found, wanted in zip(fast, plain, strict=True):
-        assert found.dtype == torch.bfloat16
-        assert relative(found, wanted) < 0.02 or wanted.norm() < 1e-6  # one token: the scores have no gradient
+    for actual, expected in zip(fast, plain, strict=True):
+        assert actual.dtype == torch.bfloat16
+        assert relative(actual, expected) < 0.02 or expected.norm() < 1e-6  # one token: the scores have no gradient
 
 
 @pytest.mark.parametrize("case", VISIBLE)
 @pytest.mark.parametrize("p", [0.0, 0.3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_of_a_few_queries_at_a_time_equals_the_plain_one(monkeypatch, case, p, dtype):
-    """Values that are one-hot show the weights, and so which of them dropout took: the plain one drops the same."""
-    monkeypatch.setattr(models_attention, "QUERIES", 3)
+def test_attention_in_query_chunks_equals_attention_plain(monkeypatch, case, p, dtype):
+    """One-hot values return the weights and so show the dropout mask, which the plain version then uses too."""
+    monkeypatch.setattr(models_attention, "QUERY_CHUNK", 3)
     rows, T, visible = VISIBLE[case]
     (q, k, v), upstream = queries(rows, T, visible, dtype)
     S, N = k.shape[2], rows * 3
-    mask = None if visible is None else models_attention._additive(visible, dtype)
+    mask = None if visible is None else models_attention._additive_mask(visible, dtype)
 
     def fast(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
         torch.manual_seed(1)
@@ -228,9 +236,9 @@ def test_attention_of_a_few_queries_at_a_time_equals_the_plain_one(monkeypatch, 
         scores = (q @ k.transpose(2, 3) / math.sqrt(5)).masked_fill(~seen, -math.inf)
         return (scores.softmax(-1) * (shown != 0) / (1 - p)) @ v
 
-    found = outcome(fast, [q, k, v], visible, p, upstream)
-    wanted = outcome(plain, [x.float() for x in (q, k, v)], visible, p, upstream.float())
-    for a, b in zip(found, wanted, strict=True):
+    actual = outcome(fast, [q, k, v], visible, p, upstream)
+    expected = outcome(plain, [x.float() for x in (q, k, v)], visible, p, upstream.float())
+    for a, b in zip(actual, expected, strict=True):
         if dtype == torch.float32:
             torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6)
         else:
@@ -243,14 +251,14 @@ def test_attention_by_hand():
     v = torch.tensor([[4.0], [8.0]])
     for function in (attention, attention_plain):
         visible = torch.ones(2, 2, dtype=torch.bool).tril()[None, None]
-        found = function(q[None, None], k[None, None], v[None, None], visible, 0.0).flatten()
-        assert found.tolist() == pytest.approx([4.0, 7.0])
+        actual = function(q[None, None], k[None, None], v[None, None], visible, 0.0).flatten()
+        assert actual.tolist() == pytest.approx([4.0, 7.0])
 
 
 # --- cross entropy ----------------------------------------------------------------------------------------------------
 
 
-def scored(N: int, V: int = 11, D: int = 6, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+def loss_inputs(N: int, V: int = 11, D: int = 6, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
     """hidden, table, targets, weights; every third weight is zero."""
     hidden = torch.randn(N, D, dtype=dtype, requires_grad=True)
     table = torch.randn(V, D, dtype=dtype, requires_grad=True)
@@ -264,35 +272,35 @@ def by_torch(hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor) ->
 def value_and_gradients(function, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor) -> list[Tensor]:
     hidden, table = (x.detach().clone().requires_grad_() for x in (hidden, table))
     loss = function(hidden, table, targets, weights)
-    (0.7 * loss).backward()  # a scale from above, as lm_coef is
+    (0.7 * loss).backward()  # an upstream scale, as lm_coef
     return [loss.detach(), hidden.grad, table.grad]
 
 
 @pytest.mark.parametrize("N", [1, 7, 8, 9, 16, 21])
-@pytest.mark.parametrize("wanted_by", [cross_entropy_plain, by_torch])
-def test_cross_entropy_in_chunks_equals_the_whole(monkeypatch, N, wanted_by):
+@pytest.mark.parametrize("reference", [cross_entropy_plain, by_torch])
+def test_chunked_cross_entropy_equals_the_plain_version(monkeypatch, N, reference):
     monkeypatch.setitem(kernels.CHUNK_ROWS, "cpu", 8)
-    inputs = scored(N)
-    for found, wanted in zip(
-        value_and_gradients(cross_entropy, *inputs), value_and_gradients(wanted_by, *inputs), strict=True
+    inputs = loss_inputs(N)
+    for actual, expected in zip(
+        value_and_gradients(cross_entropy, *inputs), value_and_gradients(reference, *inputs), strict=True
     ):
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("N", [1, 8, 21])
 def test_cross_entropy_and_log_probabilities_without_gradients(monkeypatch, N):
     monkeypatch.setitem(kernels.CHUNK_ROWS, "cpu", 8)
-    hidden, table, targets, weights = scored(N)
+    hidden, table, targets, weights = loss_inputs(N)
     with torch.no_grad():
-        loss, found = cross_entropy(hidden, table, targets, weights), log_probabilities(hidden, table, targets)
+        loss, actual = cross_entropy(hidden, table, targets, weights), log_probabilities(hidden, table, targets)
     torch.testing.assert_close(loss, by_torch(hidden, table, targets, weights).detach(), rtol=1e-5, atol=1e-6)
-    wanted = torch.distributions.Categorical(logits=(hidden @ table.T).detach()).log_prob(targets)
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
-    assert found.shape == (N,) and not found.requires_grad and not loss.requires_grad
+    expected = torch.distributions.Categorical(logits=(hidden @ table.T).detach()).log_prob(targets)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    assert actual.shape == (N,) and not actual.requires_grad and not loss.requires_grad
 
 
-def test_cross_entropy_of_no_rows_is_zero_with_zero_gradients():
-    inputs = scored(0)
+def test_cross_entropy_without_rows_is_zero():
+    inputs = loss_inputs(0)
     loss, d_hidden, d_table = value_and_gradients(cross_entropy, *inputs)
     assert loss == 0 and d_hidden.shape == (0, 6) and not d_table.any()
     with torch.no_grad():
@@ -300,47 +308,47 @@ def test_cross_entropy_of_no_rows_is_zero_with_zero_gradients():
         assert log_probabilities(*inputs[:3]).shape == (0,)
 
 
-def test_a_row_of_weight_zero_counts_nowhere():
-    hidden, table, targets, weights = scored(9)
+def test_row_with_weight_zero_has_no_effect():
+    hidden, table, targets, weights = loss_inputs(9)
     loss, d_hidden, _ = value_and_gradients(cross_entropy, hidden, table, targets, weights)
     assert d_hidden[weights > 0].any(1).all() and not d_hidden[weights == 0].any()
     changed = torch.where((weights == 0)[:, None], hidden + 3, hidden)
     torch.testing.assert_close(cross_entropy(changed, table, targets, weights), loss)
 
 
-def test_cross_entropy_in_bf16_is_near_fp32():
-    inputs = scored(700, V=301, D=16, dtype=torch.bfloat16)
-    wanted = value_and_gradients(by_torch, *(x.float() if x.is_floating_point() else x for x in inputs))
-    found = value_and_gradients(cross_entropy, *inputs)
-    assert found[0].dtype == torch.float32 and found[1].dtype == found[2].dtype == torch.bfloat16
-    assert [relative(a, b) < 0.02 for a, b in zip(found, wanted, strict=True)] == [True] * 3
+def test_bf16_cross_entropy_is_near_fp32():
+    inputs = loss_inputs(700, V=301, D=16, dtype=torch.bfloat16)
+    expected = value_and_gradients(by_torch, *(x.float() if x.is_floating_point() else x for x in inputs))
+    actual = value_and_gradients(cross_entropy, *inputs)
+    assert actual[0].dtype == torch.float32 and actual[1].dtype == actual[2].dtype == torch.bfloat16
+    assert [relative(a, b) < 0.02 for a, b in zip(actual, expected, strict=True)] == [True] * 3
 
 
-def test_a_sure_model_has_no_overflow():
+def test_large_logits_do_not_overflow():
     hidden, table = torch.tensor([[300.0]], requires_grad=True), torch.tensor([[1.0], [-1.0]], requires_grad=True)
     loss, d_hidden, _ = value_and_gradients(cross_entropy, hidden, table, torch.tensor([1]), torch.ones(1))
     assert loss.item() == pytest.approx(600) and d_hidden.item() == pytest.approx(0.7 * 2)
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers the most elements that one operation put out."""
+    """Record the largest number of elements that an operation returned."""
 
     def __init__(self) -> None:
         super().__init__()
         self.elements = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        found = function(*args, **(kwargs or {}))
-        for tensor in found if isinstance(found, (tuple, list)) else [found]:
+        actual = function(*args, **(kwargs or {}))
+        for tensor in actual if isinstance(actual, (tuple, list)) else [actual]:
             if isinstance(tensor, Tensor):
                 self.elements = max(self.elements, tensor.numel())
-        return found
+        return actual
 
 
-def test_no_more_logits_than_a_chunk_exist_at_a_time(monkeypatch):
+def test_at_most_one_chunk_of_logits_exists_at_a_time(monkeypatch):
     monkeypatch.setitem(kernels.CHUNK_ROWS, "cpu", 8)
     N, V, D = 50, 40, 4
-    inputs = scored(N, V, D)
+    inputs = loss_inputs(N, V, D)
 
     def largest(function) -> int:
         with LargestTensor() as watch:
@@ -351,26 +359,26 @@ def test_no_more_logits_than_a_chunk_exist_at_a_time(monkeypatch):
     with torch.no_grad():
         assert largest(lambda: cross_entropy(*inputs)) == 8 * V
         assert largest(lambda: log_probabilities(*inputs[:3])) == 8 * V
-    assert largest(lambda: value_and_gradients(cross_entropy_plain, *inputs)) == N * V  # the watch sees what it must
+    assert largest(lambda: value_and_gradients(cross_entropy_plain, *inputs)) == N * V  # checks the watch itself
 
 
-# --- the same on a GPU ------------------------------------------------------------------------------------------------
+# --- GPU --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_kernels_on_a_gpu_equal_the_plain_ones_on_the_cpu():
+def test_gpu_kernels_equal_plain_cpu_versions():
     for case, (rows, T, visible) in VISIBLE.items():
         q_k_v, upstream = queries(rows, T, visible, torch.float32)
         plain_visible = torch.ones(T, T, dtype=torch.bool).tril()[None, None] if visible is None else visible
-        wanted = outcome(attention_plain, q_k_v, plain_visible, 0.0, upstream)
+        expected = outcome(attention_plain, q_k_v, plain_visible, 0.0, upstream)
         on_gpu = None if visible is None else visible.cuda()
-        found = outcome(attention, [x.cuda() for x in q_k_v], on_gpu, 0.0, upstream.cuda())
-        for a, b in zip(found, wanted, strict=True):
+        actual = outcome(attention, [x.cuda() for x in q_k_v], on_gpu, 0.0, upstream.cuda())
+        for a, b in zip(actual, expected, strict=True):
             torch.testing.assert_close(a.cpu(), b, rtol=1e-4, atol=1e-5, msg=case)
-    inputs = scored(700, V=301, D=16)
-    wanted = value_and_gradients(cross_entropy_plain, *inputs)
-    for a, b in zip(value_and_gradients(cross_entropy, *(x.cuda() for x in inputs)), wanted, strict=True):
+    inputs = loss_inputs(700, V=301, D=16)
+    expected = value_and_gradients(cross_entropy_plain, *inputs)
+    for a, b in zip(value_and_gradients(cross_entropy, *(x.cuda() for x in inputs)), expected, strict=True):
         torch.testing.assert_close(a.cpu(), b, rtol=1e-4, atol=1e-4)
     kept = dropout(torch.ones(400_000, device="cuda"), 0.3)
     assert (kept == 0).double().mean().item() == pytest.approx(0.3, abs=0.004)

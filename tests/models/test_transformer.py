@@ -1,4 +1,4 @@
-"""The Transformer against transformers' OpenAIGPT, and its visibility rule against rows computed one by one."""
+"""The Transformer compared with transformers' OpenAIGPT, its visibility rule with rows computed one by one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import OpenAIGPTLMHeadModel
 from worlds import NO_DROPOUT, SHAPE, model_config, peer_config, stir
 
-from gpt1cli.models import kernels
+from gpt1cli.models import attention, kernels
 from gpt1cli.models.attention import visibility
-from gpt1cli.models.transformer import Past, Transformer
+from gpt1cli.models.transformer import KVCache, Transformer
 from gpt1cli.pretrained.hf_weights import from_published
 
 VOCABULARY = 61
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("exact_arithmetic")
 
 @pytest.fixture
 def model() -> Transformer:
-    """Small, every parameter away from its initial value, in evaluation mode."""
+    """Small, in evaluation mode, every parameter different from its initial value."""
     torch.manual_seed(0)
     model = Transformer(model_config(**SHAPE), VOCABULARY)
     stir(model)
@@ -43,11 +43,11 @@ def test_base_has_the_published_number_of_parameters():
     with torch.device("meta"):
         model = Transformer(model_config("base"), 40_478)
     count = sum(p.numel() for p in model.parameters())
-    model.append_rows(3)
+    model.resize_embeddings(model.tokens.num_embeddings + 3)
     assert (count, sum(p.numel() for p in model.parameters())) == (116_534_784, 116_537_088)
 
 
-def test_every_tensor_is_registered_once_and_the_output_table_is_the_input_table(model):
+def test_tensors_are_registered_once_and_embeddings_are_tied(model):
     names, addresses = list(model.state_dict()), {p.data_ptr() for p in model.state_dict().values()}
     assert names == [name for name, _ in model.named_parameters()]
     assert len(addresses) == len(names) == 2 + 2 * 12
@@ -58,7 +58,7 @@ def test_every_tensor_is_registered_once_and_the_output_table_is_the_input_table
     assert model.tokens.weight.grad.any()
 
 
-def test_fresh_weights_are_normal_with_zero_biases_and_unit_gains():
+def test_initial_weights_biases_and_gains():
     torch.manual_seed(0)
     for name, p in Transformer(model_config(init_std=0.02), 500).named_parameters():
         if p.dim() > 1:
@@ -89,30 +89,30 @@ def test_hidden_states_and_logits_equal_those_of_transformers(peer, keys):
     model.load_state_dict(from_published(published))
     row = tokens(3, 20)
     with torch.no_grad():
-        hidden, wanted = model(row), peer.transformer(row).last_hidden_state
-        torch.testing.assert_close(hidden, wanted, rtol=0, atol=1e-5)
+        hidden, expected = model(row), peer.transformer(row).last_hidden_state
+        torch.testing.assert_close(hidden, expected, rtol=0, atol=1e-5)
         torch.testing.assert_close(model.logits(hidden), peer(row).logits, rtol=0, atol=1e-5)
         positions = torch.tensor([[4, 4, 0, 19, 7]])
-        wanted = peer.transformer(row[:1, :5], position_ids=positions).last_hidden_state
-        torch.testing.assert_close(model(row[:1, :5], positions), wanted, rtol=0, atol=1e-5)
+        expected = peer.transformer(row[:1, :5], position_ids=positions).last_hidden_state
+        torch.testing.assert_close(model(row[:1, :5], positions), expected, rtol=0, atol=1e-5)
 
 
-# --- who sees whom ----------------------------------------------------------------------------------------------------
+# --- visibility -------------------------------------------------------------------------------------------------------
 
 
-def test_the_visibility_rule_in_three_loops():
+def test_visibility_equals_three_loops():
     generator = torch.Generator().manual_seed(0)
     document = torch.randint(0, 3, (4, 9), generator=generator)
     branch = torch.randint(0, 3, (4, 9), generator=generator)
-    found = visibility(document, branch)
-    assert found.shape == (4, 1, 9, 9) and found.dtype == torch.bool
+    actual = visibility(document, branch)
+    assert actual.shape == (4, 1, 9, 9) and actual.dtype == torch.bool
     for b, i, j in itertools.product(range(4), range(9), range(9)):
         same = document[b, i] == document[b, j]
-        assert found[b, 0, i, j] == (j <= i and same and branch[b, j] in (0, branch[b, i]))
+        assert actual[b, 0, i, j] == (j <= i and same and branch[b, j] in (0, branch[b, i]))
 
 
 @torch.no_grad()
-def test_a_later_token_never_changes_an_earlier_state(model):
+def test_later_tokens_do_not_change_earlier_states(model):
     row = tokens(1, 12)
     before = model(row)
     for t in range(12):
@@ -120,11 +120,11 @@ def test_a_later_token_never_changes_an_earlier_state(model):
         changed[0, t] = (row[0, t] + 1) % VOCABULARY
         after = model(changed)
         assert torch.equal(after[:, :t], before[:, :t])
-        assert not torch.isclose(after[:, t:], before[:, t:]).all(-1).any()  # and reaches every one from there on
+        assert not torch.isclose(after[:, t:], before[:, t:]).all(-1).any()  # and changes all later states
 
 
 @torch.no_grad()
-def test_a_row_of_one_document_is_the_plain_row(model):
+def test_row_of_one_document_equals_the_plain_row(model):
     row = tokens(2, 20)
     zeros = torch.zeros_like(row)
     for arguments in ({"document": zeros}, {"branch": zeros}, {"document": zeros + 5, "branch": zeros}):
@@ -132,21 +132,21 @@ def test_a_row_of_one_document_is_the_plain_row(model):
 
 
 @torch.no_grad()
-def test_packed_documents_equal_separate_rows_and_padding_is_a_document_of_its_own(model):
+def test_packed_documents_equal_separate_rows_for_any_padding(model):
     lengths, padding = [3, 7, 1, 4], 5
     row = tokens(1, sum(lengths) + padding)
     document = torch.repeat_interleave(torch.arange(5), torch.tensor([*lengths, padding]))[None]
     positions = torch.cat([torch.arange(n) for n in [*lengths, padding]])[None]
     packed = model(row, positions, document)
-    pieces = row[:, : sum(lengths)].split(lengths, 1)
-    separate = torch.cat([model(piece) for piece in pieces], 1)
+    chunks = row[:, : sum(lengths)].split(lengths, 1)
+    separate = torch.cat([model(chunk) for chunk in chunks], 1)
     torch.testing.assert_close(packed[:, : sum(lengths)], separate, rtol=0, atol=1e-5)
     assert packed.isfinite().all()
     other = torch.cat([row[:, : sum(lengths)], tokens(1, padding, seed=2)], 1)
     assert torch.equal(model(other, positions, document)[:, : sum(lengths)], packed[:, : sum(lengths)])
 
 
-def test_a_prefix_with_branches_equals_separate_rows_with_the_same_gradients(model):
+def test_prefix_with_branches_equals_separate_rows(model):
     prefix, branches, padding = 6, [3, 1, 5], 2
     row = tokens(1, prefix + sum(branches) + padding)
     branch = torch.cat([torch.full((n,), k) for k, n in enumerate([prefix, *branches, padding])])[None]
@@ -155,8 +155,8 @@ def test_a_prefix_with_branches_equals_separate_rows_with_the_same_gradients(mod
     positions = torch.cat([torch.arange(prefix), *(prefix + torch.arange(n) for n in branches), torch.arange(padding)])
     shared = model(row, positions[None], document, branch)
     tails = shared[:, prefix : prefix + sum(branches)].split(branches, 1)
-    endings = row[:, prefix : prefix + sum(branches)].split(branches, 1)
-    separate = [model(torch.cat([row[:, :prefix], ending], 1)) for ending in endings]
+    continuations = row[:, prefix : prefix + sum(branches)].split(branches, 1)
+    separate = [model(torch.cat([row[:, :prefix], one], 1)) for one in continuations]
     for tail, whole in zip(tails, separate, strict=True):
         torch.testing.assert_close(shared[:, :prefix], whole[:, :prefix], rtol=0, atol=1e-5)
         torch.testing.assert_close(tail, whole[:, prefix:], rtol=0, atol=1e-5)
@@ -164,39 +164,39 @@ def test_a_prefix_with_branches_equals_separate_rows_with_the_same_gradients(mod
     names, parameters = zip(*model.named_parameters(), strict=True)
     ours = torch.autograd.grad(sum(tail.pow(3).sum() for tail in tails), parameters)
     theirs = torch.autograd.grad(sum(whole[:, prefix:].pow(3).sum() for whole in separate), parameters)
-    for name, found, wanted in zip(names, ours, theirs, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item(), msg=name)
+    for name, actual, expected in zip(names, ours, theirs, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item(), msg=name)
 
 
-@pytest.mark.parametrize("pieces", [[12], [5, 7], [1] * 12, [4, 1, 6, 1]])
+@pytest.mark.parametrize("chunks", [[12], [5, 7], [1] * 12, [4, 1, 6, 1]])
 @torch.no_grad()
-def test_a_row_read_in_pieces_behind_a_growing_past_equals_the_whole_row(model, pieces):
-    row, past = tokens(3, 12), Past(capacity=12)
-    states = torch.cat([model(piece, past=past) for piece in row.split(pieces, 1)], 1)
-    assert past.length == 12
+def test_row_read_in_chunks_with_a_cache_equals_the_whole_row(model, chunks):
+    row, cache = tokens(3, 12), KVCache(capacity=12)
+    states = torch.cat([model(chunk, cache=cache) for chunk in row.split(chunks, 1)], 1)
+    assert cache.length == 12
     torch.testing.assert_close(states, model(row), rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
-def test_rows_and_branches_behind_the_past_of_one_row_equal_whole_rows(model):
-    """Demonstrations read once, then several queries of several endings each: the past stays as it was."""
-    prefix, past = tokens(1, 7), Past(capacity=7)
-    model(prefix, past=past)
-    past.growing = False
+def test_rows_and_branches_after_a_cached_row_equal_whole_rows(model):
+    """Demonstrations are read once, then several queries with several continuations; the cache does not change."""
+    prefix, cache = tokens(1, 7), KVCache(capacity=7)
+    model(prefix, cache=cache)
+    cache.appending = False
     queries, lengths = tokens(4, 8, seed=2), [3, 4, 1]
     branch = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths)).expand(4, -1)
     places = 7 + torch.cat([torch.arange(3), 3 + torch.arange(4), 3 + torch.arange(1)])
-    shared = model(queries, places.expand(4, -1), branch=branch, past=past)
-    trunk, *endings = queries.split(lengths, 1)
-    for ending, found in zip(endings, shared.split(lengths, 1)[1:], strict=True):
-        whole = model(torch.cat([prefix.expand(4, -1), trunk, ending], 1))
-        torch.testing.assert_close(found, whole[:, 10:], rtol=0, atol=1e-5)
-    assert past.length == 7
-    torch.testing.assert_close(model(queries[:, :3], past=past), shared[:, :3], rtol=0, atol=1e-5)
+    shared = model(queries, places.expand(4, -1), branch=branch, cache=cache)
+    shared_part, *continuations = queries.split(lengths, 1)
+    for continuation, actual in zip(continuations, shared.split(lengths, 1)[1:], strict=True):
+        whole = model(torch.cat([prefix.expand(4, -1), shared_part, continuation], 1))
+        torch.testing.assert_close(actual, whole[:, 10:], rtol=0, atol=1e-5)
+    assert cache.length == 7
+    torch.testing.assert_close(model(queries[:, :3], cache=cache), shared[:, :3], rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
-def test_a_longer_row_than_n_positions_is_fine_while_its_positions_are_not(model):
+def test_n_positions_limits_positions_not_row_length(model):
     row = tokens(1, 30)
     branch = torch.tensor([[0] * 10 + [1] * 10 + [2] * 10])
     positions = torch.cat([torch.arange(20), torch.arange(10, 20)])[None]
@@ -209,11 +209,11 @@ def test_a_longer_row_than_n_positions_is_fine_while_its_positions_are_not(model
 
 
 @torch.no_grad()
-def test_appended_rows_are_fresh_and_leave_the_old_ones(model):
+def test_resized_embeddings_keep_old_rows_and_append_new_ones(model):
     row = tokens(2, 9)
     table, states = model.tokens.weight.clone(), model(row)
     torch.manual_seed(0)
-    model.append_rows(400)
+    model.resize_embeddings(model.tokens.num_embeddings + 400)
     assert model.tokens.weight.requires_grad and model.tokens.num_embeddings == VOCABULARY + 400
     assert torch.equal(model.tokens.weight[:VOCABULARY], table) and torch.equal(model(row), states)
     assert model.tokens.weight[VOCABULARY:].std().item() == pytest.approx(0.02, rel=0.05)
@@ -221,7 +221,7 @@ def test_appended_rows_are_fresh_and_leave_the_old_ones(model):
 
 
 @pytest.mark.parametrize("rate", NO_DROPOUT)
-def test_each_dropout_rate_acts_in_training_alone_and_can_be_set_afterwards(model, rate):
+def test_dropout_rates_act_only_in_training_and_can_be_changed(model, rate):
     row = tokens(2, 20)
     without = model(row)
     model.configure(dataclasses.replace(model.config, **NO_DROPOUT, name="none"))
@@ -231,43 +231,44 @@ def test_each_dropout_rate_acts_in_training_alone_and_can_be_set_afterwards(mode
     assert torch.equal(model.eval()(row), without)
 
 
-def test_dropout_falls_on_the_embeddings_and_three_times_in_every_block(model, monkeypatch):
-    seen, signs = [], kernels._signs
+def test_dropout_on_embeddings_and_three_times_per_block(model, monkeypatch):
+    calls, random_signs = [], kernels._random_signs
 
-    def note(shape: torch.Size, p: float) -> Tensor:
-        seen.append((shape.numel(), p))
-        return signs(shape, p)
+    def record(shape: torch.Size, p: float) -> Tensor:
+        calls.append((shape.numel(), p))
+        return random_signs(shape, p)
 
-    monkeypatch.setattr(kernels, "_signs", note)
+    monkeypatch.setattr(kernels, "_random_signs", record)
+    monkeypatch.setattr(attention, "_random_signs", record)
     rates = {"embedding_dropout": 0.1, "attention_dropout": 0.2, "residual_dropout": 0.3}
     model.configure(dataclasses.replace(model.config, **rates))
     model.train()(tokens(2, 20))
     states, attention_weights = 2 * 20 * SHAPE["d_model"], 2 * SHAPE["n_head"] * 20 * 20
     block = [(attention_weights, 0.2), (states, 0.3), (states, 0.3)]
-    assert seen == [(states, 0.1), *block, *block]
+    assert calls == [(states, 0.1), *block, *block]
 
 
 @pytest.mark.parametrize("lengths", [[20, 3, 1], [1, 1, 20], [7, 20, 7]])
 @pytest.mark.parametrize("branched", [False, True])
-def test_what_is_padding_changes_no_real_token_and_no_gradient(model, monkeypatch, lengths, branched):
-    monkeypatch.setattr(kernels, "NEEDLESS_PAIRS", 30)  # else rows as short as these would all attend together
+def test_padding_changes_no_state_and_no_gradient(model, monkeypatch, lengths, branched):
+    monkeypatch.setattr(kernels, "MAX_WASTED_PAIRS", 30)  # otherwise such short rows would form one group
     row, real = tokens(3, 20), torch.arange(20) < torch.tensor(lengths)[:, None]
     branch = (torch.arange(20) // 2).clamp(max=4).expand(3, 20) if branched else None  # in short rows some are empty
     document = (~real).long() if branched else None
     upstream = torch.randn(3, 20, SHAPE["d_model"]) * real[:, :, None]
     seen = []
-    for told in (None, lengths):
-        hidden = model(row, None, document, branch, lengths=told)
+    for given in (None, lengths):
+        hidden = model(row, None, document, branch, lengths=given)
         gradients = torch.autograd.grad((hidden * upstream).sum(), list(model.parameters()))
         seen.append([hidden.detach() * real[:, :, None], *gradients])
-        assert told is None or not hidden[~real].any()
-    for found, wanted in zip(*seen, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        assert given is None or not hidden[~real].any()
+    for actual, expected in zip(*seen, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
 @torch._dynamo.config.patch(error_on_recompile=True)
-def test_a_compiled_model_is_one_graph_is_compiled_once_and_computes_the_same():
+def test_compiled_model_is_one_graph_compiled_once_with_equal_results():
     torch.manual_seed(0)
     config = model_config(**SHAPE, **NO_DROPOUT)
     model, compiled = Transformer(config, VOCABULARY).train(), Transformer(config, VOCABULARY).train()
@@ -280,11 +281,11 @@ def test_a_compiled_model_is_one_graph_is_compiled_once_and_computes_the_same():
             hidden = one(row, lengths=[20, 5, 1])
             hidden[:, 0].sum().backward()
             seen.append([hidden[:, 0].detach(), *(p.grad for p in one.parameters())])
-        for found, wanted in zip(*seen, strict=True):
-            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+        for actual, expected in zip(*seen, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_forward_and_backward_repeat_bit_for_bit():
+def test_forward_and_backward_are_deterministic():
     torch.manual_seed(0)
     model = Transformer(model_config(n_layer=1), VOCABULARY).train()
     row = tokens(8, 64)
@@ -304,25 +305,25 @@ def test_forward_and_backward_repeat_bit_for_bit():
 
 
 @torch.no_grad()
-def test_bf16_states_are_near_those_of_fp32(model):
+def test_bf16_states_are_near_fp32(model):
     row = tokens(4, 20)
-    wanted = model(row)
-    found = model.to(torch.bfloat16)(row)
-    assert found.dtype == torch.bfloat16
-    assert ((found.float() - wanted).norm() / wanted.norm()).item() < 0.03
+    expected = model(row)
+    actual = model.to(torch.bfloat16)(row)
+    assert actual.dtype == torch.bfloat16
+    assert ((actual.float() - expected).norm() / expected.norm()).item() < 0.03
 
 
 # --- torch.compile ----------------------------------------------------------------------------------------------------
 
 
-def test_compiling_in_place_leaves_the_names_alone(model):
+def test_compiling_keeps_parameter_names(model):
     names = list(model.state_dict())
     model.compile()
     assert list(model.state_dict()) == names and not any("_orig_mod" in name for name in names)
 
 
 @pytest.mark.slow
-def test_a_compiled_model_computes_the_same():
+def test_compiled_model_computes_equal_results():
     torch.manual_seed(0)
     model = Transformer(model_config(**SHAPE | {"n_layer": 1}), VOCABULARY).eval()
     row, branch = tokens(2, 12), torch.tensor([[0] * 6 + [1] * 3 + [2] * 3] * 2)
@@ -334,6 +335,6 @@ def test_a_compiled_model_computes_the_same():
 
     plain = outcomes()
     model.compile()
-    for found, wanted in zip(outcomes(), plain, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    for actual, expected in zip(outcomes(), plain, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
     assert not torch.equal(model.train()(row), model(row))  # every call draws its own dropout

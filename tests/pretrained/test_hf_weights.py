@@ -1,4 +1,4 @@
-"""Published weights in and out: names, transposes, file formats, OpenAI's shards, and what is said of a misfit."""
+"""Published weights: names, transposes, file formats, OpenAI's shards, and messages for mismatches."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from gpt1cli.config.model import ModelConfig
 from gpt1cli.config.schema import UserError, build
 from gpt1cli.models.transformer import Transformer
 from gpt1cli.pretrained.hf_config import model_config as published_config
-from gpt1cli.pretrained.hf_config import settings_of_shards
+from gpt1cli.pretrained.hf_config import shards_config
 from gpt1cli.pretrained.hf_weights import from_published, read_published, to_published
-from gpt1cli.pretrained.load import fill
+from gpt1cli.pretrained.load import load_weights
 from gpt1cli.text import bpe
 from gpt1cli.text.bpe import Tokenizer
 
@@ -48,7 +48,7 @@ def peer() -> OpenAIGPTLMHeadModel:
 
 @pytest.fixture
 def published(peer) -> dict[str, Tensor]:
-    """As the published file is: no prefix, no output table, a causal mask beside each block."""
+    """As in the published file: no prefix, no output embeddings, a causal mask for each layer."""
     tensors = {name: t.detach().clone() for name, t in peer.transformer.state_dict().items()}
     return tensors | {f"h.{i}.attn.bias": torch.ones(1, 1, 20, 20) for i in range(SHAPE["n_layer"])}
 
@@ -86,9 +86,9 @@ def test_names_and_transposes_by_hand():
     assert {t.dtype for t in found.values()} == {torch.float32} and all(t.is_contiguous() for t in found.values())
 
 
-def test_an_output_table_of_its_own_is_refused(tmp_path):
+def test_untied_output_embeddings_are_refused(tmp_path):
     tables = {"transformer.tokens_embed.weight": torch.ones(2, 2), "lm_head.weight": torch.zeros(2, 2)}
-    reason = r"lm_head\.weight is another table than its tokens_embed\.weight"
+    reason = r"lm_head\.weight differs from its tokens_embed\.weight"
     with pytest.raises(UserError, match=reason):
         from_published(tables)
     save_file(tables, tmp_path / "model.safetensors")
@@ -96,7 +96,7 @@ def test_an_output_table_of_its_own_is_refused(tmp_path):
         read_published(tmp_path / "model.safetensors")
 
 
-def test_the_same_weights_from_either_file_and_with_either_names(peer, published, tmp_path):
+def test_weights_are_the_same_from_every_file_format(peer, published, tmp_path):
     torch.save(published, tmp_path / "pytorch_model.bin")
     save_file(published, tmp_path / "bare.safetensors")
     peer.save_pretrained(tmp_path / "prefixed")
@@ -108,16 +108,16 @@ def test_the_same_weights_from_either_file_and_with_either_names(peer, published
         assert all(torch.equal(found[name], t) for name, t in wanted.items()), file
 
 
-def test_what_goes_out_is_what_transformers_writes(peer, published):
+def test_exported_weights_equal_those_that_transformers_writes(peer, published):
     model = body()
-    fill(model, from_published(published), "here")
+    load_weights(model, from_published(published), "here")
     found, wanted = to_published(dict(model.named_parameters())), peer.state_dict()
     assert found.keys() == wanted.keys() - {"lm_head.weight"}
     assert all(torch.equal(t, wanted[name]) and t.is_contiguous() for name, t in found.items())
 
 
 class Payload:
-    """What a hostile pickle does when it is opened."""
+    """An object whose pickle executes code when loaded."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -126,7 +126,7 @@ class Payload:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's, over what it is given
+@pytest.mark.filterwarnings("ignore")  # torch's warnings about the files
 @pytest.mark.parametrize("form", ["zip", "before torch 1.6", "bare pickle", "script"])
 def test_no_code_in_a_file_is_executed(published, tmp_path, monkeypatch, form):
     path, payload = tmp_path / "pytorch_model.bin", Payload(tmp_path / "executed")
@@ -137,18 +137,18 @@ def test_no_code_in_a_file_is_executed(published, tmp_path, monkeypatch, form):
     else:
         zipped = form == "zip"
         torch.save({**published, "h.0.ln_1.bias": payload}, path, _use_new_zipfile_serialization=zipped)
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # which opens any pickle where nothing is named
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # loads any pickle if weights_only is not given
     with pytest.raises(UserError, match=r"pytorch_model\.bin"):
         read_published(path)
     assert not (tmp_path / "executed").exists()
-    if form != "script":  # the payload is one
+    if form != "script":  # check that the payload works
         torch.load(path, weights_only=False) if form != "bare pickle" else pickle.loads(path.read_bytes())
         assert (tmp_path / "executed").exists()
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_file_with_flipped_bits_is_read_or_named(tmp_path, zipped):
+def test_file_with_flipped_bits_is_read_or_refused_with_its_name(tmp_path, zipped):
     path, draw = tmp_path / "pytorch_model.bin", random.Random(0)
     torch.save({"h.0.ln_1.bias": torch.zeros(4)}, path, _use_new_zipfile_serialization=zipped)
     whole, refused = path.read_bytes(), 0
@@ -164,71 +164,73 @@ def test_a_file_with_flipped_bits_is_read_or_named(tmp_path, zipped):
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
-@pytest.mark.parametrize("content", ["empty", "cut", "text"])
-def test_a_damaged_file_is_named(published, tmp_path, file, content):
+@pytest.mark.parametrize("content", ["empty", "truncated", "text"])
+def test_damaged_file_is_named(published, tmp_path, file, content):
     path = tmp_path / file
     torch.save(published, path) if file.endswith(".bin") else save_file(published, path)
     whole = path.read_bytes()
-    path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "text": b"version https://git-lfs\n"}[content])
+    path.write_bytes(
+        {"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"version https://git-lfs\n"}[content]
+    )
     with pytest.raises(UserError, match=file.replace(".", r"\.")):
         read_published(path)
 
 
 @pytest.mark.parametrize("content", [[torch.zeros(2)], {"h.0.ln_1.bias": 3}, {"state_dict": {}}, {3: torch.zeros(2)}])
-def test_a_file_of_other_things_than_tensors_is_named(tmp_path, content):
+def test_file_with_other_objects_than_tensors_is_named(tmp_path, content):
     torch.save(content, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"pytorch_model\.bin"):
         read_published(tmp_path / "pytorch_model.bin")
 
 
-# --- filling a model --------------------------------------------------------------------------------------------------
+# --- loading weights into a model -------------------------------------------------------------------------------------
 
 
-def test_filling_puts_every_tensor_in_its_place(published):
+def test_load_weights_copies_every_tensor(published):
     model = body()
-    fill(model, from_published(published), "here")
+    load_weights(model, from_published(published), "here")
     assert all(torch.equal(p, from_published(published)[name]) for name, p in model.named_parameters())
 
 
-def test_a_mismatch_lists_every_name_with_its_shapes_and_changes_nothing(published):
+def test_mismatch_lists_names_and_shapes_and_changes_nothing(published):
     model, before = body(), body().state_dict()
     published["tokens_embed.weight"] = torch.zeros(V + 3, SHAPE["d_model"])
     del published["h.1.mlp.c_proj.bias"]
     published["h.1.mlp.surprise.weight"] = torch.zeros(5)
     published["ln_f.weight"] = torch.zeros(2)
     with pytest.raises(UserError) as error:
-        fill(model, from_published(published), "model.safetensors")
+        load_weights(model, from_published(published), "model.safetensors")
     assert str(error.value).splitlines() == [
         "model.safetensors: the weights do not fit the model:",
-        "  blocks.1.contract.bias: wanted (24,), missing",
-        "  h.1.mlp.surprise.weight: (5,), not wanted",
-        "  final_norm.weight: (2,), not wanted",
-        "  tokens.weight: wanted (37, 24), found (40, 24)",
+        "  blocks.1.contract.bias: expected (24,), missing",
+        "  h.1.mlp.surprise.weight: (5,), not expected",
+        "  final_norm.weight: (2,), not expected",
+        "  tokens.weight: expected (37, 24), found (40, 24)",
     ]
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
-def test_a_long_list_of_mismatches_is_cut(published):
+def test_long_list_of_mismatches_is_shortened(published):
     with pytest.raises(UserError, match=r"\.\.\. and 16 more"):
-        fill(body(), {}, "nothing")
+        load_weights(body(), {}, "nothing")
 
 
 # --- the shape --------------------------------------------------------------------------------------------------------
 
 
-def test_the_published_config_is_read_whole():
+def test_published_config_is_read_completely():
     ours = published_config(CONFIG.to_dict())
     rates = {"attention_dropout": 0.3, "embedding_dropout": 0.4, "residual_dropout": 0.5}
     wanted = {**SHAPE, **rates, "layer_norm_eps": 1e-4}
     assert {name: getattr(ours, name) for name in wanted} == wanted
     assert ours.init_std == 0.02
-    assert build(ModelConfig, dataclasses.asdict(ours)) == ours  # a checkpoint of it can be read back
+    assert build(ModelConfig, dataclasses.asdict(ours)) == ours  # a checkpoint of it can be loaded again
 
 
-def test_the_config_of_gpt_1_is_that_of_base():
+def test_gpt1_config_equals_base():
     ours, base = published_config(OpenAIGPTConfig().to_dict()), model_config("base")
     recipe = dataclasses.replace(ours.pretraining, lstm_lr=base.pretraining.lstm_lr)
-    # it has no name for what is about an LSTM
+    # transformers' config has no keys for the LSTM
     assert dataclasses.replace(ours, name="base", lstm_units=base.lstm_units, pretraining=recipe) == base
 
 
@@ -240,8 +242,8 @@ def vocabulary() -> Tokenizer:
     return bpe.train({"the": 9, "cat": 5, "sat": 4, "on": 3, "mat": 2}, 6)
 
 
-def widened(rows: int, **changes: int) -> OpenAIGPTLMHeadModel:
-    """A model of transformers with random weights, for a vocabulary of so many rows."""
+def make_peer(rows: int, **changes: int) -> OpenAIGPTLMHeadModel:
+    """Transformers' model with random weights and so many vocabulary rows."""
     torch.manual_seed(2)
     peer = OpenAIGPTLMHeadModel(OpenAIGPTConfig(**{**CONFIG.to_diff_dict(), "vocab_size": rows, **changes}))
     stir(peer)
@@ -250,8 +252,8 @@ def widened(rows: int, **changes: int) -> OpenAIGPTLMHeadModel:
 
 @pytest.fixture
 def folder(vocabulary, tmp_path) -> Path:
-    """What save_pretrained of a model and its tokenizer leave behind."""
-    widened(len(vocabulary)).save_pretrained(tmp_path / "theirs")
+    """The files of save_pretrained, for a model and its tokenizer."""
+    make_peer(len(vocabulary)).save_pretrained(tmp_path / "theirs")
     vocabulary.save(tmp_path / "theirs")
     return tmp_path / "theirs"
 
@@ -260,25 +262,25 @@ def folder(vocabulary, tmp_path) -> Path:
 def assert_same_logits(ours: Transformer, theirs: OpenAIGPTLMHeadModel) -> None:
     ids = torch.randint(theirs.config.vocab_size, (3, SHAPE["n_positions"]), generator=torch.Generator().manual_seed(3))
     wanted = theirs(ids).logits
-    assert wanted.std() > 0.1  # else anything would be near enough
+    assert wanted.std() > 0.1  # otherwise any output would be close enough
     torch.testing.assert_close(ours.logits(ours(ids)), wanted, rtol=0, atol=1e-4)
 
 
-def test_a_folder_of_transformers_gives_its_logits(vocabulary, folder):
+def test_folder_of_transformers_gives_the_same_logits(vocabulary, folder):
     ours, found = gpt1cli.load(folder)
     assert_same_logits(ours, OpenAIGPTLMHeadModel.from_pretrained(folder).eval())
     assert ours.config.attention_dropout == 0.3
     assert (found.vocabulary, found.merges) == (vocabulary.vocabulary, vocabulary.merges)
 
 
-def test_older_weights_in_such_a_folder_are_read_too(vocabulary, folder):
+def test_older_weights_file_in_such_a_folder_is_read(vocabulary, folder):
     (folder / "model.safetensors").unlink()
-    peer = widened(len(vocabulary))
+    peer = make_peer(len(vocabulary))
     torch.save(peer.transformer.state_dict(), folder / "pytorch_model.bin")
     assert_same_logits(gpt1cli.load(folder)[0], peer)
 
 
-def test_a_folder_without_weights_names_the_files_that_could_hold_them(folder):
+def test_folder_without_weights_names_the_possible_files(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"no model\.safetensors or pytorch_model\.bin"):
         gpt1cli.load(folder)
@@ -297,7 +299,7 @@ def test_a_folder_without_weights_names_the_files_that_could_hold_them(folder):
         ({"gpt1": {"model": {"n_layer": 2}}}, "d_model"),
     ],
 )
-def test_what_is_wrong_with_its_config_is_said(folder, change, message):
+def test_invalid_config_is_refused_with_its_problem(folder, change, message):
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**settings, **change}))
     with pytest.raises(UserError) as error:
@@ -305,9 +307,9 @@ def test_what_is_wrong_with_its_config_is_said(folder, change, message):
     assert str(folder) in str(error.value) and message in str(error.value)
 
 
-def test_a_vocabulary_with_more_entries_than_the_table_has_rows_is_refused(folder):
+def test_vocabulary_larger_than_the_embeddings_is_refused(folder):
     bpe.train({"the": 9, "cats": 5, "sat": 4, "upon": 3, "mat": 2}, 9).save(folder)
-    with pytest.raises(UserError, match="entries"):
+    with pytest.raises(UserError, match=r"vocabulary size of \d+, but its model has \d+ rows"):
         gpt1cli.load(folder)
 
 
@@ -332,7 +334,7 @@ BLOCK = {  # train.py and model.py of the released code: names and shapes in the
 
 @pytest.fixture(scope="module")
 def arrays(vocabulary) -> dict[str, np.ndarray]:
-    """Random arrays under transformers' names, which keeps the layout of the released code."""
+    """Random arrays with transformers' names in the layout of the released code."""
     shapes = {"positions_embed.weight": (SHAPE["n_positions"], WIDTH), "tokens_embed.weight": (len(vocabulary), WIDTH)}
     shapes |= {f"h.{i}.{name}": shape for i in range(LAYERS) for name, shape in BLOCK.items()}
     random = np.random.default_rng(0)
@@ -353,8 +355,8 @@ def shards(vocabulary, arrays, tmp_path) -> Path:
     return folder
 
 
-def test_shards_give_the_logits_of_transformers_with_the_same_weights(vocabulary, arrays, shards):
-    peer = widened(len(vocabulary), n_embd=WIDTH, n_head=WIDTH // 64, n_layer=LAYERS, layer_norm_epsilon=1e-5)
+def test_shards_give_the_same_logits_as_transformers(vocabulary, arrays, shards):
+    peer = make_peer(len(vocabulary), n_embd=WIDTH, n_head=WIDTH // 64, n_layer=LAYERS, layer_norm_epsilon=1e-5)
     wanted = peer.transformer.state_dict()
     assert wanted.keys() == arrays.keys()
     peer.transformer.load_state_dict(
@@ -367,26 +369,22 @@ def test_shards_give_the_logits_of_transformers_with_the_same_weights(vocabulary
     assert found.encode(text) == vocabulary.encode(text) and 0 not in found.encode(text)
 
 
-def test_the_released_shapes_are_those_of_gpt_1(tmp_path):
+def test_released_shapes_give_the_config_of_gpt1(tmp_path):
     """146 arrays (facts of the released params_shapes.json): 512 positions, 40,478 tokens, 12 blocks of 768."""
     block = [(*shape[:-2], *(6 * n for n in shape[-2:])) for shape in BLOCK.values()]  # 6 x 128 = 768
     shapes = [(512, 768), (40478, 768), *itertools.chain(*[block] * 12)]
     (tmp_path / "params_shapes.json").write_text(json.dumps(shapes))
     theirs = OpenAIGPTConfig().to_dict()
-    found = settings_of_shards(tmp_path)
+    found = shards_config(tmp_path)
     assert len(shapes) == 146 and found == {name: theirs[name] for name in found}
     assert {"vocab_size", "n_positions", "n_embd", "n_layer", "n_head"} <= found.keys()
 
 
-def whole(path: Path) -> bytes:
-    return path.read_bytes()
-
-
-def cut(path: Path) -> bytes:
+def truncated(path: Path) -> bytes:
     return path.read_bytes()[:-4]
 
 
-def of_complex_numbers(path: Path) -> bytes:
+def with_complex_numbers(path: Path) -> bytes:
     return path.read_bytes().replace(b"'<f4'", b"'<c8'")
 
 
@@ -394,7 +392,7 @@ def without_end_of_header(path: Path) -> bytes:
     return path.read_bytes().replace(b"}", b"(", 1)
 
 
-def of_impossible_size(path: Path) -> bytes:
+def with_impossible_size(path: Path) -> bytes:
     count = str(np.load(path).size).encode()
     return path.read_bytes().replace(b"(" + count + b",), } " + b" " * 12, b"(" + count + b"0" * 12 + b",), } ")
 
@@ -407,10 +405,18 @@ def zipped(path: Path) -> bytes:
 
 @pytest.mark.parametrize(
     "damaged",
-    [cut, of_complex_numbers, without_end_of_header, of_impossible_size, zipped, lambda _: b"", lambda _: b"version "],
-    ids=["cut", "complex", "header", "size", "zipped", "empty", "text"],
+    [
+        truncated,
+        with_complex_numbers,
+        without_end_of_header,
+        with_impossible_size,
+        zipped,
+        lambda _: b"",
+        lambda _: b"version ",
+    ],
+    ids=["truncated", "complex", "header", "size", "zipped", "empty", "text"],
 )
-def test_a_damaged_shard_is_named(shards, damaged):
+def test_damaged_shard_is_named(shards, damaged):
     path = shards / "params_3.npy"
     before, after = path.read_bytes(), damaged(path)
     assert after != before
@@ -420,21 +426,21 @@ def test_a_damaged_shard_is_named(shards, damaged):
 
 
 @pytest.mark.parametrize("missing", [["params_0.npy"], ["params_9.npy"], [f"params_{i}.npy" for i in range(10)]])
-def test_a_missing_shard_is_told_by_the_numbers_that_lack(shards, arrays, missing):
-    lacking = 0
+def test_missing_shard_is_reported_with_both_counts(shards, arrays, missing):
+    removed = 0
     for name in missing:
-        lacking += np.load(shards / name).size
+        removed += np.load(shards / name).size
         (shards / name).unlink()
     total = sum(array.size for array in arrays.values())
     with pytest.raises(UserError) as error:
         gpt1cli.load(shards)
     message = str(error.value)
-    assert f"{10 - len(missing)} files" in message and f"{total - lacking:,} numbers" in message
+    assert f"{10 - len(missing)} files" in message and f"{total - removed:,} numbers" in message
     assert f"{total:,}" in message and "params_0.npy to params_9.npy" in message
 
 
 @pytest.mark.parametrize("form", ["array", "bare"])
-def test_no_pickle_in_a_shard_is_opened(shards, form):
+def test_no_pickle_in_a_shard_is_loaded(shards, form):
     payload = Payload(shards / "executed")
     if form == "array":
         np.save(shards / "params_3.npy", np.array([payload, payload], dtype=object), allow_pickle=True)
@@ -463,14 +469,14 @@ def test_no_pickle_in_a_shard_is_opened(shards, form):
         lambda shapes: [[20, 96], [shapes[1][0], 96], [1, 96, 288], *shapes[3:]],
     ],
 )
-def test_a_list_of_shapes_that_is_none_of_gpt_1_is_named(shards, shapes):
+def test_list_of_shapes_other_than_gpt1s_is_refused(shards, shapes):
     path = shards / "params_shapes.json"
     path.write_text(shapes if isinstance(shapes, str) else json.dumps(shapes(json.loads(path.read_text()))))
     with pytest.raises(UserError, match=r"params_shapes\.json: "):
         gpt1cli.load(shards)
 
 
-def test_arrays_of_odd_shapes_are_listed(shards):
+def test_arrays_with_wrong_shapes_are_listed(shards):
     path = shards / "params_shapes.json"
     shapes = json.loads(path.read_text())
     shapes[8], shapes[10] = shapes[10], shapes[8]  # the two of the first feed-forward layer
@@ -479,8 +485,8 @@ def test_arrays_of_odd_shapes_are_listed(shards):
         gpt1cli.load(shards)
     assert str(error.value).splitlines() == [
         f"{shards}: the weights do not fit the model:",
-        "  blocks.0.expand.weight: wanted (512, 128), found (128, 512)",
-        "  blocks.0.contract.weight: wanted (128, 512), found (512, 128)",
+        "  blocks.0.expand.weight: expected (512, 128), found (128, 512)",
+        "  blocks.0.contract.weight: expected (128, 512), found (512, 128)",
     ]
 
 
@@ -488,7 +494,7 @@ def test_arrays_of_odd_shapes_are_listed(shards):
 
 
 @pytest.mark.parametrize("kind", ["folder", "shards"])
-def test_fine_tuning_starts_from_it(kind, request, vocabulary, tmp_path):
+def test_fine_tuning_starts_from_folder_and_shards(kind, request, vocabulary, tmp_path):
     init = request.getfixturevalue(kind)
     words = [
         "finetune", "task=demo_sentiment", f"init={init}", "limit.train=4", "limit.valid=4", "limit.test=4",

@@ -1,4 +1,4 @@
-"""What init= and run= name, and what a checkpoint says of itself: readable without trust."""
+"""What init= and run= name, and reading the config.json of untrusted checkpoints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpt1cli.pretrained import locate
 
 
 def checkpoint(folder: Path, **changes: object) -> Path:
-    """A checkpoint folder with the tiny model's config.json."""
+    """Write a checkpoint folder with the tiny model's config.json."""
     conf = options.folder()
     content = {
         "format": 1,
@@ -28,49 +28,49 @@ def checkpoint(folder: Path, **changes: object) -> Path:
     return folder
 
 
-def test_init_is_a_runs_best_checkpoint_else_its_last_or_a_folder_itself(tmp_path):
+def test_init_resolves_to_best_else_last_or_the_folder_itself(tmp_path):
     run = tmp_path / "run"
     for step in ("10", "20"):
         checkpoint(run / "checkpoints" / step)
     (run / "config.yaml").write_text("{}")
     (run / "checkpoints" / "last").symlink_to("20")
-    assert locate.find(str(run)) == run / "checkpoints" / "20"
+    assert locate.resolve_checkpoint(str(run)) == run / "checkpoints" / "20"
     (run / "checkpoints" / "best").symlink_to("10")
-    assert locate.find(str(run)) == run / "checkpoints" / "10"
-    assert locate.find(str(run / "checkpoints" / "20")) == run / "checkpoints" / "20"
-    with pytest.raises(UserError, match="no such checkpoint; there are 10, 20, best, last"):
-        locate.find(str(run / "checkpoints" / "30"))
+    assert locate.resolve_checkpoint(str(run)) == run / "checkpoints" / "10"
+    assert locate.resolve_checkpoint(str(run / "checkpoints" / "20")) == run / "checkpoints" / "20"
+    with pytest.raises(UserError, match="no such checkpoint; available: 10, 20, best, last"):
+        locate.resolve_checkpoint(str(run / "checkpoints" / "30"))
 
 
-def test_an_init_without_a_checkpoint_says_what_was_found(tmp_path):
+def test_init_without_a_checkpoint_reports_what_was_found(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("{}")
-    for name, found in (("run", "a run without a checkpoint yet"), ("x", "no such folder"), ("x" * 300, "no such")):
-        with pytest.raises(UserError, match=found):
-            locate.find(str(tmp_path / name))
+    for name, problem in (("run", "a run without a checkpoint yet"), ("x", "no such folder"), ("x" * 300, "no such")):
+        with pytest.raises(UserError, match=problem):
+            locate.resolve_checkpoint(str(tmp_path / name))
     with pytest.raises(UserError, match="a folder with run in it"):
-        locate.find(str(tmp_path))
+        locate.resolve_checkpoint(str(tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "problem"),
     [
         ({"format": 2}, "format 2; this gpt1 reads checkpoints of format 1"),
-        ({"model": None}, "describes no model"),
+        ({"model": None}, "does not describe a model"),
         ({"model": {"n_layer": 2}}, "d_model: missing"),
-        ({"vocabulary": "many"}, "vocabulary=many is no count"),
-        ({"special_rows": -1}, "special_rows=-1 is no count"),
+        ({"vocabulary": "many"}, "vocabulary=many must be an integer of at least 0"),
+        ({"special_rows": -1}, "special_rows=-1 must be an integer of at least 0"),
     ],
 )
-def test_a_checkpoint_that_describes_no_model_is_refused(tmp_path, changes, told):
-    with pytest.raises(UserError, match=told):
-        locate.described(checkpoint(tmp_path / "c", **changes))
-    assert locate.described(checkpoint(tmp_path / "good"))["model"]["n_layer"] == 2
+def test_checkpoint_config_without_a_valid_model_is_refused(tmp_path, changes, problem):
+    with pytest.raises(UserError, match=problem):
+        locate.read_checkpoint_config(checkpoint(tmp_path / "c", **changes))
+    assert locate.read_checkpoint_config(checkpoint(tmp_path / "good"))["model"]["n_layer"] == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000])
-def test_a_damaged_checkpoint_description_is_refused(tmp_path, content):
+def test_damaged_checkpoint_config_is_refused(tmp_path, content):
     folder = checkpoint(tmp_path / "c")
     (folder / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=r"config\.json"):
-        locate.described(folder)
+        locate.read_checkpoint_config(folder)

@@ -1,4 +1,4 @@
-"""Pages that need nothing but themselves: no script, no request, and nothing of a stranger's that is read as html."""
+"""Report pages are self-contained: no script, no request, and untrusted text is never read as html."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from runs import write_run
 from worlds import read
 
 from gpt1cli.cli.main import main
-from gpt1cli.reporting.page import Table
-from gpt1cli.reporting.plots import by_factors
-from gpt1cli.reporting.run_report import differences, write_run_report
+from gpt1cli.reporting.page import ReportTable
+from gpt1cli.reporting.plots import log_x_axis
+from gpt1cli.reporting.run_report import changed_settings, write_run_report
 
 EVIL = "<b>&\"'|$x<script>alert(1)</script>"
 ELEMENTS = {
@@ -27,7 +27,7 @@ ELEMENTS = {
 
 
 class Page(HTMLParser):
-    """What a browser makes of a page: its elements, what they refer to, and its text."""
+    """A page as a browser reads it: its elements, their references, and its text."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Page(HTMLParser):
         self.words += data
 
 
-def check(path: Path) -> Page:
+def check_page(path: Path) -> Page:
     page = Page(path)
     assert page.elements <= ELEMENTS
     assert page.policy.startswith("default-src 'none';")
@@ -63,7 +63,7 @@ def check(path: Path) -> Page:
     return page
 
 
-def trained(folder: Path, task: str, predictions: list, scores: dict) -> Path:
+def write_reported_run(folder: Path, task: str, predictions: list, scores: dict) -> Path:
     lines = [{"step": step, "split": "train", "loss": 2 / step, "task_loss": 1 / step} for step in (1, 2, 3)]
     lines += [{"step": 3, "split": "valid", "loss": 0.5, **scores}]
     run = write_run(folder, task, {"valid": scores}, {"valid": predictions}, name=EVIL)
@@ -74,24 +74,24 @@ def trained(folder: Path, task: str, predictions: list, scores: dict) -> Path:
     return run
 
 
-def test_a_table_that_is_too_wide_is_cut_between_its_columns_and_each_part_has_the_first():
+def test_wide_table_is_split_and_each_part_has_the_first_column():
     rows = [["one two", "1", "2", "3"], ["three", "4", "5", "6"]]
-    table = Table("t", ["row", "a longword", "b", "unbreakable" * 5], rows)
-    # "three" takes 5 and a frame of 3, "longword" 8 + 3, "b" 1 + 3, of the last word 20 + 3; the last line 1
-    assert table.side_by_side(8 + 11 + 4 + 23 + 1) == [[0, 1, 2, 3]]
-    assert table.side_by_side(8 + 11 + 4 + 23) == [[0, 1, 2], [0, 3]]
-    assert table.side_by_side(20) == [[0, 1], [0, 2], [0, 3]]
-    assert table.side_by_side(1) == [[0, 1], [0, 2], [0, 3]]
+    table = ReportTable("t", ["row", "a longword", "b", "unbreakable" * 5], rows)
+    # width with a frame of 3: "three" 5 + 3, "longword" 8 + 3, "b" 1 + 3, the last word at most 20 + 3; 1 for the end
+    assert table.split_columns(8 + 11 + 4 + 23 + 1) == [[0, 1, 2, 3]]
+    assert table.split_columns(8 + 11 + 4 + 23) == [[0, 1, 2], [0, 3]]
+    assert table.split_columns(20) == [[0, 1], [0, 2], [0, 3]]
+    assert table.split_columns(1) == [[0, 1], [0, 2], [0, 3]]
 
 
-def test_a_classifiers_own_page(tmp_path):
+def test_page_of_a_classification_run(tmp_path):
     lines = [
         ("0", "acceptable", "acceptable"),
         ("1", "acceptable", "unacceptable"),
         ("2", "unacceptable", "acceptable"),
     ]
-    run = trained(tmp_path / "run", "cola", lines, {"matthews_correlation": 0.125})
-    page = check(run / "report.html")
+    run = write_reported_run(tmp_path / "run", "cola", lines, {"matthews_correlation": 0.125})
+    page = check_page(run / "report.html")
     assert "svg" in page.elements and EVIL in page.words and "<b>" not in (run / "report.html").read_text()
     assert all(
         "<b>" not in line for line in (run / "report.md").read_text().splitlines() if not line.startswith("    ")
@@ -102,32 +102,33 @@ def test_a_classifiers_own_page(tmp_path):
     assert "gpt1 finetune task=cola" in (run / "report.md").read_text()
 
 
-def test_a_regressions_own_page(tmp_path):
-    run = trained(tmp_path / "run", "stsb", [("0", 1.0, 2.0), ("1", 4.0, 3.5)], {"pearson": 1.0})
-    check(run / "report.html")
+def test_page_of_a_regression_run(tmp_path):
+    run = write_reported_run(tmp_path / "run", "stsb", [("0", 1.0, 2.0), ("1", 4.0, 3.5)], {"pearson": 1.0})
+    check_page(run / "report.html")
     assert (run / "plots/scatter-valid.png").exists()
 
 
-def test_a_job_of_a_sweep_is_repeated_by_its_configuration(tmp_path):
+def test_job_of_a_sweep_is_repeated_with_config(tmp_path):
     run = write_run(tmp_path / "run", "cola", {"valid": {"matthews_correlation": 0.1}})
     (run / "environment.json").write_text(json.dumps({"command_line": ["-m", "finetune", "task=cola,rte"]}))
     write_run_report(run, json.loads((run / "result.json").read_text()))
     assert f"gpt1 finetune config={run / 'config.yaml'}\n" in (run / "report.md").read_text()
 
 
-def test_settings_are_told_where_they_differ_from_the_default(tmp_path):
+def test_settings_that_differ_from_the_default_are_reported(tmp_path):
     model = read("model/mini.yaml") | {"n_layer": 3}
     run = write_run(tmp_path / "run", "cola", {}, lr=0.1, aux_lm=False, model=model)
-    found = set(differences("finetune", yaml.safe_load((run / "config.yaml").read_text())))
-    assert found == {
+    settings = set(changed_settings("finetune", yaml.safe_load((run / "config.yaml").read_text())))
+    assert settings == {
         ("model", "mini", "base"), ("model.n_layer", 3, 4), ("lr", 0.1, model["finetuning"]["lr"]),
         ("aux_lm", False, True), ("task", "cola", None),
     }  # fmt: skip
     same = write_run(tmp_path / "same", "cola", {}, lr=read("model/base.yaml")["finetuning"]["lr"])
-    assert set(differences("finetune", yaml.safe_load((same / "config.yaml").read_text()))) == {("task", "cola", None)}
+    settings = set(changed_settings("finetune", yaml.safe_load((same / "config.yaml").read_text())))
+    assert settings == {("task", "cola", None)}
 
 
-def test_the_page_of_many_runs_escapes_what_they_bring(tmp_path):
+def test_page_of_many_runs_escapes_their_text(tmp_path):
     model = read("model/base.yaml")
     for seed, (name, score) in enumerate(((EVIL, 0.5), ("other", 0.25), (EVIL, 0.75))):
         changes = {"model": model | {"name": name}, "seed": seed, "aux_lm": name == EVIL}
@@ -135,7 +136,7 @@ def test_the_page_of_many_runs_escapes_what_they_bring(tmp_path):
         write_run(tmp_path / f"runs/{seed} <i>&", "cola", scores, **changes)
         write_run(tmp_path / f"runs/{seed}/snli", "snli", {"test": {"accuracy": score}}, **{**changes, "aux_lm": False})
     assert main(["report", f"runs=[{tmp_path / 'runs'}]", f"hydra.run.dir={tmp_path / 'report'}"]) == 0
-    page = check(tmp_path / "report/report.html")
+    page = check_page(tmp_path / "report/report.html")
     assert EVIL in page.words and "0 <i>&" in page.words
     text = (tmp_path / "report/report.html").read_text() + (tmp_path / "report/report.md").read_text()
     assert "<script" not in text and "<i>" not in text and "<b>" not in text
@@ -144,17 +145,17 @@ def test_the_page_of_many_runs_escapes_what_they_bring(tmp_path):
 @pytest.mark.parametrize(
     ("cell", "markdown"), [("a|b", "a\\|b"), ("a\nb", "a b"), ("<b>&", "&lt;b&gt;&amp;"), ("± 1", "± 1")]
 )
-def test_cells_stay_cells(cell, markdown):
-    assert f"| {markdown} |" in Table("title", ["head"], [[cell]]).markdown().splitlines()
+def test_cells_are_escaped_in_markdown(cell, markdown):
+    assert f"| {markdown} |" in ReportTable("title", ["head"], [[cell]]).markdown().splitlines()
 
 
 @pytest.mark.parametrize("steps", [(50, 100, 200), (100, 300, 1000, 5000), (1, 10_000)])
-def test_the_ticks_of_updates_are_plain_numbers(steps):
+def test_ticks_of_steps_are_plain_numbers(steps):
     figure = Figure()
     axes = figure.subplots()
     axes.plot(steps, steps)
-    by_factors(axes)
+    log_x_axis(axes)
     FigureCanvasAgg(figure).draw()
     ticks = [*axes.xaxis.get_ticklabels(which="major"), *axes.xaxis.get_ticklabels(which="minor")]
-    told = [tick.get_text() for tick in ticks if tick.get_text()]
-    assert len(told) >= 2 and all(text.replace(",", "").isdecimal() for text in told)
+    labels = [tick.get_text() for tick in ticks if tick.get_text()]
+    assert len(labels) >= 2 and all(text.replace(",", "").isdecimal() for text in labels)

@@ -1,4 +1,4 @@
-"""Runs in the paper's tables: every number by hand, and whatever is not the paper's cell told by a sign."""
+"""Runs in the paper's tables: numbers computed by hand, and a sign for every difference from the paper's cell."""
 
 from __future__ import annotations
 
@@ -6,31 +6,38 @@ import csv
 from pathlib import Path
 
 import pytest
-from runs import found, write_run
+from runs import runs_below, write_run
 from worlds import read
 
 from gpt1cli.cli.main import main
-from gpt1cli.reporting.paper_tables import Row, layouts, likenesses, overall_of, rows_of, table_of
+from gpt1cli.reporting.paper_tables import (
+    VariantRow,
+    average_cell,
+    format_table,
+    published_tables,
+    table5_like,
+    variant_rows,
+)
 
-VALIDATION = "on the validation split, where the paper has the test split"
+VALIDATION = "on the validation split (paper: test split)"
 LSTM = read("model/base.yaml") | {"architecture": "lstm", "lstm_units": 2048}
 
 
-def table(key: str, root: Path) -> dict[str, dict[str, str]]:
-    """The lines of a table by their first cell, each by its columns; the notes under ""."""
-    made, _ = table_of(layouts()[key], rows_of(layouts()[key], found(root)))
-    lines = {line[0].strip(): dict(zip(made.header[1:], line[1:], strict=True)) for line in made.rows}
-    return lines | {"": dict(note.split(" ", 1) for note in made.notes)}
+def read_table(key: str, root: Path) -> dict[str, dict[str, str]]:
+    """First cell of a line -> column -> cell; the notes are under ""."""
+    table, _ = format_table(published_tables()[key], variant_rows(published_tables()[key], runs_below(root)))
+    lines = {line[0].strip(): dict(zip(table.header[1:], line[1:], strict=True)) for line in table.rows}
+    return lines | {"": dict(note.split(" ", 1) for note in table.notes)}
 
 
-def cola(folder: Path, score: float, **changes: object) -> None:
+def write_cola_run(folder: Path, score: float, **changes: object) -> None:
     write_run(folder, "cola", {"valid": {"matthews_correlation": score}}, **changes)
 
 
-def test_seeds_are_summed_up_beside_the_papers_number(tmp_path):
+def test_seeds_are_averaged_and_compared_with_the_paper(tmp_path):
     for seed, score in enumerate((0.40, 0.50, 0.48)):
-        cola(tmp_path / f"{seed}", score, seed=seed)
-    lines = table("table4", tmp_path)
+        write_cola_run(tmp_path / f"{seed}", score, seed=seed)
+    lines = read_table("table4", tmp_path)
     assert lines["best before"]["CoLA (mc)"] == "35.0 single-task BiLSTM + ELMo + Attn"
     assert lines["Transformer w/ aux LM (full): paper"]["CoLA (mc)"] == "45.4"
     # mean 46, deviations -6, 4, 2: the root of (36 + 16 + 4) / 2 is 5.29
@@ -40,17 +47,18 @@ def test_seeds_are_summed_up_beside_the_papers_number(tmp_path):
     assert lines[""]["†"] == VALIDATION
 
 
-def test_few_examples_and_prompts_stand_in_no_table_of_the_paper(tmp_path):
-    cola(tmp_path / "whole", 0.40)
-    cola(tmp_path / "few", 0.90, shots=16, method="head", seed=1)
-    cola(tmp_path / "prompt", 0.80, shots=None, method="prompt", seed=2)
-    assert table("table4", tmp_path)["Transformer w/ aux LM (full): ours"]["CoLA (mc)"] == "40.0 †"
-    assert [row.runs["cola"][0].folder.name for row in rows_of(layouts()["table5"], found(tmp_path))] == ["whole"]
+def test_few_shot_and_prompt_runs_are_not_in_the_papers_tables(tmp_path):
+    write_cola_run(tmp_path / "whole", 0.40)
+    write_cola_run(tmp_path / "few", 0.90, shots=16, method="head", seed=1)
+    write_cola_run(tmp_path / "prompt", 0.80, shots=None, method="prompt", seed=2)
+    assert read_table("table4", tmp_path)["Transformer w/ aux LM (full): ours"]["CoLA (mc)"] == "40.0 †"
+    rows = variant_rows(published_tables()["table5"], runs_below(tmp_path))
+    assert [row.runs["cola"][0].folder.name for row in rows] == ["whole"]
 
 
-def test_a_labelled_test_split_goes_before_validation(tmp_path):
+def test_labelled_test_split_is_preferred_to_validation(tmp_path):
     write_run(tmp_path / "a", "mrpc", {"valid": {"f1": 0.9, "accuracy": 0.9}, "test": {"f1": 0.8, "accuracy": 0.7}})
-    lines = table("table4", tmp_path)
+    lines = read_table("table4", tmp_path)
     assert lines["Transformer w/ aux LM (full): ours"]["MRPC (F1)"] == "80.0"
     assert lines["ours - paper"]["MRPC (F1)"] == "-2.3"
 
@@ -68,33 +76,33 @@ def test_a_labelled_test_split_goes_before_validation(tmp_path):
         ({"model": read("model/base.yaml") | {"name": "openai"}}, set()),
     ],
 )
-def test_what_is_not_the_papers_cell_is_told(tmp_path, changes, notes):
-    cola(tmp_path / "a", 0.4, **changes)
-    lines = table("table4", tmp_path)
+def test_differences_from_the_papers_cell_have_notes(tmp_path, changes, notes):
+    write_cola_run(tmp_path / "a", 0.4, **changes)
+    lines = read_table("table4", tmp_path)
     signs = lines["Transformer w/ aux LM (full): ours"]["CoLA (mc)"].split()[1:]
     assert {lines[""][sign] for sign in signs} == {VALIDATION} | notes
 
 
-def test_the_columns_of_race_are_the_splits_of_one_run(tmp_path):
+def test_columns_of_race_are_splits_of_one_run(tmp_path):
     scores = {"valid": 0.1, "test": 0.25, "test_middle": 0.5, "test_high": 0.125}
     write_run(tmp_path / "a", "race", {split: {"accuracy": value} for split, value in scores.items()})
-    ours = table("table3", tmp_path)["Transformer w/ aux LM (full): ours"]
+    ours = read_table("table3", tmp_path)["Transformer w/ aux LM (full): ours"]
     assert ours == {"Story Cloze": "", "RACE-m": "50.0", "RACE-h": "12.5", "RACE": "25.0"}
 
 
-def test_table_5_has_a_row_for_each_variant_and_an_average_that_says_what_it_covers(tmp_path):
+def test_table_5_has_a_row_per_variant_and_names_the_averaged_columns(tmp_path):
     for name, changes in {
         "full": {}, "fresh": {"pretrained": False}, "none": {"init": "none"}, "no_lm": {"lm_coef": 0.0},
         "lstm": {"model": LSTM, "pretrained": False},
     }.items():  # fmt: skip
         seed = {"seed": 1} if name == "none" else {}
-        cola(tmp_path / name / "cola", 0.2, **changes, **seed)
+        write_cola_run(tmp_path / name / "cola", 0.2, **changes, **seed)
     mnli = {"valid": {"accuracy": 0.5}, "valid_mismatched": {"accuracy": 0.75}}
     write_run(tmp_path / "full" / "mnli", "mnli", mnli)
-    lines = table("table5", tmp_path)
+    lines = read_table("table5", tmp_path)
     ours = lines["Transformer w/ aux LM (full): ours"]
     assert ours["MNLI (acc)"] == "62.5 †"
-    assert ours["average"] == "41.2 † ‡" and lines[""]["‡"] == "the mean over CoLA (mc), MNLI (acc) alone: 2 of 8"
+    assert ours["average"] == "41.2 † ‡" and lines[""]["‡"] == "mean over CoLA (mc), MNLI (acc) only: 2 of 8"
     assert lines["Transformer w/o pre-training: ours"]["CoLA (mc)"] == "20.0 ± 0.0 †"  # fresh and none: two seeds
     assert lines["Transformer w/o pre-training: paper"]["average"] == "59.9"
     assert lines["Transformer w/o aux LM: ours"]["CoLA (mc)"] == "20.0 †"
@@ -105,25 +113,28 @@ def test_table_5_has_a_row_for_each_variant_and_an_average_that_says_what_it_cov
     }
 
 
-def test_an_average_over_all_columns_is_compared_with_the_papers(tmp_path):
+def test_average_over_all_columns_is_compared_with_the_paper(tmp_path):
     scores = {"matthews_correlation": 0.5, "accuracy": 0.5, "f1": 0.5, "pearson": 0.5}
     for task in ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"):
-        for seed, more in enumerate((0, 0.08)):  # CoLA alone is better with the second seed: by 1 point in the mean
-            own = {"matthews_correlation": 0.5 + more} if task == "cola" else {}
+        for seed, more in enumerate((0, 0.08)):  # only CoLA is better with the second seed: 1 point in the mean
+            changed = {"matthews_correlation": 0.5 + more} if task == "cola" else {}
             write_run(
-                tmp_path / f"{task}{seed}", task, dict.fromkeys(("test", "test_mismatched"), scores | own), seed=seed
+                tmp_path / f"{task}{seed}",
+                task,
+                dict.fromkeys(("test", "test_mismatched"), scores | changed),
+                seed=seed,
             )
-    row = rows_of(layouts()["table5"], found(tmp_path))[0]
-    average = overall_of(layouts()["table5"], row)
+    row = variant_rows(published_tables()["table5"], runs_below(tmp_path))[0]
+    average = average_cell(published_tables()["table5"], row)
     assert average.seeds == pytest.approx({0: 50, 1: 51}) and average.comparable
     assert str(average) == "50.5 ± 0.7"
-    made, records = table_of(layouts()["table5"], [row])
-    assert [line[-1] for line in made.rows if line[0].startswith("  ours")] == ["-24.2"]
+    table, records = format_table(published_tables()["table5"], [row])
+    assert [line[-1] for line in table.rows if line[0].startswith("  ours")] == ["-24.2"]
     record = next(record for record in records if record["column"] == "average")
     assert (record["mean"], record["paper"], record["median"]) == (pytest.approx(50.5), 74.7, pytest.approx(50.5))
 
 
-def glue(root: Path, tasks: str, split: str) -> None:
+def write_glue_runs(root: Path, tasks: str, split: str) -> None:
     metrics = {
         "cola": {"matthews_correlation": 0.1, "accuracy": 0.9}, "mrpc": {"f1": 0.8, "accuracy": 0.6},
         "stsb": {"pearson": 0.6, "spearmanr": 0.5}, "qqp": {"f1": 0.5, "accuracy": 0.7},
@@ -134,76 +145,76 @@ def glue(root: Path, tasks: str, split: str) -> None:
         write_run(root / task, task, {split: scores, **mismatched})
 
 
-def test_the_glue_score_averages_metrics_first_and_then_nine_tasks(tmp_path):
-    glue(tmp_path, "cola sst2 mrpc stsb qqp mnli qnli rte wnli ax", "valid")
-    ours = table("glue", tmp_path)["Transformer w/ aux LM (full): ours"]
+def test_glue_score_averages_metrics_first_and_then_nine_tasks(tmp_path):
+    write_glue_runs(tmp_path, "cola sst2 mrpc stsb qqp mnli qnli rte wnli ax", "valid")
+    ours = read_table("glue", tmp_path)["Transformer w/ aux LM (full): ours"]
     assert (ours["MRPC"], ours["STS-B"], ours["QQP"], ours["MNLI"]) == ("70.0 †", "55.0 †", "60.0 †", "50.0 †")
     # (10 + 40 + 70 + 55 + 60 + 50 + 40 + 40 + 40) / 9
     assert (
         ours["GLUE"]
         == "45.0 †"
-        == table("table4", tmp_path)["Transformer w/ aux LM (full): ours"]["GLUE"].split(" ‡")[0]
+        == read_table("table4", tmp_path)["Transformer w/ aux LM (full): ours"]["GLUE"].split(" ‡")[0]
     )
-    assert table("glue", tmp_path)["ours - paper"]["GLUE"] == "-27.8"
+    assert read_table("glue", tmp_path)["ours - paper"]["GLUE"] == "-27.8"
 
 
-def test_the_glue_score_names_its_tasks_and_stays_on_one_split(tmp_path):
-    glue(tmp_path, "cola rte", "valid")
+def test_glue_score_names_its_tasks_and_uses_one_split(tmp_path):
+    write_glue_runs(tmp_path, "cola rte", "valid")
     write_run(tmp_path / "mrpc", "mrpc", {"valid": {"f1": 0.8, "accuracy": 0.6}, "test": {"f1": 0.1, "accuracy": 0.1}})
-    lines = table("glue", tmp_path)
+    lines = read_table("glue", tmp_path)
     assert lines["Transformer w/ aux LM (full): ours"]["GLUE"] == "40.0 † ‡"  # (10 + 40 + 70) / 3
-    assert lines[""]["‡"] == "the mean over CoLA, MRPC, RTE alone: 3 of 9"
+    assert lines[""]["‡"] == "mean over CoLA, MRPC, RTE only: 3 of 9"
     assert lines.get("ours - paper", {}).get("GLUE", "") == ""
 
 
-def test_runs_that_differ_otherwise_are_rows_of_their_own(tmp_path):
-    cola(tmp_path / "a", 0.4)
-    cola(tmp_path / "b", 0.2, lr=1e-3)
-    ours = {name for name in table("table4", tmp_path) if name.endswith("ours")}
+def test_runs_with_other_differences_have_separate_rows(tmp_path):
+    write_cola_run(tmp_path / "a", 0.4)
+    write_cola_run(tmp_path / "b", 0.2, lr=1e-3)
+    ours = {name for name in read_table("table4", tmp_path) if name.endswith("ours")}
     assert ours == {f"Transformer w/ aux LM (full), lr={lr}: ours" for lr in ("6.25e-05", "0.001")}
 
 
-def test_an_lstm_says_on_which_tasks_it_was_not_pretrained(tmp_path):
-    cola(tmp_path / "a", 0.4, model=LSTM)
+def test_lstm_row_names_the_tasks_without_pretraining(tmp_path):
+    write_cola_run(tmp_path / "a", 0.4, model=LSTM)
     write_run(tmp_path / "b", "rte", {"valid": {"accuracy": 0.5}}, model=LSTM, init="none")
-    (row,) = rows_of(layouts()["table5"], found(tmp_path))
+    (row,) = variant_rows(published_tables()["table5"], runs_below(tmp_path))
     assert str(row) == "LSTM w/ aux LM, not pretrained on rte"
-    assert str(Row("lstm", "", {"cola": row.runs["cola"]})) == "LSTM w/ aux LM"
+    assert str(VariantRow("lstm", "", {"cola": row.runs["cola"]})) == "LSTM w/ aux LM"
 
 
-def test_the_demo_worlds_table_5_has_no_published_numbers(tmp_path):
+def test_table_5_of_the_demo_world_has_no_published_numbers(tmp_path):
     write_run(tmp_path / "a", "demo_sentiment", {"valid": {"accuracy": 0.5}, "test": {"accuracy": 0.75}})
-    assert likenesses(found(tmp_path)) == []
+    assert table5_like(runs_below(tmp_path)) == []
     write_run(tmp_path / "b", "demo_sentiment", {"test": {"accuracy": 0.625}}, aux_lm=False)
-    (layout,) = likenesses(found(tmp_path))
-    made, _ = table_of(layout, rows_of(layout, found(tmp_path)))
-    assert [line[:2] for line in made.rows] == [
+    (layout,) = table5_like(runs_below(tmp_path))
+    table, _ = format_table(layout, variant_rows(layout, runs_below(tmp_path)))
+    assert [line[:2] for line in table.rows] == [
         ["Transformer w/ aux LM (full): ours", "75.0"], ["  median (seeds)", "75.0 (1)"],
         ["Transformer w/o aux LM: ours", "62.5"], ["  median (seeds)", "62.5 (1)"],
     ]  # fmt: skip
 
 
-def test_printed_averages_are_those_of_the_printed_columns():
-    """Typing errors in the file would show here; the paper cuts off the LSTM's 69.16."""
-    layout = layouts()["table5"]
+def test_published_averages_are_those_of_the_published_columns():
+    """This finds typing errors in the file; the paper truncates the LSTM's 69.16."""
+    layout = published_tables()["table5"]
     for variant, printed in layout.overall.paper.items():
         numbers = [column.paper[variant] for column in layout.columns]
         assert len(numbers) == 8 and sum(numbers) / 8 == pytest.approx(printed, abs=0.07)
-    matched, mismatched = (layouts()["table2"].columns[i].paper["full"] for i in (0, 1))
+    matched, mismatched = (published_tables()["table2"].columns[i].paper["full"] for i in (0, 1))
     assert (matched + mismatched) / 2 == pytest.approx(layout.columns[5].paper["full"], abs=0.06)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def report(root: Path, into: Path, *words: str) -> int:
+def run_report(root: Path, into: Path, *words: str) -> int:
     return main(["report", f"runs=[{root}]", f"hydra.run.dir={into}", *words])
 
 
-def test_what_is_in_no_table_of_the_paper_stays_in_the_general_ones(tmp_path, capsys):
-    cola(tmp_path / "runs/a", 0.25)
+def test_runs_outside_the_papers_tables_are_in_the_general_tables(tmp_path, capsys):
+    write_cola_run(tmp_path / "runs/a", 0.25)
     write_run(tmp_path / "runs/b", "snli", {"test": {"accuracy": 0.75}}, aux_lm=False)
-    assert report(tmp_path / "runs", tmp_path / "report") == 0
+    assert run_report(tmp_path / "runs", tmp_path / "report") == 0
     page = (tmp_path / "report/report.md").read_text()
     assert "| snli | default | 0 | accuracy (test) 0.750 |" in page and "| cola |" not in page
     assert "## Table 4" in page and "## Table 5" in page and "## Table 2" not in page
@@ -216,7 +227,7 @@ def test_what_is_in_no_table_of_the_paper_stays_in_the_general_ones(tmp_path, ca
     assert (last["table"], last["row"], last["mean"]) == ("finetune", "snli, default", "0.75")
 
 
-def test_figure_2_shows_what_each_transferred_layer_adds(tmp_path):
+def test_figure_2_shows_the_score_by_transferred_layers(tmp_path):
     for layers, seed, train, valid in (
         (0, 0, 0.5, 0.25),
         (6, 0, 0.75, 0.5),
@@ -226,7 +237,7 @@ def test_figure_2_shows_what_each_transferred_layer_adds(tmp_path):
         scores = {"train": {"accuracy": train}, "valid": {"accuracy": valid}}
         folder = tmp_path / f"runs/{layers}-{seed}"
         write_run(folder, "rte", scores, transfer_layers=layers, seed=seed)
-    assert report(tmp_path / "runs", tmp_path / "report") == 0
+    assert run_report(tmp_path / "runs", tmp_path / "report") == 0
     page = (tmp_path / "report/report.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| rte |  |")]
     assert rows == [
@@ -234,6 +245,6 @@ def test_figure_2_shows_what_each_transferred_layer_adds(tmp_path):
         "| rte |  | 6 | 0, 1 | accuracy | 75.0 ± 0.0 | 62.5 ± 17.7 |",
         "| rte |  | 12 | 0 | accuracy | 100.0 | 62.5 |",
     ]
-    drawn = (tmp_path / "report/report.html").read_text()
-    assert ">train, rte</text>" in drawn and ">valid, rte</text>" in drawn
+    html = (tmp_path / "report/report.html").read_text()
+    assert ">train, rte</text>" in html and ">valid, rte</text>" in html
     assert "## Fine-tuning" not in page and (tmp_path / "report/plots/figure2-left.png").exists()

@@ -1,7 +1,7 @@
-"""Writes that fail: nothing written before is lost, the message tells the way on, and with room again a run goes on.
+"""Failed writes: earlier files are kept, the message names the next step, and with free space the run continues.
 
-The system's refusal is put in at the lowest place that a write passes: where a file is synced (all that appears whole,
-and shards), where a line is appended, where safetensors writes. A slow test fills a real file system.
+The tests raise the system's error at the lowest level of a write: when a file is synced (atomic files, and shards),
+when a line is appended, when safetensors writes. A slow test fills a real file system.
 """
 
 from __future__ import annotations
@@ -27,16 +27,14 @@ from worlds import SMALL, STORY
 from gpt1cli.cli.main import main
 from gpt1cli.pretrained import load
 from gpt1cli.runs import files
-from gpt1cli.runs import files as runs_files
-from gpt1cli.runs import folder as runs_folder
-from gpt1cli.training import processes
+from gpt1cli.training import checkpoint, processes
 
-REASON = {errno.ENOSPC: "disk is full", errno.EDQUOT: "quota is used up", errno.EIO: "disk reports an error"}
+REASONS = {errno.ENOSPC: "disk is full", errno.EDQUOT: "quota is used up", errno.EIO: "disk reports an error"}
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """A folder with a text, its prepared corpus, and a run on it that nothing disturbed: `whole`."""
+    """A folder with a text, its prepared corpus, and an undisturbed run on it: `whole`."""
     root = tmp_path_factory.mktemp("disk")
     (root / "story.txt").write_text(STORY * 200)
     assert main(pretrain(root, "whole")) == 0
@@ -59,18 +57,18 @@ def finetune(root: Path, run: str, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def same_weights(one: Path, other: Path) -> bool:
-    a, b = (load_file(run / "checkpoints" / "last" / "model.safetensors") for run in (one, other))
+def same_weights(first: Path, second: Path) -> bool:
+    a, b = (load_file(run / "checkpoints" / "last" / "model.safetensors") for run in (first, second))
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def fsync_fails(monkeypatch: pytest.MonkeyPatch, of: str, number: int = errno.ENOSPC, at: int = 1) -> None:
-    """From the at-th sync on of a file whose path holds `of`, the system refuses."""
+def fail_fsync(monkeypatch: pytest.MonkeyPatch, name: str, number: int = errno.ENOSPC, at: int = 1) -> None:
+    """Syncing a file fails from the at-th time on, if its path contains `name`."""
     sync, count = os.fsync, 0
 
     def refusing(file: int) -> None:
         nonlocal count
-        if of in os.readlink(f"/proc/self/fd/{file}"):
+        if name in os.readlink(f"/proc/self/fd/{file}"):
             count += 1
             if count >= at:
                 raise OSError(number, os.strerror(number))
@@ -79,9 +77,9 @@ def fsync_fails(monkeypatch: pytest.MonkeyPatch, of: str, number: int = errno.EN
     monkeypatch.setattr(os, "fsync", refusing)
 
 
-def tensors_fail(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    """From the at-th file of tensors on, half of it is written; safetensors tells so in its own words."""
-    write, count = load.save_file, 0
+def fail_tensors(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """From the at-th file of tensors on, only half is written; the message is that of safetensors."""
+    write, count = checkpoint.save_file, 0
 
     def refusing(tensors, path, *rest, **more):
         nonlocal count
@@ -91,14 +89,14 @@ def tensors_fail(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
             os.truncate(path, path.stat().st_size // 2)
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(load, "save_file", refusing)
+    monkeypatch.setattr(checkpoint, "save_file", refusing)
 
 
-def lines_fail(monkeypatch: pytest.MonkeyPatch, number: int, at: int) -> None:
-    """The at-th line of metrics is written in part, and then the system refuses."""
+def fail_lines(monkeypatch: pytest.MonkeyPatch, number: int, at: int) -> None:
+    """The at-th line of metrics is written partly, then writing fails."""
     count = 0
 
-    class Full(io.FileIO):
+    class FullDisk(io.FileIO):
         def write(self, data):
             nonlocal count
             if len(data) < 10:
@@ -106,26 +104,26 @@ def lines_fail(monkeypatch: pytest.MonkeyPatch, number: int, at: int) -> None:
             count += 1
             return super().write(data[:-5] if count >= at else data)
 
-    def opened(path, *rest, original=open, **more):
+    def open_file(path, *rest, original=open, **more):
         return (
-            Full(path, "ab")
+            FullDisk(path, "ab")
             if str(path).endswith("metrics.jsonl") and rest[:1] == ("ab",)
             else original(path, *rest, **more)
         )
 
-    monkeypatch.setattr(runs_folder, "open", opened, raising=False)
+    monkeypatch.setattr(files, "open", open_file, raising=False)
 
 
-def is_told(told: str, number: int, *parts: str) -> None:
-    assert REASON[number] in told and "cannot be written" in told and "Traceback" not in told, told
-    assert told.count("\n") == 2 and all(part in told for part in parts), told
+def check_message(message: str, number: int, *parts: str) -> None:
+    assert REASONS[number] in message and "cannot be written" in message and "Traceback" not in message, message
+    assert message.count("\n") == 2 and all(part in message for part in parts), message
 
 
-# --- a run in training ------------------------------------------------------------------------------------------------
+# --- training runs ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("what", "number"),
+    ("name", "number"),
     [
         ("state.json", errno.EDQUOT),
         pytest.param("state.json", errno.EIO, marks=pytest.mark.slow),
@@ -135,160 +133,165 @@ def is_told(told: str, number: int, *parts: str) -> None:
         ("report.html", errno.ENOSPC),
     ],
 )
-def test_a_training_whose_disk_fails_goes_on_with_room_to_the_same_weights(world, tmp_path, capsys, what, number):
+def test_training_continues_after_a_failed_write_to_the_same_weights(world, tmp_path, capsys, name, number):
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patched:
-        if what == "last line":
-            lines_fail(patched, number, at=6)
+        if name == "last line":
+            fail_lines(patched, number, at=6)
         else:
-            fsync_fails(
-                patched, f"/{what}" if what == "state.json" else f"/.{what}", number, at=2 if "state" in what else 1
+            fail_fsync(
+                patched, f"/{name}" if name == "state.json" else f"/.{name}", number, at=2 if "state" in name else 1
             )
         assert main(pretrain(world, str(run))) == 2
-    named = {"state.json": f"{run}/checkpoints/4", "last line": f"{run}/metrics.jsonl"}.get(what, f"{run}/{what}")
-    is_told(capsys.readouterr().err, number, named, "what was written before is kept", f"then resume={run}")
+    path = {"state.json": f"{run}/checkpoints/4", "last line": f"{run}/metrics.jsonl"}.get(name, f"{run}/{name}")
+    check_message(capsys.readouterr().err, number, path, "earlier files are kept", f"then continue with resume={run}")
     assert not (run / "result.json").exists() and not (run / "error.txt").exists()
     assert all(path.name in {"last", "best", "2", "4", "6"} for path in (run / "checkpoints").iterdir())
-    assert load.load(str(run), None, "")  # what was saved before is whole
+    assert load.load_language_model(str(run), None, "")  # the earlier checkpoint is complete
     assert (run / "metrics.jsonl").read_bytes().endswith(b"}\n")
     assert main(["pretrain", f"resume={run}"]) == 0
     assert same_weights(run, world / "whole")
-    ours, theirs = (runs_files.read_jsonl(folder / "metrics.jsonl") for folder in (run, world / "whole"))
-    assert [(line["step"], line["split"], line["loss"]) for line in ours] == [
-        (line["step"], line["split"], line["loss"]) for line in theirs
+    lines, expected = (files.read_jsonl(folder / "metrics.jsonl") for folder in (run, world / "whole"))
+    assert [(line["step"], line["split"], line["loss"]) for line in lines] == [
+        (line["step"], line["split"], line["loss"]) for line in expected
     ]
 
 
-@pytest.mark.parametrize("at", [3, 4])  # the second checkpoint's weights, its optimizer's state
-def test_tensors_that_find_no_room_cost_no_older_checkpoint_and_leave_nothing_that_holds_room(
-    world, tmp_path, capsys, monkeypatch, at
-):
+@pytest.mark.parametrize("at", [3, 4])  # the weights and the optimizer state of the second checkpoint
+def test_tensors_without_disk_space_keep_older_checkpoints_and_leave_no_files(world, tmp_path, capsys, monkeypatch, at):
     run = tmp_path / "run"
     with monkeypatch.context() as patched:
-        tensors_fail(patched, at)
+        fail_tensors(patched, at)
         assert main(pretrain(world, str(run))) == 2
-    is_told(capsys.readouterr().err, errno.ENOSPC, f"{run}/checkpoints/4", "make room", f"resume={run}")
+    check_message(
+        capsys.readouterr().err, errno.ENOSPC, f"{run}/checkpoints/4", "free some disk space", f"resume={run}"
+    )
     assert sorted(os.listdir(run / "checkpoints")) == ["2", "best", "last"]
     assert main(["pretrain", f"resume={run}"]) == 0 and same_weights(run, world / "whole")
 
 
-def test_a_first_checkpoint_without_room_leaves_a_run_that_resumes_from_its_start(world, tmp_path, capsys, monkeypatch):
+def test_run_without_space_for_its_first_checkpoint_resumes_from_its_start(world, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     with monkeypatch.context() as patched:
-        tensors_fail(patched, at=1)
+        fail_tensors(patched, at=1)
         assert main(pretrain(world, str(run))) == 2
-    is_told(capsys.readouterr().err, errno.ENOSPC, f"resume={run}")
+    check_message(capsys.readouterr().err, errno.ENOSPC, f"resume={run}")
     assert main(["pretrain", f"resume={run}"]) == 0 and same_weights(run, world / "whole")
 
 
-@pytest.mark.parametrize("what", ["config.yaml", "environment.json"])
-def test_a_run_that_cannot_write_its_record_leaves_nothing_and_the_same_command_begins_it(
-    world, tmp_path, capsys, what
-):
+@pytest.mark.parametrize("name", ["config.yaml", "environment.json"])
+def test_run_without_space_for_its_record_leaves_nothing_and_can_be_repeated(world, tmp_path, capsys, name):
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patched:
-        fsync_fails(patched, f"/.{what}")
+        fail_fsync(patched, f"/.{name}")
         assert main(pretrain(world, str(run))) == 2
-    is_told(capsys.readouterr().err, errno.ENOSPC, f"{run}/{what}", "another place by out=", "then the same command")
+    check_message(
+        capsys.readouterr().err,
+        errno.ENOSPC,
+        f"{run}/{name}",
+        "another place with out=",
+        "then repeat the same command",
+    )
     assert not run.exists()
     assert main(pretrain(world, str(run), "steps=1")) == 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["valid.jsonl", "result.json"])
-def test_a_fine_tuning_without_room_for_what_it_found_goes_on_to_it(world, tmp_path, capsys, what):
+@pytest.mark.parametrize("name", ["valid.jsonl", "result.json"])
+def test_fine_tuning_without_space_for_its_results_continues(world, tmp_path, capsys, name):
     assert main(finetune(world, str(tmp_path / "whole"))) == 0
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patched:
-        fsync_fails(patched, f"/.{what}")
+        fail_fsync(patched, f"/.{name}")
         assert main(finetune(world, str(run))) == 2
-    is_told(capsys.readouterr().err, errno.ENOSPC, what, f"resume={run}")
+    check_message(capsys.readouterr().err, errno.ENOSPC, name, f"resume={run}")
     assert main(["finetune", f"resume={run}"]) == 0
-    for name in ("valid", "test"):
-        paths = [folder / "predictions" / f"{name}.jsonl" for folder in (run, tmp_path / "whole")]
+    for split in ("valid", "test"):
+        paths = [folder / "predictions" / f"{split}.jsonl" for folder in (run, tmp_path / "whole")]
         assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
-# --- what is made at once ---------------------------------------------------------------------------------------------
+# --- shards and reports ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["train.bin", "done.json", "meta.json", "vocab.json"])
-def test_shards_without_room_are_no_corpus_and_the_next_preparation_makes_it(world, tmp_path, capsys, what):
+@pytest.mark.parametrize("name", ["train.bin", "done.json", "meta.json", "vocab.json"])
+def test_shards_without_disk_space_are_prepared_again(world, tmp_path, capsys, name):
     words = ["prepare", "corpus=text", f"corpus.path={world / 'story.txt'}", "tokenizer=bpe", "tokenizer.merges=30"]
     words += ["runtime.progress=none", f"cache={tmp_path / 'cache'}", f"out={tmp_path / 'out'}"]
     with pytest.MonkeyPatch.context() as patched:
-        fsync_fails(patched, what)
+        fail_fsync(patched, name)
         assert main(words) == 2
-    is_told(
-        capsys.readouterr().err, errno.ENOSPC, str(tmp_path / "cache"), "another place by cache=", "the same command"
+    check_message(
+        capsys.readouterr().err, errno.ENOSPC, str(tmp_path / "cache"), "another place with cache=", "the same command"
     )
     corpora = tmp_path / "cache" / "corpora"
     assert not [path for path in corpora.glob("*") if not path.name.startswith(".")]
     assert main(words) == 0
-    (made,), (whole,) = ([*(root / "cache" / "corpora").glob("text-*")] for root in (tmp_path, world))
-    assert sorted(os.listdir(made)) == sorted(os.listdir(whole))
-    assert all((made / name).read_bytes() == (whole / name).read_bytes() for name in os.listdir(whole))
+    (shards,), (expected,) = ([*(root / "cache" / "corpora").glob("text-*")] for root in (tmp_path, world))
+    assert sorted(os.listdir(shards)) == sorted(os.listdir(expected))
+    assert all((shards / file).read_bytes() == (expected / file).read_bytes() for file in os.listdir(expected))
 
 
-def test_a_run_whose_cache_is_full_goes_on_with_another_cache(world, tmp_path, capsys, monkeypatch):
+def test_run_with_a_full_cache_continues_with_another_cache(world, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     with monkeypatch.context() as patched:
-        fsync_fails(patched, "/train.bin")
+        fail_fsync(patched, "/train.bin")
         assert main(pretrain(world, str(run), f"cache={tmp_path / 'full'}")) == 2
-    is_told(capsys.readouterr().err, errno.ENOSPC, "another place by cache=", "then the same command")
+    check_message(capsys.readouterr().err, errno.ENOSPC, "another place with cache=", "then repeat the same command")
     assert main(pretrain(world, str(run), "steps=2")) == 0
     assert main(["pretrain", f"resume={run}", "steps=3", f"cache={tmp_path / 'other'}"]) == 0
 
 
-@pytest.mark.parametrize("what", ["report.md", "report.html", "table.csv", "result.json"])
-def test_a_report_without_room_leaves_no_half_of_one(world, tmp_path, capsys, what):
+@pytest.mark.parametrize("name", ["report.md", "report.html", "table.csv", "result.json"])
+def test_report_without_disk_space_leaves_no_partial_file(world, tmp_path, capsys, name):
     words = ["report", f"runs=[{world / 'whole'}]", f"hydra.run.dir={tmp_path / 'report'}"]
     with pytest.MonkeyPatch.context() as patched:
-        fsync_fails(patched, f"/.{what}")
+        fail_fsync(patched, f"/.{name}")
         assert main(words) == 2
-    is_told(capsys.readouterr().err, errno.ENOSPC, f"{tmp_path / 'report' / what}", "out=", "then the same command")
-    assert not (tmp_path / "report" / what).exists() and not [*(tmp_path / "report").glob(f".{what}-*")]
+    check_message(
+        capsys.readouterr().err, errno.ENOSPC, f"{tmp_path / 'report' / name}", "out=", "then repeat the same command"
+    )
+    assert not (tmp_path / "report" / name).exists() and not [*(tmp_path / "report").glob(f".{name}-*")]
 
 
-def test_what_several_processes_cannot_write_is_told_by_the_first(tmp_path):
-    """As a rank sends it on, through a pipe."""
-    unwritten = files.Unwritten(errno.ENOSPC, "No space left on device", "/full/checkpoints/4")
-    with pytest.raises(files.Unwritten) as raised:
-        processes._tell([2, None], pickle.loads(pickle.dumps([("unwritten", unwritten, "")])), tmp_path)
-    assert files.told(raised.value).startswith("/full/checkpoints/4 cannot be written: the disk is full (No space left")
+def test_write_error_of_several_processes_is_reported_by_the_first(tmp_path):
+    """As a rank sends it, through a pipe."""
+    unwritten = files.WriteError(errno.ENOSPC, "No space left on device", "/full/checkpoints/4")
+    with pytest.raises(files.WriteError) as raised:
+        processes._raise_outcome([2, None], pickle.loads(pickle.dumps([("unwritten", unwritten, "")])), tmp_path)
+    message = files.describe_write_error(raised.value)
+    assert message.startswith("/full/checkpoints/4 cannot be written: the disk is full (No space left")
 
 
-# --- places that take nothing -----------------------------------------------------------------------------------------
+# --- unusable places -----------------------------------------------------------------------------------------
 
 LONG = "x" * 300
 
 
 @pytest.mark.parametrize(
-    ("key", "place", "told"),
+    ("key", "place", "reason"),
     [
-        ("out", "file", "a file stands where a folder is wanted"),
-        ("out", "file/below", "a file stands where a folder is wanted"),
+        ("out", "file", "a file exists where a folder is needed"),
+        ("out", "file/below", "a file exists where a folder is needed"),
         ("out", LONG, "the path is too long"),
-        ("cache", "file", "a file stands where a folder is wanted"),
-        ("cache", "file/below", "a file stands where a folder is wanted"),
+        ("cache", "file", "a file exists where a folder is needed"),
+        ("cache", "file/below", "a file exists where a folder is needed"),
         ("cache", LONG, "the path is too long"),
     ],
 )
-def test_a_place_that_can_be_no_folder_is_told_with_the_key_that_names_another(
-    world, tmp_path, capsys, key, place, told
-):
+def test_unusable_folder_is_reported_with_the_key_that_sets_another(world, tmp_path, capsys, key, place, reason):
     (tmp_path / "file").write_text("mine")
     words = ["prepare", "corpus=text", f"corpus.path={world / 'story.txt'}", "tokenizer=bpe", "tokenizer.merges=30"]
     places = {"out": tmp_path / "out", "cache": tmp_path / "cache", key: tmp_path / place}
     assert main([*words, "runtime.progress=none", *(f"{name}={path}" for name, path in places.items())]) == 2
     error = capsys.readouterr().err
-    assert told in error and f"{key}=" in error and str(tmp_path / place)[:100] in error and "Traceback" not in error
+    assert reason in error and f"{key}=" in error and str(tmp_path / place)[:100] in error and "Traceback" not in error
     assert (tmp_path / "file").read_text() == "mine" and not [*tmp_path.rglob("config.yaml")]
 
 
 @pytest.mark.parametrize("key", ["out", "cache"])
-def test_a_folder_without_permission_is_told(world, tmp_path, capsys, monkeypatch, key):
-    """mkdir refuses, as the kernel would of anybody but root."""
+def test_folder_without_permission_is_reported(world, tmp_path, capsys, monkeypatch, key):
+    """mkdir fails, as it does for anybody but root."""
     closed, mkdir = tmp_path / "closed", os.mkdir
     closed.mkdir()
 
@@ -310,11 +313,11 @@ def test_a_folder_without_permission_is_told(world, tmp_path, capsys, monkeypatc
 
 @contextlib.contextmanager
 def mounted(folder: Path, size: int) -> Iterator[Path]:
-    """A file system of so many bytes; skips where that takes rights that we do not have."""
+    """A file system of this size in bytes; skips the test if we may not mount one."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small file system takes root and a kernel that lets it")
+        pytest.skip("mounting a file system needs root and a kernel that allows it")
     try:
         yield folder
     finally:
@@ -331,10 +334,10 @@ def gpt1(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_disk_that_fills_up_again_and_again_ends_in_the_weights_of_one_with_room(world, tmp_path):
-    """Room grows by a few pages at a time: what is refused is now this, now that."""
+def test_training_on_a_disk_that_fills_up_repeatedly_has_the_same_weights(world, tmp_path):
+    """The disk grows by a few pages at a time, so that different files fail."""
     with mounted(tmp_path / "small", 4096 * 2) as folder:
-        run, size, refused = folder / "run", 4096 * 2, []
+        run, size, failed = folder / "run", 4096 * 2, []
         while True:
             words = ["pretrain", f"resume={run}"] if (run / "config.yaml").exists() else pretrain(world, str(run))
             done = gpt1(*words)
@@ -344,49 +347,51 @@ def test_a_disk_that_fills_up_again_and_again_ends_in_the_weights_of_one_with_ro
                 break
             assert done.returncode == 2 and "Traceback" not in done.stderr and "the disk is full" in done.stderr, done
             assert not (run / "result.json").exists()
-            refused.append(done.stderr.split(" cannot be written")[0].rpartition("/")[2])
+            failed.append(done.stderr.split(" cannot be written")[0].rpartition("/")[2])
             size += 4096 * 7
             remount(folder, f"size={size}")
-        assert len(set(refused)) > 2, refused
+        assert len(set(failed)) > 2, failed
         assert same_weights(run, world / "whole")
 
 
 @pytest.mark.slow
-def test_a_read_only_file_system_is_told_and_the_run_in_it_is_as_it_was(world, tmp_path):
+def test_read_only_file_system_is_reported_and_its_run_unchanged(world, tmp_path):
     with mounted(tmp_path / "small", 2**24) as folder:
         assert main(pretrain(world, str(folder / "run"), "steps=2")) == 0
         before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         remount(folder, "ro")
         for words in (pretrain(world, str(folder / "new")), ["pretrain", f"resume={folder / 'run'}", "steps=4"]):
             done = gpt1(*words)
-            told = done.stderr
-            assert done.returncode == 2 and "ead-only" in told and str(folder) in told and "Traceback" not in told
+            error = done.stderr
+            assert done.returncode == 2 and "ead-only" in error and str(folder) in error and "Traceback" not in error
         assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-# --- whose error it is ------------------------------------------------------------------------------------------------
+# --- finding the error ------------------------------------------------------------------------------------------------
 
 
-def test_an_error_over_another_file_or_a_pipe_is_not_one_of_this_write(tmp_path):
+def test_errors_of_other_files_and_pipes_are_no_write_errors(tmp_path):
     for other in (
         FileNotFoundError(errno.ENOENT, "No such file or directory", "/elsewhere/read.txt"),
         BrokenPipeError(errno.EPIPE, "Broken pipe"),
-        ValueError("of the work itself"),
+        ValueError("not a write"),
         SafetensorError("InvalidHeader"),
     ):
-        with pytest.raises(type(other)) as raised, files.writing(tmp_path / "a" / "b"):
+        with pytest.raises(type(other)) as raised, files.name_write_errors(tmp_path / "a" / "b"):
             raise other
-        assert raised.value is other and files.found(other) is None
+        assert raised.value is other and files.find_write_error(other) is None
 
 
-def test_the_write_that_failed_is_found_below_what_a_library_made_of_it():
+def test_write_error_is_found_below_the_exception_of_a_library():
     try:
         try:
             raise OSError(errno.EDQUOT, "Disk quota exceeded", "/cache/x.arrow")
         except OSError as error:
             raise RuntimeError("An error occurred while generating the dataset") from error
     except RuntimeError as error:
-        found = files.found(error)
-    assert found is not None and found.filename == "/cache/x.arrow"
-    assert files.told(found, "cache=").startswith("/cache/x.arrow cannot be written: the disk quota is used up")
-    assert files.found(FileNotFoundError(errno.ENOENT, "No such file or directory", "x")) is None  # one that is read
+        write_error = files.find_write_error(error)
+    assert write_error is not None and write_error.filename == "/cache/x.arrow"
+    message = files.describe_write_error(write_error, "cache=")
+    assert message.startswith("/cache/x.arrow cannot be written: the disk quota is used up")
+    # an error of reading
+    assert files.find_write_error(FileNotFoundError(errno.ENOENT, "No such file or directory", "x")) is None

@@ -1,4 +1,4 @@
-"""Run folders: exclusive, whole at every moment, and readable without trust."""
+"""Run folders: exclusive, consistent at every moment, and safe to read if a stranger wrote them."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ import pytest
 from gpt1cli.config.schema import UserError
 from gpt1cli.runs import files, folder, record
 
-# --- claiming ---------------------------------------------------------------------------------------------------------
+# --- creating ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_new_folder_and_an_empty_one_are_claimed(tmp_path):
-    folder.claim(tmp_path / "a" / "b").close()
+def test_new_and_empty_folders_are_accepted(tmp_path):
+    folder.create_folder(tmp_path / "a" / "b").close()
     assert (tmp_path / "a" / "b").is_dir()
-    (tmp_path / "c" / ".hydra").mkdir(parents=True)  # as a sweep's job finds it
-    folder.claim(tmp_path / "c").close()
+    (tmp_path / "c" / ".hydra").mkdir(parents=True)  # as in a job of a sweep
+    folder.create_folder(tmp_path / "c").close()
 
 
-def test_a_folder_that_holds_a_run_is_refused_and_resume_is_named(tmp_path):
+def test_folder_with_a_run_is_refused_and_resume_is_named(tmp_path):
     (tmp_path / "config.yaml").write_text("seed: 0\n")
-    with pytest.raises(UserError, match=f"already holds a run: go on with it by resume={tmp_path}"):
-        folder.claim(tmp_path)
+    with pytest.raises(UserError, match=f"already contains a run: continue it with resume={tmp_path}"):
+        folder.create_folder(tmp_path)
 
 
-def test_a_folder_with_other_files_is_refused_and_a_file_too(tmp_path):
+def test_folder_with_other_files_and_file_are_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match=r"not empty \(thesis.tex\)"):
-        folder.claim(tmp_path)
+        folder.create_folder(tmp_path)
     for path in (tmp_path / "thesis.tex", tmp_path / "thesis.tex" / "run"):
-        with pytest.raises(UserError, match="cannot be made"):
-            folder.claim(path)
+        with pytest.raises(UserError, match="cannot be created"):
+            folder.create_folder(path)
 
 
 def test_only_one_process_works_in_a_run_folder(tmp_path):
     code = (
-        "import sys, pathlib; from gpt1cli import rundir\n"
-        f"held = rundir.claim(pathlib.Path({str(tmp_path)!r})); print('held', flush=True); sys.stdin.read()"
+        "import sys, pathlib; from gpt1cli.runs import folder\n"
+        f"lock = folder.create_folder(pathlib.Path({str(tmp_path)!r})); print('locked', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout and other.stdout.readline() == b"held\n"
+        assert other.stdout and other.stdout.readline() == b"locked\n"
         with pytest.raises(UserError, match=f"in use by process {other.pid} on "):
-            folder.lock(tmp_path)
+            folder.lock_folder(tmp_path)
         other.kill()
         other.wait()
-    folder.lock(tmp_path).close()  # the lock died with its process
+    folder.lock_folder(tmp_path).close()  # the lock ended with its process
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_file_is_replaced_completely_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "result.json"
     files.write_json(path, {"steps": 1})
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
@@ -65,7 +65,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["result.json"]
 
 
-def test_a_line_that_does_not_fit_on_the_disk_leaves_no_torn_line(tmp_path, monkeypatch):
+def test_line_without_disk_space_leaves_no_partial_line(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
     files.append_jsonl(path, {"step": 1})
 
@@ -82,91 +82,91 @@ def test_a_line_that_does_not_fit_on_the_disk_leaves_no_torn_line(tmp_path, monk
     assert path.read_text() == '{"step": 1}\n'
 
 
-def test_metrics_are_cut_after_a_step_and_a_torn_last_line_goes(tmp_path):
+def test_metrics_are_truncated_after_a_step_without_the_incomplete_last_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    folder.cut_metrics(path, 3)  # nothing there: nothing to do
+    folder.truncate_metrics(path, 3)  # no file: nothing to do
     for step in (0, 1, 2, 3, 4):
         files.append_jsonl(path, {"step": step, "split": "train", "loss": 0.1 + step / 3})
     with open(path, "a") as file:
         file.write('{"step": 2, "lo')
     assert [line["step"] for line in files.read_jsonl(path)] == [0, 1, 2, 3, 4]
     before = path.read_text().splitlines()[:4]
-    folder.cut_metrics(path, 3)
+    folder.truncate_metrics(path, 3)
     assert path.read_text().splitlines() == before
 
 
-def test_a_damaged_line_is_named(tmp_path):
+def test_damaged_line_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step" 2}\n{"step": 3}\n')
     with pytest.raises(UserError, match=r"metrics.jsonl, line 2: not a JSON object"):
         files.read_jsonl(tmp_path / "metrics.jsonl")
 
 
-def test_finishing_writes_the_result_and_forgets_an_earlier_failure(tmp_path):
+def test_finished_run_has_a_result_and_no_earlier_error(tmp_path):
     (tmp_path / "error.txt").write_text("Traceback ...")
-    folder.finish(tmp_path, {"status": "finished"})
+    folder.finish_run(tmp_path, {"status": "finished"})
     assert os.listdir(tmp_path) == ["result.json"]
 
 
 # --- the record -------------------------------------------------------------------------------------------------------
 
 
-def test_the_record_gives_back_what_was_run(tmp_path):
+def test_record_contains_config_and_command_line(tmp_path):
     config = {"seed": 3, "out": "a: b #c\n'\"${x}\udcff\u2028é", "lr": 6.25e-05, "steps": None, "splits": {"no": "yes"}}
     words = ["finetune", "task=rte", "out=x\nmodel: evil", "text=\udcff"]
-    record.record(tmp_path, config, words, {"command": "finetune"})
+    record.write_record(tmp_path, config, words, {"command": "finetune"})
     assert files.read_config(tmp_path / "config.yaml") == config
     first = (tmp_path / "config.yaml").read_text().splitlines()[0]
     assert first.startswith("# gpt1 finetune task=rte ") and "evil" in first
-    environment = record.environment(tmp_path)
+    environment = record.read_environment(tmp_path)
     assert environment["command"] == "finetune" and environment["command_line"] == words
     assert environment["versions"]["torch"] and set(environment["git"] or {}) <= {"commit", "dirty"}
 
 
-def test_a_resumed_run_keeps_its_first_environment(tmp_path):
-    record.record(tmp_path, {"steps": 1}, ["pretrain"], {})
-    record.note(tmp_path, threads=2)
-    record.record(tmp_path, {"steps": 2}, ["pretrain", "resume=x"], {})
-    (warning,) = record.note(tmp_path, threads=4)
-    assert "threads was 2 when the run began, and is 4 now" in warning
-    found = record.environment(tmp_path)
-    assert found["threads"] == 2 and found["command_line"] == ["pretrain"]
-    assert [session["threads"] for session in found["resumed"]] == [4]
+def test_resumed_run_keeps_its_first_environment(tmp_path):
+    record.write_record(tmp_path, {"steps": 1}, ["pretrain"], {})
+    record.update_environment(tmp_path, threads=2)
+    record.write_record(tmp_path, {"steps": 2}, ["pretrain", "resume=x"], {})
+    (warning,) = record.update_environment(tmp_path, threads=4)
+    assert "threads was 2 when the run started, and is 4 now" in warning
+    environment = record.read_environment(tmp_path)
+    assert environment["threads"] == 2 and environment["command_line"] == ["pretrain"]
+    assert [session["threads"] for session in environment["resumed"]] == [4]
     assert (tmp_path / "config.yaml").read_text().splitlines() == ["# gpt1 pretrain", "steps: 2"]
 
 
-def test_a_resumed_run_whose_data_changed_is_refused(tmp_path):
-    record.record(tmp_path, {}, ["pretrain"], {})
-    record.note_checksums(tmp_path, tokenizer="a", corpus="b")
-    record.record(tmp_path, {}, ["pretrain", "resume=x"], {})
-    record.note_checksums(tmp_path, tokenizer="a", corpus="b")
-    with pytest.raises(UserError, match="corpus changed since the run began"):
-        record.note_checksums(tmp_path, tokenizer="a", corpus="c")
+def test_resumed_run_with_changed_data_is_refused(tmp_path):
+    record.write_record(tmp_path, {}, ["pretrain"], {})
+    record.record_checksums(tmp_path, tokenizer="a", corpus="b")
+    record.write_record(tmp_path, {}, ["pretrain", "resume=x"], {})
+    record.record_checksums(tmp_path, tokenizer="a", corpus="b")
+    with pytest.raises(UserError, match="corpus changed since the run started"):
+        record.record_checksums(tmp_path, tokenizer="a", corpus="c")
 
 
-def test_checksums_that_only_a_later_session_knew_hold_too(tmp_path):
-    record.record(tmp_path, {}, ["pretrain"], {})  # killed before it had read its data
+def test_checksums_of_a_later_session_are_compared_too(tmp_path):
+    record.write_record(tmp_path, {}, ["pretrain"], {})  # killed before it read its data
     for _ in range(2):
-        record.record(tmp_path, {}, ["pretrain", "resume=x"], {})
-        record.note_checksums(tmp_path, corpus="b")
-    with pytest.raises(UserError, match="corpus changed since the run began"):
-        record.note_checksums(tmp_path, corpus="c")
+        record.write_record(tmp_path, {}, ["pretrain", "resume=x"], {})
+        record.record_checksums(tmp_path, corpus="b")
+    with pytest.raises(UserError, match="corpus changed since the run started"):
+        record.record_checksums(tmp_path, corpus="c")
 
 
-def test_a_folder_of_a_run_killed_at_its_very_start_is_free_and_its_environment_forgotten(tmp_path):
+def test_folder_of_a_run_killed_at_its_start_is_reused_without_its_environment(tmp_path):
     files.write_json(tmp_path / "environment.json", {"command_line": ["an", "earlier", "one"]})
-    folder.claim(tmp_path).close()
-    record.record(tmp_path, {}, ["pretrain"], {})
-    found = record.environment(tmp_path)
-    assert found["command_line"] == ["pretrain"] and "resumed" not in found
+    folder.create_folder(tmp_path).close()
+    record.write_record(tmp_path, {}, ["pretrain"], {})
+    environment = record.read_environment(tmp_path)
+    assert environment["command_line"] == ["pretrain"] and "resumed" not in environment
 
 
-def test_a_run_that_came_to_nothing_is_removed_and_one_with_work_in_it_is_not(tmp_path):
+def test_empty_run_is_removed_and_run_with_metrics_is_kept(tmp_path):
     for name, kept in (("a", None), ("b", "metrics.jsonl")):
-        folder.claim(tmp_path / name).close()
-        record.record(tmp_path / name, {}, ["pretrain"], {})
+        folder.create_folder(tmp_path / name).close()
+        record.write_record(tmp_path / name, {}, ["pretrain"], {})
         if kept:
             (tmp_path / name / kept).write_text("")
-        folder.abandon(tmp_path / name)
+        folder.remove_if_empty(tmp_path / name)
     assert os.listdir(tmp_path) == ["b"]
 
 
@@ -174,35 +174,35 @@ def test_a_run_that_came_to_nothing_is_removed_and_one_with_work_in_it_is_not(tm
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ("a: [1, 2", "no readable YAML"),
-        ("- 1\n- 2\n", "holds no mapping"),
-        ("", "holds no mapping"),
-        ("!!python/object/apply:os.system [touch owned]", "no readable YAML"),
+        ("a: [1, 2", "is not valid YAML"),
+        ("- 1\n- 2\n", "does not contain a mapping"),
+        ("", "does not contain a mapping"),
+        ("!!python/object/apply:os.system [touch owned]", "is not valid YAML"),
         ("a: &x [1]\nb: *x\n", "aliases"),
         ("a: &x [*x]", "aliases"),
-        ("a: " + "[" * 1000, "no readable YAML"),
-        ("a: 2020-99-99", "no readable YAML"),
-        ("? [a]\n: 1\n", "no readable YAML"),
+        ("a: " + "[" * 1000, "is not valid YAML"),
+        ("a: 2020-99-99", "is not valid YAML"),
+        ("? [a]\n: 1\n", "is not valid YAML"),
     ],
 )
-def test_a_strangers_config_is_read_without_trust(tmp_path, monkeypatch, text, told):
+def test_malicious_config_is_refused(tmp_path, monkeypatch, text, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(UserError, match=told) as refused:
+    with pytest.raises(UserError, match=message) as refused:
         files.read_config(tmp_path / "config.yaml")
     assert len(str(refused.value)) < 500
     assert os.listdir(tmp_path) == ["config.yaml"]
 
 
-def test_bytes_that_are_no_text_and_a_file_that_is_not_there_are_told(tmp_path):
+def test_binary_and_missing_config_are_named(tmp_path):
     (tmp_path / "config.yaml").write_bytes(b"a: \xff\xfe\x00")
     for name in ("config.yaml", "missing.yaml"):
         with pytest.raises(UserError, match=name):
             files.read_config(tmp_path / name)
 
 
-def test_numbers_are_read_as_hydra_reads_them(tmp_path):
+def test_numbers_are_read_as_in_hydra(tmp_path):
     (tmp_path / "config.yaml").write_text("lr: 1e-4\nsteps: 10\nname: 1e-4x\n")
     assert files.read_config(tmp_path / "config.yaml") == {"lr": 1e-4, "steps": 10, "name": "1e-4x"}

@@ -1,4 +1,4 @@
-"""Files for the GLUE server, byte for byte, and the zip of them all."""
+"""Files for the GLUE server, byte for byte, and the zip of all files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GLUE = "ax cola mnli mrpc qnli qqp rte sst2 stsb wnli".split()
 
 
 def submitted(tmp_path: Path, task: str, predictions: list, split: str = "test") -> str:
-    """The one file that a run's predictions become."""
+    """The name and content of the submission file for a run's predictions."""
     lines = [(str(i), None, prediction) for i, prediction in enumerate(predictions)]
     run = write_run(tmp_path / f"{task}-{split}", task, {"valid": {}}, {split: lines})
     assert "submission/" in glue.write_submission(run, build(TaskConfig, task_config(task)), split, None)
@@ -28,7 +28,7 @@ def submitted(tmp_path: Path, task: str, predictions: list, split: str = "test")
     return f"{path.name}: {path.read_bytes().decode()}"
 
 
-def test_every_file_is_as_the_server_wants_it(tmp_path):
+def test_submission_files_have_the_servers_format(tmp_path):
     two = "index\tprediction\n0\tnot_entailment\n1\tentailment\n"
     three = "index\tprediction\n0\tcontradiction\n1\tneutral\n2\tentailment\n"
     numbers = "index\tprediction\n0\t1\n1\t0\n"
@@ -47,44 +47,44 @@ def test_every_file_is_as_the_server_wants_it(tmp_path):
     assert submitted(tmp_path, "stsb", [-0.3, 2.34567, 5.2]) == f"STS-B.tsv: {scores}"
 
 
-def test_the_tasks_of_conf_have_all_eleven_files():
+def test_tasks_of_conf_give_all_eleven_files():
     files = [name for task in GLUE for name in read(f"task/{task}.yaml")["submission"].values()]
     assert sorted(files) == sorted(glue.FILES) and len(files) == 11
     for task in GLUE:
-        splits.check(build(TaskConfig, task_config(task)))
+        splits.check_task(build(TaskConfig, task_config(task)))
 
 
-def test_a_part_of_a_split_and_other_splits_are_no_submission(tmp_path):
+def test_limited_and_other_splits_give_no_submission(tmp_path):
     run = write_run(tmp_path / "a", "rte", {"valid": {}}, {"test": [("5", None, "entailment")]})
     task = build(TaskConfig, task_config("rte"))
-    assert "limit.test=1 left a part" in glue.write_submission(run, task, "test", 1)
+    assert "limit.test=1 leaves only a part" in glue.write_submission(run, task, "test", 1)
     assert glue.write_submission(run, task, "valid", None) is None
     assert not (run / "submission").exists()
 
 
-def test_a_file_for_other_labels_is_refused():
-    with pytest.raises(UserError, match="SST-2 takes 2 labels, the task has 3"):
-        splits.check(build(TaskConfig, task_config("snli") | {"submission": {"test": "SST-2"}}))
-    with pytest.raises(UserError, match="submission: dev: the server takes predictions of test"):
+def test_submission_file_with_other_labels_is_refused():
+    with pytest.raises(UserError, match="SST-2 needs 2 labels, the task has 3"):
+        splits.check_task(build(TaskConfig, task_config("snli") | {"submission": {"test": "SST-2"}}))
+    with pytest.raises(UserError, match="submission: dev: only the splits test"):
         build(TaskConfig, task_config("snli") | {"submission": {"dev": "RTE"}})
     with pytest.raises(UserError, match="did you mean CoLA"):
         build(TaskConfig, task_config("cola") | {"submission": {"test": "CoLa"}})
 
 
 def wnli(root: Path, seed: int, accuracy: float, prediction: str, rows: int = 146) -> None:
-    """A run whose predictions for the server are all the same."""
+    """Write a run with the same prediction for every test row."""
     run = write_run(root / f"wnli{seed}", "wnli", {"valid": {"accuracy": accuracy}}, seed=seed)
     (run / "submission").mkdir()
-    (run / "submission/WNLI.tsv").write_text(glue.text([prediction] * rows))
+    (run / "submission/WNLI.tsv").write_text(glue.submission_text([prediction] * rows))
 
 
-def test_the_zip_has_eleven_files_and_says_which_are_fillers(tmp_path, capsys):
+def test_zip_has_eleven_files_and_reports_the_fillers(tmp_path, capsys):
     wnli(tmp_path / "runs", 0, 0.5, "0")
     wnli(tmp_path / "runs", 1, 0.6, "1")  # the better one on validation
     wnli(tmp_path / "runs", 2, 0.4, "0")
     short = write_run(tmp_path / "runs/rte", "rte", {"valid": {"accuracy": 0.5}})
     (short / "submission").mkdir()
-    (short / "submission/RTE.tsv").write_text(glue.text(["entailment"] * 10))
+    (short / "submission/RTE.tsv").write_text(glue.submission_text(["entailment"] * 10))
     words = ["report", f"runs=[{tmp_path / 'runs'}]", f"submission={tmp_path / 'all.zip'}"]
     assert main([*words, f"hydra.run.dir={tmp_path / 'report'}"]) == 0
     with zipfile.ZipFile(tmp_path / "all.zip") as archive:
@@ -104,20 +104,21 @@ def test_the_zip_has_eleven_files_and_says_which_are_fillers(tmp_path, capsys):
     capsys.readouterr()
     before = hashlib.sha256((tmp_path / "all.zip").read_bytes()).digest()
     assert main([*words, f"hydra.run.dir={tmp_path / 'again'}"]) == 2
-    assert "exists: name another file" in capsys.readouterr().err
+    assert "already exists: name another file" in capsys.readouterr().err
     assert before == hashlib.sha256((tmp_path / "all.zip").read_bytes()).digest()
 
 
-def test_runs_without_a_file_make_no_zip(tmp_path, capsys):
+def test_runs_without_submission_files_give_no_zip(tmp_path, capsys):
     write_run(tmp_path / "runs/a", "rte", {"valid": {"accuracy": 0.5}})
     words = ["report", f"runs=[{tmp_path / 'runs'}]", f"submission={tmp_path / 'all.zip'}"]
     assert main([*words, f"hydra.run.dir={tmp_path / 'report'}"]) == 2
-    assert "no run has a file in its folder submission/; predict a test split of GLUE whole" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert f"submission={tmp_path / 'all.zip'}: no run has a file" in message and "without limit.test" in message
     assert not (tmp_path / "all.zip").exists()
     assert main([*words[:2], "submission=all.tar", f"hydra.run.dir={tmp_path / 'no'}"]) == 2
 
 
-def test_a_stored_task_of_before_has_no_submission():
+def test_stored_task_of_an_older_gpt1_has_no_submission():
     task = json.loads(json.dumps(task_config("rte")))
     del task["submission"]
     assert build(TaskConfig, task).submission == {}

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, scipy, and counts made by hand."""
+"""Metrics against scikit-learn, scipy and counts by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from gpt1cli.tasks.metrics import METRICS, score
+from gpt1cli.tasks.metrics import METRICS, metric_values
 
 # By hand: 4 true positives, 1 false positive, 2 false negatives, 3 true negatives.
 LABELS = [1, 1, 1, 1, 1, 1, 0, 0, 0, 0]
@@ -24,52 +24,52 @@ def test_counts_by_hand():
     assert METRICS["matthews_correlation"](LABELS, PREDICTIONS) == pytest.approx(by_hand)
 
 
-def test_f1_is_that_of_class_1():
-    flipped = score(["f1"], [1 - y for y in LABELS], [1 - y for y in PREDICTIONS])["f1"]
+def test_f1_is_the_f1_of_class_1():
+    flipped = metric_values(["f1"], [1 - y for y in LABELS], [1 - y for y in PREDICTIONS])["f1"]
     assert flipped == pytest.approx(2 * 3 / (2 * 3 + 1 + 2))
 
 
 def test_equal_to_scikit_learn_and_scipy():
     rng = np.random.default_rng(0)
     y, p = rng.integers(0, 3, 200), rng.integers(0, 3, 200)
-    got = score(["matthews_correlation"], y, p)
-    assert got["matthews_correlation"] == pytest.approx(sklearn.metrics.matthews_corrcoef(y, p))
-    assert got["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(y, p))
-    assert score(["f1"], y > 1, p > 1)["f1"] == pytest.approx(sklearn.metrics.f1_score(y > 1, p > 1))
+    values = metric_values(["matthews_correlation"], y, p)
+    assert values["matthews_correlation"] == pytest.approx(sklearn.metrics.matthews_corrcoef(y, p))
+    assert values["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(y, p))
+    assert metric_values(["f1"], y > 1, p > 1)["f1"] == pytest.approx(sklearn.metrics.f1_score(y > 1, p > 1))
     a = rng.normal(size=50)
     b = np.exp(a + rng.normal(size=50))
-    assert score(["pearson", "spearmanr"], a, b) == pytest.approx(
+    assert metric_values(["pearson", "spearmanr"], a, b) == pytest.approx(
         {"pearson": np.corrcoef(a, b)[0, 1], "spearmanr": np.corrcoef(*map(scipy.stats.rankdata, (a, b)))[0, 1]}
     )
 
 
-def test_every_classification_has_accuracy_and_the_headline_comes_first():
-    assert list(score(["f1"], LABELS, PREDICTIONS)) == ["f1", "accuracy"]
-    assert list(score(["accuracy", "f1"], LABELS, PREDICTIONS)) == ["accuracy", "f1"]
-    assert list(score(["pearson"], [1.0, 2.0, 4.0], [1.0, 2.0, 3.0])) == ["pearson"]
+def test_classification_adds_accuracy_after_the_headline_metric():
+    assert list(metric_values(["f1"], LABELS, PREDICTIONS)) == ["f1", "accuracy"]
+    assert list(metric_values(["accuracy", "f1"], LABELS, PREDICTIONS)) == ["accuracy", "f1"]
+    assert list(metric_values(["pearson"], [1.0, 2.0, 4.0], [1.0, 2.0, 3.0])) == ["pearson"]
 
 
 @pytest.mark.parametrize("constant", [0, 1])
-def test_constant_predictions_are_chance_without_a_warning(constant):
+def test_constant_predictions_score_as_chance_without_a_warning(constant):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        got = score(["matthews_correlation", "f1"], LABELS, [constant] * 10)
-        undefined = score(["pearson", "spearmanr"], [1.0, 2.0, 3.0], [constant] * 3)
-        alone = score(["pearson", "spearmanr"], [1.0], [2.0])
-        nothing_positive = score(["f1"], [0, 0], [0, 0])
-    assert got["matthews_correlation"] == 0
-    assert got["f1"] == pytest.approx((0, 2 * 6 / (2 * 6 + 4))[constant])
+        values = metric_values(["matthews_correlation", "f1"], LABELS, [constant] * 10)
+        undefined = metric_values(["pearson", "spearmanr"], [1.0, 2.0, 3.0], [constant] * 3)
+        alone = metric_values(["pearson", "spearmanr"], [1.0], [2.0])
+        nothing_positive = metric_values(["f1"], [0, 0], [0, 0])
+    assert values["matthews_correlation"] == 0
+    assert values["f1"] == pytest.approx((0, 2 * 6 / (2 * 6 + 4))[constant])
     assert undefined == alone == {"pearson": 0, "spearmanr": 0}
     assert nothing_positive == {"f1": 0, "accuracy": 1}
 
 
-def test_values_are_plain_floats():
-    got = score(["f1", "matthews_correlation"], np.array(LABELS), np.array(PREDICTIONS))
-    got |= score(["pearson", "spearmanr"], np.arange(4.0), np.array([1.0, 0.0, 2.0, 3.0]))
-    assert {type(value) for value in got.values()} == {float}
+def test_metrics_are_plain_floats():
+    values = metric_values(["f1", "matthews_correlation"], np.array(LABELS), np.array(PREDICTIONS))
+    values |= metric_values(["pearson", "spearmanr"], np.arange(4.0), np.array([1.0, 0.0, 2.0, 3.0]))
+    assert {type(value) for value in values.values()} == {float}
 
 
-def test_nothing_to_score_is_refused():
+def test_empty_or_unequal_inputs_are_refused():
     for labels, predictions in (([], []), ([1, 0], [1])):
         with pytest.raises(ValueError, match="cannot be compared"):
-            score(["accuracy"], labels, predictions)
+            metric_values(["accuracy"], labels, predictions)

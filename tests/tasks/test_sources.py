@@ -1,4 +1,4 @@
-"""Labelled data sets: rows into examples, classes string by string, and the rules for rows without a label."""
+"""Labelled data sets: rows to examples, the names of classes, and the rules for rows without a label."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gpt1cli.data import demo_world
 from gpt1cli.data import hub as data_hub
 from gpt1cli.tasks import splits as tasks_splits
 from gpt1cli.tasks.example import Example
-from gpt1cli.tasks.layouts import LAYOUTS, special
+from gpt1cli.tasks.layouts import LAYOUTS, special_tokens
 
 CONF = Path(__file__).parents[2] / "conf/task"
 DEMO = sorted(path.stem for path in CONF.glob("demo_*.yaml"))
@@ -71,68 +71,68 @@ def test_rows_become_examples(tmp_path):
     rte = configured("rte")
     columns = {"sentence1": ["It rains.", "It snows."], "sentence2": ["It is wet.", "It is hot."], "label": [0, 1]}
     hub = write(tmp_path, rte, {"train": columns, "validation": columns}, ["entailment", "not_entailment"])
-    assert tasks_splits.load(rte, "train", hub, tmp_path / "cache") == (
+    assert tasks_splits.load_labelled(rte, "train", hub, tmp_path / "cache") == (
         [Example("0", ("It rains.", "It is wet."), 0), Example("1", ("It snows.", "It is hot."), 1)],
         0,
     )
 
 
-def test_rows_without_a_label_are_dropped_and_counted_but_a_test_split_without_any_is_predicted(tmp_path):
+def test_unlabelled_rows_are_skipped_and_counted_but_a_wholly_unlabelled_test_split_is_kept(tmp_path):
     sst2 = configured("sst2")
     splits = {"train": rows(1, -1, 0, -1), "validation": rows(-1, 1), "test": rows(-1, -1)}
     hub = write(tmp_path / "one", sst2, splits, SST2)
-    train = tasks_splits.load(sst2, "train", hub, tmp_path)
-    assert [example.id for example in train.examples] == ["0", "2"] and train.dropped == 2
+    train = tasks_splits.load_labelled(sst2, "train", hub, tmp_path)
+    assert [example.id for example in train.examples] == ["0", "2"] and train.unlabelled == 2
     assert [example.label for example in train.examples] == [1, 0]
-    assert tasks_splits.load(sst2, "valid", hub, tmp_path) == ([Example("1", ("sentence 1",), 1)], 1)
-    test = tasks_splits.load(sst2, "test", hub, tmp_path)
-    assert [example.label for example in test.examples] == [None, None] and test.dropped == 0
+    assert tasks_splits.load_labelled(sst2, "valid", hub, tmp_path) == ([Example("1", ("sentence 1",), 1)], 1)
+    test = tasks_splits.load_labelled(sst2, "test", hub, tmp_path)
+    assert [example.label for example in test.examples] == [None, None] and test.unlabelled == 0
 
     hub = write(tmp_path / "two", sst2, splits | {"test": rows(-1, 0)}, SST2)
-    assert tasks_splits.load(sst2, "test", hub, tmp_path) == ([Example("1", ("sentence 1",), 0)], 1)
+    assert tasks_splits.load_labelled(sst2, "test", hub, tmp_path) == ([Example("1", ("sentence 1",), 0)], 1)
 
 
-def test_an_absent_split_is_none_but_training_and_validation_must_be_there(tmp_path):
+def test_missing_split_is_none_but_training_and_validation_are_required(tmp_path):
     sst2 = configured("sst2")
     hub = write(tmp_path / "one", sst2, {"train": rows(0, 1)}, SST2)
-    assert tasks_splits.load(sst2, "test", hub, tmp_path) is None
+    assert tasks_splits.load_labelled(sst2, "test", hub, tmp_path) is None
     with pytest.raises(UserError, match=r"split validation of nyu-mll/glue, subset sst2 is missing or empty"):
-        tasks_splits.load(sst2, "valid", hub, tmp_path)
+        tasks_splits.load_labelled(sst2, "valid", hub, tmp_path)
     hub = write(tmp_path / "two", sst2, {"train": rows(-1, -1), "validation": rows(0, 1)}, SST2)
     with pytest.raises(UserError, match=r"split train of .* has no labelled row"):
-        tasks_splits.load(sst2, "train", hub, tmp_path)
+        tasks_splits.load_labelled(sst2, "train", hub, tmp_path)
 
 
-def test_classes_must_be_the_data_sets_own_in_its_order(tmp_path):
+def test_classes_must_be_those_of_the_data_set_in_its_order(tmp_path):
     sst2 = configured("sst2")
     hub = write(tmp_path, sst2, {"train": rows(0, 1), "validation": rows(0, 1)}, ["positive", "negative"])
     with pytest.raises(UserError) as error:
-        tasks_splits.load(sst2, "train", hub, tmp_path / "cache")
+        tasks_splits.load_labelled(sst2, "train", hub, tmp_path / "cache")
     assert "['positive', 'negative']" in str(error.value) and "task.labels=['negative', 'positive']" in str(error.value)
     swapped = configured("sst2", labels=["positive", "negative"])
-    assert tasks_splits.load(swapped, "train", hub, tmp_path / "cache").examples[0].label == 0
+    assert tasks_splits.load_labelled(swapped, "train", hub, tmp_path / "cache").examples[0].label == 0
 
 
-def test_ids_without_names_must_lie_in_range(tmp_path):
+def test_class_ids_without_names_must_be_in_range(tmp_path):
     sst2 = configured("sst2")
     hub = write(tmp_path / "one", sst2, {"train": rows(0, 1, None), "validation": rows(0, 2)})
-    assert tasks_splits.load(sst2, "train", hub, tmp_path).dropped == 1
-    with pytest.raises(UserError, match=r"row 1 has label=2; right would be 0 \(negative\), 1 \(positive\), or -1"):
-        tasks_splits.load(sst2, "valid", hub, tmp_path)
+    assert tasks_splits.load_labelled(sst2, "train", hub, tmp_path).unlabelled == 1
+    with pytest.raises(UserError, match=r"row 1 has label=2; allowed: 0 \(negative\), 1 \(positive\), or -1"):
+        tasks_splits.load_labelled(sst2, "valid", hub, tmp_path)
 
 
-def test_labels_that_are_texts_count_by_their_name_and_unknown_ones_are_refused(tmp_path):
+def test_labels_can_be_class_names_and_unknown_names_are_refused(tmp_path):
     scitail = configured("scitail")
     pairs = {"premise": ["p"] * 4, "hypothesis": ["h"] * 4}
     good, bad = pairs | {"label": ["neutral", "entails", "-", None]}, pairs | {"label": ["neutral", "Entails"] * 2}
     hub = write(tmp_path, scitail, {"train": good, "validation": bad})
-    train = tasks_splits.load(scitail, "train", hub, tmp_path)
-    assert [example.label for example in train.examples] == [1, 0] and train.dropped == 2
-    with pytest.raises(UserError, match=r"row 1 has label='Entails'; right would be entails, neutral, or -1"):
-        tasks_splits.load(scitail, "valid", hub, tmp_path)
+    train = tasks_splits.load_labelled(scitail, "train", hub, tmp_path)
+    assert [example.label for example in train.examples] == [1, 0] and train.unlabelled == 2
+    with pytest.raises(UserError, match=r"row 1 has label='Entails'; allowed: entails, neutral, or -1"):
+        tasks_splits.load_labelled(scitail, "valid", hub, tmp_path)
 
 
-def test_scores_are_numbers_in_their_range(tmp_path):
+def test_scores_must_be_numbers_in_the_range(tmp_path):
     stsb = configured("stsb")
 
     def scores(*labels: object) -> dict:
@@ -140,25 +140,25 @@ def test_scores_are_numbers_in_their_range(tmp_path):
 
     splits = {"train": scores(0.0, 5.0, -1.0, 2.75, None), "validation": scores(4.0, 5.25), "test": scores(-1.0, -1.0)}
     hub = write(tmp_path / "one", stsb, splits)
-    train = tasks_splits.load(stsb, "train", hub, tmp_path)
-    assert [example.label for example in train.examples] == [0.0, 5.0, 2.75] and train.dropped == 2
-    with pytest.raises(UserError, match=r"split validation: row 1 has label=5.25; right would be 0 to 5"):
-        tasks_splits.load(stsb, "valid", hub, tmp_path)
-    test = tasks_splits.load(stsb, "test", hub, tmp_path)
-    assert [example.label for example in test.examples] == [None, None] and test.dropped == 0
+    train = tasks_splits.load_labelled(stsb, "train", hub, tmp_path)
+    assert [example.label for example in train.examples] == [0.0, 5.0, 2.75] and train.unlabelled == 2
+    with pytest.raises(UserError, match=r"split validation: row 1 has label=5.25; allowed: 0 to 5"):
+        tasks_splits.load_labelled(stsb, "valid", hub, tmp_path)
+    test = tasks_splits.load_labelled(stsb, "test", hub, tmp_path)
+    assert [example.label for example in test.examples] == [None, None] and test.unlabelled == 0
     for value, label in ((-0.5, "-0.5"), (float("nan"), "nan"), ("3", "'3'")):
         hub = write(tmp_path / label, stsb, {"train": scores(value)})
-        with pytest.raises(UserError, match=rf"row 0 has label={label}; right would be 0 to 5"):
-            tasks_splits.load(stsb, "train", hub, tmp_path)
+        with pytest.raises(UserError, match=rf"row 0 has label={label}; allowed: 0 to 5"):
+            tasks_splits.load_labelled(stsb, "train", hub, tmp_path)
 
 
-def test_a_split_may_be_that_of_another_subset(tmp_path):
+def test_split_of_another_subset(tmp_path):
     race = configured("race")
 
     def questions(*names: str) -> dict:
         n = len(names)
-        told = {"article": list(names), "question": ["why ?"] * n, "options": [list("wxyz")] * n, "answer": ["B"] * n}
-        return {"example_id": [f"{name}.txt" for name in names], **told}
+        fields = {"article": list(names), "question": ["why ?"] * n, "options": [list("wxyz")] * n, "answer": ["B"] * n}
+        return {"example_id": [f"{name}.txt" for name in names], **fields}
 
     splits = {
         "all/train": questions("a", "b"),
@@ -167,72 +167,79 @@ def test_a_split_may_be_that_of_another_subset(tmp_path):
     }
     hub = write(tmp_path, race, splits)
     loaded = {
-        split: tasks_splits.load(race, split, hub, tmp_path)
+        split: tasks_splits.load_labelled(race, split, hub, tmp_path)
         for split in ("train", "valid", "valid_middle", "test_middle")
     }
-    articles = {split: found and [example.texts[0] for example in found.examples] for split, found in loaded.items()}
+    articles = {split: part and [example.texts[0] for example in part.examples] for split, part in loaded.items()}
     assert articles == {"train": ["a", "b"], "valid": ["c", "d"], "valid_middle": ["d"], "test_middle": None}
-    assert tasks_splits.load(race, "valid_high", hub, tmp_path) is None  # as a split that is not there
-    data_hub.require(data_hub.task_needs(race), hub, tmp_path)
-    with pytest.raises(UserError, match="no subset college; there: all, middle"):
-        tasks_splits.load(configured("race", subset="college"), "valid", hub, tmp_path)
+    assert tasks_splits.load_labelled(race, "valid_high", hub, tmp_path) is None  # treated as a missing split
+    data_hub.check_requirements(data_hub.task_requirements(race), hub, tmp_path)
+    with pytest.raises(UserError, match=r"no subset college; .*all, middle"):
+        tasks_splits.load_labelled(configured("race", subset="college"), "valid", hub, tmp_path)
     middle = configured("race", subset="middle")
-    assert [example.texts[0] for example in tasks_splits.load(middle, "valid", hub, tmp_path).examples] == ["d"]
+    assert [example.texts[0] for example in tasks_splits.load_labelled(middle, "valid", hub, tmp_path).examples] == [
+        "d"
+    ]
 
 
-def test_columns_are_checked_against_those_there(tmp_path):
+def test_missing_columns_and_texts_are_refused(tmp_path):
     sst2 = configured("sst2")
     hub = write(tmp_path / "one", sst2, {"train": {"text": ["a"], "label": [0], "sentence": [7]}})
-    told = r"no column premise, hypothesis; there: text, label, sentence\ntask\.columns=\[\.\.\.\] and task\.label="
-    with pytest.raises(UserError, match=told):
-        tasks_splits.load(configured("sst2", layout="pair", columns=["premise", "hypothesis"]), "train", hub, tmp_path)
-    with pytest.raises(UserError, match=r"column sentence holds no text"):
-        tasks_splits.load(sst2, "train", hub, tmp_path)
+    message = (
+        r"no column premise, hypothesis; available: text, label, sentence\n.*task\.columns=\[\.\.\.\] task\.label="
+    )
+    with pytest.raises(UserError, match=message):
+        tasks_splits.load_labelled(
+            configured("sst2", layout="pair", columns=["premise", "hypothesis"]), "train", hub, tmp_path
+        )
+    with pytest.raises(UserError, match=r"column sentence must hold texts, but holds"):
+        tasks_splits.load_labelled(sst2, "train", hub, tmp_path)
     hub = write(tmp_path / "two", sst2, {"train": {"sentence": ["a", None], "label": [0, 1]}})
     with pytest.raises(UserError, match=r"row 1 has no text in column sentence"):
-        tasks_splits.load(sst2, "train", hub, tmp_path)
+        tasks_splits.load_labelled(sst2, "train", hub, tmp_path)
 
 
-def test_what_the_configuration_cannot_know_is_refused_before_any_data_is_read():
+def test_wrong_source_and_metrics_are_refused_before_data_is_read():
     wrong = configured("mnli", source="row", metrics=["f1", "acuracy"])
     with pytest.raises(UserError) as error:
-        tasks_splits.load(wrong, "train", "/no/such", "/no/such")
+        tasks_splits.load_labelled(wrong, "train", "/no/such", "/no/such")
     assert str(error.value).splitlines() == [
         "task.metrics: acuracy: no such metric; did you mean accuracy?",
         "task.source: row: no such source; did you mean rows?",
-        "task.metrics=f1 is that of class 1 of two, but task.labels=['entailment', 'neutral', 'contradiction']",
+        "task.metrics=f1 is the F1 of class 1 of two classes, but task.labels="
+        "['entailment', 'neutral', 'contradiction']",
     ]
     with pytest.raises(UserError) as error:
-        tasks_splits.check(configured("stsb", metrics=["pearson", "accuracy", "f1"]))
+        tasks_splits.check_task(configured("stsb", metrics=["pearson", "accuracy", "f1"]))
     assert str(error.value).splitlines() == [
-        "task.metrics: accuracy does not fit loss=mse; right would be pearson, spearmanr",
-        "task.metrics: f1 does not fit loss=mse; right would be pearson, spearmanr",
+        "task.metrics: accuracy does not fit loss=mse; allowed: pearson, spearmanr",
+        "task.metrics: f1 does not fit loss=mse; allowed: pearson, spearmanr",
     ]
-    with pytest.raises(UserError, match="pearson does not fit loss=soft_f1; right would be accuracy, f1, matthews"):
-        tasks_splits.check(configured("mrpc", loss="soft_f1", metrics=["f1", "pearson"]))
-    tasks_splits.check(configured("stsb", loss="ordinal", metrics=["spearmanr"]))
-    with pytest.raises(UserError, match=r"task\.path=/mine: only task\.source=story_cloze reads files of one's own"):
-        tasks_splits.check(configured("rte", path="/mine"))
-    with pytest.raises(UserError, match="f1 is that of class 1 of two, but a choice's are places"):
-        tasks_splits.check(configured("story_cloze", metrics=["f1"]))
-    with pytest.raises(UserError, match="soft_f1 is about class 1 of two, but a choice's are places"):
+    with pytest.raises(UserError, match="pearson does not fit loss=soft_f1; allowed: accuracy, f1, matthews"):
+        tasks_splits.check_task(configured("mrpc", loss="soft_f1", metrics=["f1", "pearson"]))
+    tasks_splits.check_task(configured("stsb", loss="ordinal", metrics=["spearmanr"]))
+    with pytest.raises(UserError, match=r"task\.path=/mine: only task\.source=story_cloze"):
+        tasks_splits.check_task(configured("rte", path="/mine"))
+    with pytest.raises(UserError, match="f1 is the F1 of class 1 of two classes, but the task is multiple choice"):
+        tasks_splits.check_task(configured("story_cloze", metrics=["f1"]))
+    with pytest.raises(UserError, match=r"loss=soft_f1 needs a task with exactly two classes, but choices="):
         configured("story_cloze", loss="soft_f1")
     with pytest.raises(UserError, match=r"tset: no such split of task=sst2; did you mean test\?"):
-        tasks_splits.load(configured("sst2"), "tset", "/no/such", "/no/such")
+        tasks_splits.load_labelled(configured("sst2"), "tset", "/no/such", "/no/such")
     for source in ("rows", "winograd", "dprd", "blimp", "story_cloze"):
-        with pytest.raises(UserError, match=f"task.repo is needed with task.source={source}"):
-            tasks_splits.load(configured("blimp", source=source, repo=None), "test", "/no/such", "/no/such")
+        with pytest.raises(UserError, match=f"task.source={source} needs task.repo="):
+            tasks_splits.load_labelled(configured("blimp", source=source, repo=None), "test", "/no/such", "/no/such")
 
 
-def test_every_source_and_every_configured_task_is_in_order():
+def test_every_source_and_every_configured_task_is_valid():
     for where in tasks.SOURCES.values():
         module, _, function = where.partition(":")
         assert callable(getattr(importlib.import_module(module), function))
     for path in CONF.glob("*.yaml"):
-        if path.stem in OWN:  # whole only with the user's files: tests/test_file_task.py
+        if path.stem in OWN:  # valid only with the user's files: test_file.py
             continue
         task = configured(path.stem)
-        tasks_splits.check(task)
+        tasks_splits.check_task(task)
         assert task.name == path.stem and task.layout in LAYOUTS
 
 
@@ -244,7 +251,7 @@ CLASSES = {  # id -> name as the GLUE paper's and the hub's cards give them; ans
     "mrpc": {0: "not_equivalent", 1: "equivalent"},
     "qqp": {0: "not_duplicate", 1: "duplicate"},
     "rte": {0: "entailment", 1: "not_entailment"},
-    "wnli": {0: "not_entailment", 1: "entailment"},  # NOTE the other way round than its siblings
+    "wnli": {0: "not_entailment", 1: "entailment"},  # NOTE the other way round than in RTE
     "qnli": {0: "entailment", 1: "not_entailment"},
     "mnli": {0: "entailment", 1: "neutral", 2: "contradiction"},
     "ax": {0: "entailment", 1: "neutral", 2: "contradiction"},
@@ -264,7 +271,7 @@ def test_label_maps(name):
     assert dict(enumerate(configured(name).labels)) == CLASSES[name]
 
 
-def test_every_task_has_its_label_map_and_its_row_by_hand():
+def test_every_task_has_a_label_map_and_a_row_by_hand():
     outside = {path.stem for path in CONF.glob("*.yaml")} - set(DEMO) - OWN
     assert outside == CLASSES.keys() | {"stsb"} == HAND.keys()
     assert configured("stsb").labels == [] and configured("stsb").range == [0, 5]
@@ -416,25 +423,25 @@ HAND = {  # task: one row in the hub's columns, the rows that the model reads (w
 
 
 def read(task: TaskConfig, example: Example) -> list[str]:
-    """The rows that the model reads, in a vocabulary that holds the words of the example and nothing else."""
+    """The rows that the model reads, with a vocabulary of exactly the words of the example."""
     words = list(dict.fromkeys(" ".join([*example.texts, *example.choices]).split()))
     names = [*words, "_start_", "_delimiter_", "_classify_"]
     texts, choices = (
         [[words.index(word) for word in t.split()] for t in part] for part in (example.texts, example.choices)
     )
-    rows, cut, _ = LAYOUTS[task.layout](texts, choices, special(len(words)), 512)
-    assert not cut
+    rows, truncated, _ = LAYOUTS[task.layout](texts, choices, special_tokens(len(words)), 512)
+    assert not truncated
     return [" ".join(names[token] for token in row) for row in rows]
 
 
 @pytest.mark.parametrize("name", HAND)
-def test_one_row_of_each_task_from_its_columns_to_its_layout(name, tmp_path):
+def test_one_row_of_each_task_from_columns_to_layout(name, tmp_path):
     task, (row, expected, label) = configured(name), HAND[name]
     columns = {column: [value] for column, value in row.items()}
     split = f"{'a_phenomenon' if task.subset in (None, '*') else task.subset}/{task.splits['test']}"
     hub = write(tmp_path, task, {split: columns}, list(CLASSES[name].values()) if name in NAMED else None)
-    ((example,), dropped) = tasks_splits.load(task, "test", hub, tmp_path / "cache")
-    assert (read(task, example), example.label, dropped) == (expected, label, 0)
+    ((example,), unlabelled) = tasks_splits.load_labelled(task, "test", hub, tmp_path / "cache")
+    assert (read(task, example), example.label, unlabelled) == (expected, label, 0)
 
 
 HAND_DEMO = {
@@ -473,20 +480,20 @@ HAND_DEMO = {
 
 
 @pytest.mark.parametrize("name", HAND_DEMO)
-def test_one_row_of_each_demo_task_from_its_columns_to_its_layout(name, monkeypatch):
+def test_one_row_of_each_demo_task_from_columns_to_layout(name, monkeypatch):
     task, (row, expected, label) = configured(name), HAND_DEMO[name]
     monkeypatch.setattr(demo_world, "examples", lambda task, split: [{"id": "train-0", **row}])
-    ((example,), _) = tasks_splits.load(task, "train", None, "/no/such")
+    ((example,), _) = tasks_splits.load_labelled(task, "train", None, "/no/such")
     assert (example.id, read(task, example), example.label) == ("train-0", expected, label)
 
 
-# --- data sets that are not at hand, in the hub's columns -------------------------------------------------------------
+# --- data sets not available in tests, in the hub's columns -----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "name, labels", [("qnli", [1, 0, 0]), ("wnli", [0, 1, 1]), ("scitail", ["neutral", "entails"])]
 )
-def test_entailment_in_the_columns_of_the_hub(name, labels, tmp_path):
+def test_entailment_with_the_hubs_columns(name, labels, tmp_path):
     task = configured(name)
     texts = {column: [f"{column} {i}" for i in range(len(labels))] for column in task.columns}
     rows = texts | {"label": labels} | ({} if name == "scitail" else {"idx": list(range(len(labels)))})
@@ -495,36 +502,38 @@ def test_entailment_in_the_columns_of_the_hub(name, labels, tmp_path):
     hub = write(tmp_path, task, splits, list(CLASSES[name].values()) if name in NAMED else None)
     a, b = task.columns
     for split in ("train", "valid"):
-        examples, dropped = tasks_splits.load(task, split, hub, tmp_path / "cache")
-        assert dropped == 0 and [example.texts for example in examples] == [
+        examples, unlabelled = tasks_splits.load_labelled(task, split, hub, tmp_path / "cache")
+        assert unlabelled == 0 and [example.texts for example in examples] == [
             (f"{a} {i}", f"{b} {i}") for i in range(len(labels))
         ]
         assert [CLASSES[name][example.label] for example in examples] == [
             label if isinstance(label, str) else CLASSES[name][label] for label in labels
         ]
-    predicted = {example.label for example in tasks_splits.load(task, "test", hub, tmp_path / "cache").examples}
+    predicted = {
+        example.label for example in tasks_splits.load_labelled(task, "test", hub, tmp_path / "cache").examples
+    }
     assert predicted == ({0, 1} if name == "scitail" else {None})
 
 
-def test_the_diagnostic_set_is_predicted_and_cannot_be_trained_on(tmp_path):
+def test_diagnostic_set_can_be_predicted_but_not_trained_on(tmp_path):
     ax = configured("ax")
     rows = {"premise": ["p", "q"], "hypothesis": ["h", "i"], "label": [-1, -1], "idx": [0, 1]}
     hub = write(tmp_path, ax, {"test": rows}, list(CLASSES["ax"].values()))
-    assert tasks_splits.load(ax, "test", hub, tmp_path) == (
+    assert tasks_splits.load_labelled(ax, "test", hub, tmp_path) == (
         [Example("0", ("p", "h"), None), Example("1", ("q", "i"), None)],
         0,
     )
     with pytest.raises(UserError, match="train: no such split of task=ax"):
-        tasks_splits.load(ax, "train", hub, tmp_path)
+        tasks_splits.load_labelled(ax, "train", hub, tmp_path)
 
 
 def pairs(phenomenon: str, *nouns: str) -> dict:
     good, bad = [f"The {noun}s eat." for noun in nouns], [f"The {noun}s eats." for noun in nouns]
-    told = {"field": ["syntax"] * len(nouns), "linguistics_term": ["agreement"] * len(nouns)}
-    return {"sentence_good": good, "sentence_bad": bad, **told, "UID": [phenomenon] * len(nouns)}
+    labels = {"field": ["syntax"] * len(nouns), "linguistics_term": ["agreement"] * len(nouns)}
+    return {"sentence_good": good, "sentence_bad": bad, **labels, "UID": [phenomenon] * len(nouns)}
 
 
-def test_blimp_is_all_its_subsets_or_the_one_named(tmp_path):
+def test_blimp_loads_all_subsets_or_one(tmp_path):
     blimp = configured("blimp")
     hub = write(
         tmp_path, blimp, {"animals/train": pairs("animals", "cat", "dog"), "birds/train": pairs("birds", "owl")}
@@ -534,14 +543,14 @@ def test_blimp_is_all_its_subsets_or_the_one_named(tmp_path):
         Example("animals-1", (), 0, ("The dogs eat.", "The dogs eats.")),
         Example("birds-0", (), 0, ("The owls eat.", "The owls eats.")),
     )
-    assert tasks_splits.load(blimp, "test", hub, tmp_path) == ([one, two, three], 0)
-    assert tasks_splits.load(configured("blimp", subset="birds"), "test", hub, tmp_path) == ([three], 0)
-    data_hub.require(data_hub.task_needs(blimp), hub, tmp_path)
+    assert tasks_splits.load_labelled(blimp, "test", hub, tmp_path) == ([one, two, three], 0)
+    assert tasks_splits.load_labelled(configured("blimp", subset="birds"), "test", hub, tmp_path) == ([three], 0)
+    data_hub.check_requirements(data_hub.task_requirements(blimp), hub, tmp_path)
     (tmp_path / "other").mkdir()
     with pytest.raises(UserError, match=r"nyu-mll/blimp, all its subsets \(data set of task=blimp\)"):
-        data_hub.require(data_hub.task_needs(blimp), str(tmp_path / "other"), tmp_path)
-    with pytest.raises(UserError, match="no subset fish; there: animals, birds"):
-        tasks_splits.load(configured("blimp", subset="fish"), "test", hub, tmp_path)
+        data_hub.check_requirements(data_hub.task_requirements(blimp), str(tmp_path / "other"), tmp_path)
+    with pytest.raises(UserError, match=r"no subset fish; .*animals, birds"):
+        tasks_splits.load_labelled(configured("blimp", subset="fish"), "test", hub, tmp_path)
 
 
 # --- answers and pronouns ---------------------------------------------------------------------------------------------
@@ -553,49 +562,49 @@ def schemas(name: str, **changes: object) -> dict:
 
 
 @pytest.mark.parametrize("name, column", [("race", "options"), ("winograd", "options"), ("dprd", "candidates")])
-def test_answers_are_as_many_as_the_labels_and_all_are_there(name, column, tmp_path):
+def test_number_of_answers_must_equal_number_of_labels_and_none_may_be_missing(name, column, tmp_path):
     task, split = configured(name), configured(name).splits["test"]
     hub = write(tmp_path / "few", task, {split: schemas(name, **{column: ["one"]})})
     with pytest.raises(UserError, match=r"row 0 has 1 answers, but task.labels=\["):
-        tasks_splits.load(task, "test", hub, tmp_path)
+        tasks_splits.load_labelled(task, "test", hub, tmp_path)
     hub = write(tmp_path / "many", task, {split: schemas(name, **{column: ["one", "two", "three", "four", "five"]})})
     with pytest.raises(UserError, match=r"row 0 has 5 answers, but task.labels=\["):
-        tasks_splits.load(task, "test", hub, tmp_path)
+        tasks_splits.load_labelled(task, "test", hub, tmp_path)
     hub = write(tmp_path / "none", task, {split: schemas(name, **{column: ["one", None, "three", "four"]})})
     with pytest.raises(UserError, match=f"row 0 has no text in column {column}"):
-        tasks_splits.load(task, "test", hub, tmp_path)
+        tasks_splits.load_labelled(task, "test", hub, tmp_path)
 
 
 @pytest.mark.parametrize(
     "name, column",
     [("winograd", "text"), ("dprd", "sentence"), ("blimp", "sentence_bad"), ("story_cloze", "sentence_quiz2")],
 )
-def test_a_row_without_a_text_is_refused_whatever_the_source(name, column, tmp_path):
+def test_row_without_a_text_is_refused_by_every_source(name, column, tmp_path):
     task = configured(name, subset="some")
     columns = {key: [value[0], None] if key == column else value * 2 for key, value in schemas(name).items()}
     hub = write(tmp_path, task, {task.splits["test"]: columns})
     with pytest.raises(UserError, match=f"row 1 has no text in column {column}"):
-        tasks_splits.load(task, "test", hub, tmp_path)
+        tasks_splits.load_labelled(task, "test", hub, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["winograd", "dprd"])
-def test_texts_of_pronoun_tasks_are_read_from_the_columns_that_the_task_names(name, tmp_path):
+def test_pronoun_tasks_read_the_columns_named_in_the_task(name, tmp_path):
     task = configured(name)
     columns = {{task.columns[0]: "told"}.get(column, column): value for column, value in schemas(name).items()}
     hub = write(tmp_path, task, {task.splits["test"]: columns})
-    with pytest.raises(UserError, match=f"no column {task.columns[0]}; there: told, pronoun"):
-        tasks_splits.load(task, "test", hub, tmp_path)
+    with pytest.raises(UserError, match=f"no column {task.columns[0]}; available: told, pronoun"):
+        tasks_splits.load_labelled(task, "test", hub, tmp_path)
     renamed = configured(name, columns=["told", "pronoun"])
-    (example,) = tasks_splits.load(renamed, "test", hub, tmp_path).examples
+    (example,) = tasks_splits.load_labelled(renamed, "test", hub, tmp_path).examples
     assert read(renamed, example) == HAND[name][1]
 
 
 @pytest.mark.parametrize("place", [39, 41, 400])
-def test_a_schema_whose_pronoun_is_not_at_its_place_is_refused(place, tmp_path):
+def test_schema_with_a_wrong_pronoun_position_is_refused(place, tmp_path):
     winograd = configured("winograd")
     hub = write(tmp_path, winograd, {"test": schemas("winograd", pronoun_loc=place)})
     with pytest.raises(UserError, match=f"split test: row 0 has no 'it' at character {place} of 'The jar hit"):
-        tasks_splits.load(winograd, "test", hub, tmp_path)
+        tasks_splits.load_labelled(winograd, "test", hub, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -604,35 +613,38 @@ def test_a_schema_whose_pronoun_is_not_at_its_place_is_refused(place, tmp_path):
         ("Ann thanked Eve for she had helped.", "she", ["Ann", "Eve"], "Ann thanked Eve for"),
         ("As he is kind, Bo told Max that he had won.", "he", ["Bo", "Max"], "As he is kind, Bo told Max that"),
         ("The hen saw the owl, so she hid, for she was shy.", "she", ["the hen", "the owl"], "The hen saw the owl, so"),
-        ("When he woke, Bo thanked Max.", "he", ["Bo", "Max"], "When"),  # none behind both names: the last there is
+        ("When he woke, Bo thanked Max.", "he", ["Bo", "Max"], "When"),  # none after both names: the last one
         ("The thin man left the fat man because he was hot.", "he", ["thin man", "fat man"],
          "The thin man left the fat man because"),  # not in `The`, `the`
     ],
 )  # fmt: skip
-def test_a_pronoun_without_a_place_is_the_first_behind_both_names(sentence, pronoun, candidates, before, tmp_path):
+def test_pronoun_without_a_position_is_the_first_after_both_names(sentence, pronoun, candidates, before, tmp_path):
     dprd = configured("dprd")
     rows = {"sentence": [sentence], "pronoun": [pronoun], "candidates": [candidates], "label": [0]}
     hub = write(tmp_path, dprd, {"train": rows, "test": rows}, ["0", "1"])
     after = sentence.removeprefix(f"{before} {pronoun} ")
-    assert tasks_splits.load(dprd, "test", hub, tmp_path) == ([Example("0", (before, after), 0, tuple(candidates))], 0)
+    assert tasks_splits.load_labelled(dprd, "test", hub, tmp_path) == (
+        [Example("0", (before, after), 0, tuple(candidates))],
+        0,
+    )
 
 
-def test_a_pronoun_is_found_whatever_its_case_and_a_possessive_gives_its_place_to_one(tmp_path):
+def test_pronoun_search_ignores_case_and_possessives_are_replaced_by_possessives(tmp_path):
     dprd = configured("dprd")
-    told = ["Ann met Eve. She waved.", "Jim saw the boys and took their hats, and James's."]
-    rows = {"sentence": told, "pronoun": ["she", "their"], "candidates": [["Ann", "Eve"], ["Jim's", "the boys"]]}
+    sentences = ["Ann met Eve. She waved.", "Jim saw the boys and took their hats, and James's."]
+    rows = {"sentence": sentences, "pronoun": ["she", "their"], "candidates": [["Ann", "Eve"], ["Jim's", "the boys"]]}
     hub = write(tmp_path, dprd, {"test": rows | {"label": [1, 1]}}, ["0", "1"])
-    one, two = tasks_splits.load(dprd, "test", hub, tmp_path).examples
+    one, two = tasks_splits.load_labelled(dprd, "test", hub, tmp_path).examples
     assert one == Example("0", ("Ann met Eve.", "waved."), 1, ("Ann", "Eve"))
     assert two.texts == ("Jim saw the boys and took", "hats, and James's.")
     assert two.choices == ("Jim's", "the boys's")
 
 
-def test_a_sentence_without_its_pronoun_is_refused(tmp_path):
+def test_sentence_without_its_pronoun_is_refused(tmp_path):
     dprd = configured("dprd")
-    hub = write(tmp_path, dprd, {"test": schemas("dprd", pronoun="hey")})  # in `they`, but no word
+    hub = write(tmp_path, dprd, {"test": schemas("dprd", pronoun="hey")})  # in `they`, but not a word
     with pytest.raises(UserError, match="split test: row 0 has no 'hey' in 'Wolves chase"):
-        tasks_splits.load(dprd, "test", hub, tmp_path)
+        tasks_splits.load_labelled(dprd, "test", hub, tmp_path)
 
 
 # --- Story Cloze ------------------------------------------------------------------------------------------------------
@@ -649,7 +661,7 @@ CSV_FILES = {
 
 
 def stories(count: int, kind: str = "story") -> list[tuple]:
-    """Stories in the order of both kinds of columns; a comma and quotation marks are there to be quoted."""
+    """Stories in the order of both kinds of columns, with a comma and quotation marks that need quoting."""
     return [
         (
             f"{kind}-{i}",
@@ -665,81 +677,85 @@ def stories(count: int, kind: str = "story") -> list[tuple]:
     ]
 
 
-def write_csv(folder: Path, file: str, told: list[tuple], header: Sequence[str] = CSV_STORY, name: str = "") -> Path:
+def write_csv(folder: Path, file: str, rows: list[tuple], header: Sequence[str] = CSV_STORY, name: str = "") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / (name or CSV_FILES[file])).open("w", encoding="utf-8", newline="") as lines:
-        csv.writer(lines).writerows([header, *told])
+        csv.writer(lines).writerows([header, *rows])
     return folder
 
 
-def story_hub(hub: Path, **told: list[tuple]) -> str:
+def story_hub(hub: Path, **splits: list[tuple]) -> str:
     names = ["story_id", *HUB_STORY]
-    columns = {split: dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)) for split, rows in told.items()}
+    columns = {
+        split: dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)) for split, rows in splits.items()
+    }
     return write(hub, configured("story_cloze"), columns)
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """As many stories as Story Cloze has: a hub folder, and a folder with the authors' two files."""
+def all_stories(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """As many stories as in Story Cloze: a hub folder, and a folder with the authors' two files."""
     folder = tmp_path_factory.mktemp("stories")
     for file in CSV_FILES:
         write_csv(folder / "csv", file, stories(1871, file))
     return story_hub(folder / "hub", validation=stories(1871, "validation"), test=stories(1871, "test")), folder / "csv"
 
 
-def test_stories_are_trained_and_validated_on_the_validation_file_as_released(told, tmp_path):
+def test_validation_file_is_split_into_train_and_valid_as_released(all_stories, tmp_path):
     """Released code, datasets.py: train_test_split(..., test_size=374, random_state=3535999445)."""
     task = configured("story_cloze")
     train, valid = train_test_split([f"validation-{i}" for i in range(1871)], test_size=374, random_state=3535999445)
     assert (len(train), len(valid)) == (1497, 374)
     for split, ids in (("train", train), ("valid", valid), ("test", [f"test-{i}" for i in range(1871)])):
-        examples, dropped = tasks_splits.load(task, split, told[0], tmp_path)
-        assert [example.id for example in examples] == ids and dropped == 0
+        examples, unlabelled = tasks_splits.load_labelled(task, split, all_stories[0], tmp_path)
+        assert [example.id for example in examples] == ids and unlabelled == 0
         for example in examples:  # nothing but the order has changed
             i = int(example.id.partition("-")[2])
             text, endings = f'Bo, {i}, sat. He ate. He said "no". He rose.', (f"He left {i}.", "It rained.")
             assert (example.texts, example.choices, example.label) == ((text,), endings, i % 2)
 
 
-def test_the_authors_files_give_the_same_stories_as_the_hub(told, tmp_path):
-    hub, folder = told
+def test_authors_csv_files_give_the_same_stories_as_the_hub(all_stories, tmp_path):
+    hub, folder = all_stories
     by_path = configured("story_cloze", path=str(folder))
     for split in ("train", "valid", "test"):
-        assert tasks_splits.load(by_path, split, "/no/such", tmp_path) == tasks_splits.load(
+        assert tasks_splits.load_labelled(by_path, split, "/no/such", tmp_path) == tasks_splits.load_labelled(
             configured("story_cloze"), split, hub, tmp_path
         )
 
 
-def test_the_authors_file_may_begin_with_a_byte_order_mark(tmp_path):
+def test_authors_file_may_begin_with_a_byte_order_mark(tmp_path):
     folder = write_csv(tmp_path, "test", stories(3))
-    plain = tasks_splits.load(configured("story_cloze", path=str(folder)), "test", None, tmp_path)
+    plain = tasks_splits.load_labelled(configured("story_cloze", path=str(folder)), "test", None, tmp_path)
     (folder / CSV_FILES["test"]).write_bytes(b"\xef\xbb\xbf" + (folder / CSV_FILES["test"]).read_bytes())
-    assert tasks_splits.load(configured("story_cloze", path=str(folder)), "test", None, tmp_path) == plain
+    assert tasks_splits.load_labelled(configured("story_cloze", path=str(folder)), "test", None, tmp_path) == plain
 
 
 def refusal(folder: Path, split: str) -> str:
     with pytest.raises(UserError) as error:
-        tasks_splits.load(configured("story_cloze", path=str(folder)), split, None, folder / "cache")
+        tasks_splits.load_labelled(configured("story_cloze", path=str(folder)), split, None, folder / "cache")
     return str(error.value)
 
 
 @pytest.mark.parametrize("split, file", [("train", "val"), ("valid", "val"), ("test", "test")])
-def test_the_authors_file_must_be_there_once(split, file, tmp_path):
-    wanted = f"one cloze_test_{file}*.csv, as its authors name it, is wanted"
+def test_exactly_one_authors_file_is_required(split, file, tmp_path):
+    problem = f"it must contain one file cloze_test_{file}*.csv, but contains"
     assert refusal(tmp_path / "no_such", split) == f"task.path={tmp_path / 'no_such'}: no such folder"
     other = write_csv(tmp_path / "other", {"val": "test", "test": "validation"}[file], stories(3))
-    assert refusal(other, split) == f"task.path={other}: {wanted}; there is none"
+    assert refusal(other, split) == f"task.path={other}: {problem} none"
     for name in (f"cloze_test_{file}.csv", f"cloze_test_{file} (1).csv"):
         write_csv(tmp_path / "twice", "", stories(3), name=name)
-    assert refusal(tmp_path / "twice", split) == f"task.path={tmp_path / 'twice'}: {wanted}; there are 2"
+    assert refusal(tmp_path / "twice", split) == f"task.path={tmp_path / 'twice'}: {problem} 2"
     write_csv(tmp_path / "twice", "", stories(400), name=f"cloze_test_{file}__spring2016.csv")
-    assert tasks_splits.load(configured("story_cloze", path=str(tmp_path / "twice")), split, None, tmp_path).examples
+    assert tasks_splits.load_labelled(
+        configured("story_cloze", path=str(tmp_path / "twice")), split, None, tmp_path
+    ).examples
 
 
-def test_the_authors_file_must_have_its_columns_and_answers(tmp_path):
+def test_authors_file_must_have_the_columns_and_valid_answers(tmp_path):
     header = [name.replace("InputSentence3", "Sentence3") for name in CSV_STORY]
     message = refusal(write_csv(tmp_path / "column", "test", stories(3), header), "test")
-    assert "cloze_test_ALL_test.csv: no column InputSentence3; there: InputStoryid, InputSentence1" in message
+    assert "cloze_test_ALL_test.csv: no column InputSentence3; available: InputStoryid, InputSentence1" in message
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / CSV_FILES["test"]).write_text("")
     assert "no column InputStoryid, InputSentence1" in refusal(tmp_path / "empty", "test")
@@ -747,13 +763,13 @@ def test_the_authors_file_must_have_its_columns_and_answers(tmp_path):
         folder = write_csv(tmp_path / f"odd{odd}", "test", [*stories(2), (*stories(1)[0][:-1], odd)])
         message = refusal(folder, "test")
         assert message.startswith(str(folder / CSV_FILES["test"]))
-        assert f"row 2 has AnswerRightEnding='{odd}'; right would be 1, 2, or -1 for none" in message
+        assert f"row 2 has AnswerRightEnding='{odd}'; allowed: 1, 2, or -1 for no label" in message
     message = refusal(write_csv(tmp_path / "short", "test", [("id", "one", "two")]), "test")
     assert "row 0 has AnswerRightEnding=''" in message
 
 
-def test_the_authors_file_must_be_readable_text(tmp_path):
-    csv.field_size_limit(2**17)  # csv's own; rows of one's own, of which earlier tests have some, set another
+def test_authors_file_must_be_readable_text(tmp_path):
+    csv.field_size_limit(2**17)  # csv's default; earlier tests with task=file set another limit
     for name, text in (("latin", "Zoë".encode("latin-1")), ("endless", b'"' + b"word " * 30_000)):
         folder = write_csv(tmp_path / name, "test", stories(2))
         with (folder / CSV_FILES["test"]).open("ab") as lines:
@@ -761,44 +777,46 @@ def test_the_authors_file_must_be_readable_text(tmp_path):
         assert refusal(folder, "test").startswith(f"{folder / CSV_FILES['test']}: cannot be read (")
 
 
-def test_a_validation_file_too_small_to_be_split_is_refused(tmp_path):
-    message = "374 rows are for validation, but there are only 374"
+def test_too_small_validation_file_is_refused(tmp_path):
+    message = "374 rows are used for validation, but there are only 374"
     assert message in refusal(write_csv(tmp_path / "csv", "validation", stories(374)), "train")
     hub = story_hub(tmp_path / "hub", validation=stories(374))
     with pytest.raises(UserError, match=message):
-        tasks_splits.load(configured("story_cloze"), "valid", hub, tmp_path)
+        tasks_splits.load_labelled(configured("story_cloze"), "valid", hub, tmp_path)
 
 
-def test_stories_of_the_hub_without_an_answer_are_predicted_and_odd_answers_refused(tmp_path):
+def test_unlabelled_stories_are_kept_for_prediction_and_wrong_answers_refused(tmp_path):
     task = configured("story_cloze")
     hidden = [(*story[:-1], -1) for story in stories(3)]
     hub = story_hub(tmp_path / "hidden", validation=stories(375), test=hidden)
-    assert [example.label for example in tasks_splits.load(task, "test", hub, tmp_path).examples] == [None] * 3
+    assert [example.label for example in tasks_splits.load_labelled(task, "test", hub, tmp_path).examples] == [None] * 3
     hub = story_hub(tmp_path / "odd", validation=stories(375), test=[(*story[:-1], 3) for story in stories(3)])
-    with pytest.raises(UserError, match="row 0 has answer_right_ending='3'; right would be 1, 2"):
-        tasks_splits.load(task, "test", hub, tmp_path)
+    with pytest.raises(UserError, match="row 0 has answer_right_ending='3'; allowed: 1, 2"):
+        tasks_splits.load_labelled(task, "test", hub, tmp_path)
     hub = write(tmp_path / "names", task, {"test": {"story_id": ["a"], "input_sentence_1": ["b"]}})
-    with pytest.raises(UserError, match=r"no column input_sentence_2, .*, answer_right_ending; there: story_id, input"):
-        tasks_splits.load(task, "test", hub, tmp_path)
+    with pytest.raises(
+        UserError, match=r"no column input_sentence_2, .*, answer_right_ending; available: story_id, input"
+    ):
+        tasks_splits.load_labelled(task, "test", hub, tmp_path)
 
 
-# --- the first n of a seeded shuffle ----------------------------------------------------------------------------------
+# --- limits: the first n of a seeded shuffle --------------------------------------------------------------------------
 
 
-def test_limit_is_the_start_of_one_shuffle():
+def test_limit_takes_the_start_of_one_shuffle():
     examples = [Example(str(i), (f"text {i}",), i % 2) for i in range(100)]
     order = list(range(100))
     random.Random(3).shuffle(order)
-    assert [int(example.id) for example in tasks_splits.limit(examples, 10, seed=3)] == order[:10]
-    assert tasks_splits.limit(examples, 20, seed=3)[:10] == tasks_splits.limit(examples, 10, seed=3)
-    assert tasks_splits.limit(examples, 10, seed=4) != tasks_splits.limit(examples, 10, seed=3)
-    assert tasks_splits.limit(examples, None, seed=3) == examples
-    assert sorted(tasks_splits.limit(examples, 1000, seed=3), key=lambda example: int(example.id)) == examples
+    assert [int(example.id) for example in tasks_splits.sample_examples(examples, 10, seed=3)] == order[:10]
+    assert tasks_splits.sample_examples(examples, 20, seed=3)[:10] == tasks_splits.sample_examples(examples, 10, seed=3)
+    assert tasks_splits.sample_examples(examples, 10, seed=4) != tasks_splits.sample_examples(examples, 10, seed=3)
+    assert tasks_splits.sample_examples(examples, None, seed=3) == examples
+    assert sorted(tasks_splits.sample_examples(examples, 1000, seed=3), key=lambda example: int(example.id)) == examples
 
 
-def test_limit_on_every_machine():
-    """Pinned: the same rows whatever the version of Python."""
-    first = tasks_splits.limit([Example(str(i), (), None) for i in range(10)], 5, seed=0)
+def test_limit_takes_the_same_rows_on_every_machine():
+    """Pinned: the same rows for every version of Python."""
+    first = tasks_splits.sample_examples([Example(str(i), (), None) for i in range(10)], 5, seed=0)
     assert [int(example.id) for example in first] == [7, 8, 1, 5, 3]
 
 
@@ -806,12 +824,12 @@ def test_limit_on_every_machine():
 
 
 @pytest.mark.parametrize("name", DEMO)
-def test_demo_tasks(name):
+def test_demo_tasks_are_balanced_and_complete(name):
     task = configured(name)
     for split in ("train", "valid", "test"):
-        examples, dropped = tasks_splits.load(task, split, None, "/no/such")
+        examples, unlabelled = tasks_splits.load_labelled(task, split, None, "/no/such")
         counts = collections.Counter(task.labels[example.label] for example in examples)
-        assert dropped == 0 and counts.keys() == set(task.labels)
+        assert unlabelled == 0 and counts.keys() == set(task.labels)
         assert max(counts.values()) - min(counts.values()) <= 1
         assert all(len(example.texts) == len(task.columns) and all(example.texts) for example in examples)
         answers = len(task.labels) if task.choices else 0
@@ -819,23 +837,26 @@ def test_demo_tasks(name):
         assert len({example.id for example in examples}) == len(examples)
 
 
-def test_demo_tasks_refuse_what_the_world_does_not_have():
+def test_demo_tasks_refuse_unknown_tasks_columns_and_labels():
     with pytest.raises(UserError, match=r"demo_sentimental: no such task .* did you mean demo_sentiment"):
-        tasks_splits.load(configured("demo_sentiment", name="demo_sentimental"), "train", None, "/no/such")
-    with pytest.raises(UserError, match="no column txt; there: id, text, label"):
-        tasks_splits.load(configured("demo_sentiment", columns=["txt"]), "train", None, "/no/such")
-    with pytest.raises(UserError, match="no column endings; there: id, context, choices, label"):
-        tasks_splits.load(configured("demo_choice", choices=["endings"]), "train", None, "/no/such")
-    with pytest.raises(UserError, match=r"examples labelled [01], but task.labels=\['1', '2'\]"):
-        tasks_splits.load(configured("demo_choice", labels=["1", "2"]), "train", None, "/no/such")
-    assert tasks_splits.load(configured("demo_choice", splits={"test": "hidden"}), "test", None, "/no/such") is None
-    with pytest.raises(UserError, match=r"examples labelled \w+, but task.labels=\['bad', 'good'\]"):
-        tasks_splits.load(configured("demo_sentiment", labels=["bad", "good"]), "train", None, "/no/such")
+        tasks_splits.load_labelled(configured("demo_sentiment", name="demo_sentimental"), "train", None, "/no/such")
+    with pytest.raises(UserError, match="no column txt; available: id, text, label"):
+        tasks_splits.load_labelled(configured("demo_sentiment", columns=["txt"]), "train", None, "/no/such")
+    with pytest.raises(UserError, match="no column endings; available: id, context, choices, label"):
+        tasks_splits.load_labelled(configured("demo_choice", choices=["endings"]), "train", None, "/no/such")
+    with pytest.raises(UserError, match=r"the data has the label [01], but task.labels=\['1', '2'\]"):
+        tasks_splits.load_labelled(configured("demo_choice", labels=["1", "2"]), "train", None, "/no/such")
+    assert (
+        tasks_splits.load_labelled(configured("demo_choice", splits={"test": "hidden"}), "test", None, "/no/such")
+        is None
+    )
+    with pytest.raises(UserError, match=r"the data has the label \w+, but task.labels=\['bad', 'good'\]"):
+        tasks_splits.load_labelled(configured("demo_sentiment", labels=["bad", "good"]), "train", None, "/no/such")
 
 
 # --- real data --------------------------------------------------------------------------------------------------------
 
-SIZES = {  # labelled rows: the official counts, or those that the folder's notes give for its samples
+SIZES = {  # labelled rows: the official counts, or the counts of the samples in the test hub
     "cola": {"train": 8551, "valid": 1043, "test": 1063},
     "sst2": {"train": 67349, "valid": 872, "test": 1821},
     "mrpc": {"train": 3668, "valid": 408, "test": 1725},
@@ -860,7 +881,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def column(test_hub: str, task: TaskConfig, split: str, name: str) -> list:
-    """A column of a split as it lies in its file, past all of our code."""
+    """A column of a split, read from its file without our code."""
     (file,) = Path(test_hub, task.repo, task.subset).glob(f"{split}-*.parquet")
     return pyarrow.parquet.read_table(file).column(name).to_pylist()
 
@@ -870,20 +891,20 @@ def column(test_hub: str, task: TaskConfig, split: str, name: str) -> list:
 def test_sizes_of_real_splits(name, test_hub, prepared):
     task = configured(name)
     for split, size in SIZES[name].items():
-        loaded = tasks_splits.load(task, split, test_hub, prepared)
+        loaded = tasks_splits.load_labelled(task, split, test_hub, prepared)
         assert (loaded and len(loaded.examples)) == size, split
         if split == "test" and loaded:
-            assert loaded.dropped == 0
+            assert loaded.unlabelled == 0
             assert ({example.label for example in loaded.examples} == {None}) == (name in UNLABELLED_TEST)
 
 
 @pytest.mark.realdata
-def test_snli_rows_without_a_gold_label_are_dropped(test_hub, prepared):
-    valid = tasks_splits.load(configured("snli"), "valid", test_hub, prepared)
-    assert valid.dropped > 0 and len(valid.examples) + valid.dropped == 1289
+def test_snli_rows_without_a_gold_label_are_skipped(test_hub, prepared):
+    valid = tasks_splits.load_labelled(configured("snli"), "valid", test_hub, prepared)
+    assert valid.unlabelled > 0 and len(valid.examples) + valid.unlabelled == 1289
 
 
-COUNTS = {  # of the splits that are complete here: the majority classes behind the published baselines
+COUNTS = {  # of the complete splits: the majority classes of the published baselines
     ("cola", "valid"): {"acceptable": 721, "unacceptable": 322},
     ("sst2", "valid"): {"positive": 444, "negative": 428},
     ("mrpc", "train"): {"equivalent": 2474, "not_equivalent": 1194},
@@ -893,7 +914,7 @@ COUNTS = {  # of the splits that are complete here: the majority classes behind 
     ("mnli", "valid"): {"entailment": 3479, "contradiction": 3213, "neutral": 3123},
     ("snli", "test"): {"entailment": 3368, "contradiction": 3237, "neutral": 3219},
     ("story_cloze", "test"): {"1": 960, "2": 911},  # 51.3% in Mostafazadeh et al. 2016, constant-choose-first
-    ("winograd", "test"): {"0": 137, "1": 136},  # schemas are twins, one of each answer: 136 pairs and a half
+    ("winograd", "test"): {"0": 137, "1": 136},  # schemas come in pairs, one for each answer: 136 pairs and one more
 }
 
 
@@ -901,16 +922,16 @@ COUNTS = {  # of the splits that are complete here: the majority classes behind 
 @pytest.mark.parametrize("name, split", COUNTS)
 def test_classes_of_real_splits(name, split, test_hub, prepared):
     task = configured(name)
-    examples, _ = tasks_splits.load(task, split, test_hub, prepared)
+    examples, _ = tasks_splits.load_labelled(task, split, test_hub, prepared)
     assert collections.Counter(task.labels[example.label] for example in examples) == COUNTS[name, split]
 
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ["mrpc", "qqp", "stsb", "race"])
-def test_labels_are_those_of_the_file_row_by_row(name, test_hub, prepared):
+def test_labels_and_texts_equal_the_file_row_by_row(name, test_hub, prepared):
     task = configured(name)
     for split in ("train", "valid"):
-        examples, _ = tasks_splits.load(task, split, test_hub, prepared)
+        examples, _ = tasks_splits.load_labelled(task, split, test_hub, prepared)
         labels = column(test_hub, task, task.splits[split], task.label)
         names = CLASSES.get(name)
         assert [names[example.label] if name == "race" else example.label for example in examples] == labels
@@ -919,22 +940,22 @@ def test_labels_are_those_of_the_file_row_by_row(name, test_hub, prepared):
 
 
 @pytest.mark.realdata
-def test_race_is_its_two_schools(test_hub, prepared):
+def test_race_is_the_union_of_middle_and_high(test_hub, prepared):
     for split in ("valid", "test"):
-        whole, *schools = (tasks_splits.load(configured("race"), name, test_hub, prepared).examples
+        whole, *schools = (tasks_splits.load_labelled(configured("race"), name, test_hub, prepared).examples
                            for name in (split, f"{split}_middle", f"{split}_high"))  # fmt: skip
-        told = collections.Counter((example.texts, example.choices, example.label) for example in whole)
-        assert told == collections.Counter((e.texts, e.choices, e.label) for school in schools for e in school)
+        rows = collections.Counter((example.texts, example.choices, example.label) for example in whole)
+        assert rows == collections.Counter((e.texts, e.choices, e.label) for school in schools for e in school)
 
 
 @pytest.mark.realdata
-def test_real_stories_are_split_as_released(test_hub, prepared):
+def test_real_stories_have_the_released_split(test_hub, prepared):
     """scikit-learn's split is a permutation by numpy's first generator: 374 for validation, then those for training."""
     task = configured("story_cloze")
     ids = column(test_hub, task, "validation", "story_id")
     order = np.random.RandomState(3535999445).permutation(1871)
     train, valid, test = (
-        tasks_splits.load(task, split, test_hub, prepared).examples for split in ("train", "valid", "test")
+        tasks_splits.load_labelled(task, split, test_hub, prepared).examples for split in ("train", "valid", "test")
     )
     assert [example.id for example in valid] == [ids[i] for i in order[:374]]
     assert [example.id for example in train] == [ids[i] for i in order[374:]]
@@ -943,23 +964,25 @@ def test_real_stories_are_split_as_released(test_hub, prepared):
 
 
 @pytest.mark.realdata
-def test_real_stories_read_the_same_from_the_authors_columns(test_hub, prepared, tmp_path):
+def test_real_stories_are_the_same_from_the_authors_columns(test_hub, prepared, tmp_path):
     csv_columns = configured("story_cloze", subset="csv_columns")
     for file in CSV_FILES:
         values = (column(test_hub, csv_columns, file, name) for name in CSV_STORY)
         write_csv(tmp_path, file, list(zip(*values, strict=True)))
     by_path = configured("story_cloze", path=str(tmp_path))
     for split in ("train", "valid", "test"):
-        assert tasks_splits.load(by_path, split, None, prepared) == tasks_splits.load(
+        assert tasks_splits.load_labelled(by_path, split, None, prepared) == tasks_splits.load_labelled(
             configured("story_cloze"), split, test_hub, prepared
         )
 
 
 @pytest.mark.realdata
-def test_real_schemas_lose_nothing_but_their_pronoun(test_hub, prepared):
+def test_real_schemas_lose_only_their_pronoun(test_hub, prepared):
     part, whole = (configured("winograd", subset=subset) for subset in ("wsc273", "wsc285"))
-    examples = tasks_splits.load(whole, "test", test_hub, prepared).examples
-    assert len(examples) == 285 and tasks_splits.load(part, "test", test_hub, prepared).examples == examples[:273]
+    examples = tasks_splits.load_labelled(whole, "test", test_hub, prepared).examples
+    assert (
+        len(examples) == 285 and tasks_splits.load_labelled(part, "test", test_hub, prepared).examples == examples[:273]
+    )
     assert collections.Counter(example.label for example in examples) == {0: 143, 1: 142}
     texts, pronouns = (column(test_hub, whole, "test", name) for name in ("text", "pronoun"))
     for example, text, pronoun in zip(examples, texts, pronouns, strict=True):

@@ -23,11 +23,11 @@ from gpt1cli.config.schema import UserError
 from gpt1cli.text import chunk_cache, normalise
 from gpt1cli.text.bpe import Tokenizer, load, train
 
-# --- the reference: the published rules once more, step by step, as the released code orders them ---------------------
+# --- the reference: a second implementation of the published rules, in the order of the released code ----------------
 
 
 def reference_encoder(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Callable[[str], list[int]]:
-    """text -> ids by the textbook loop over pairs; nothing is shared with the code under test."""
+    """Return text -> ids by the textbook loop over pairs; it shares nothing with the code under test."""
     rank = {pair: number for number, pair in enumerate(merges)}
     english = spacy.blank("en")
 
@@ -74,7 +74,7 @@ ORDINARY = [
     "A well-known, half-eaten -- if not stolen --- apple: it is, as they say, 'good'.",
     "THE END",
 ]
-UGLY = {
+DIFFICULT = {
     "empty": "",
     "blanks": "  \t \u00a0 \u3000 ",
     "newlines only": "\n\r\n\n",
@@ -102,27 +102,27 @@ UGLY = {
 
 
 def random_texts(count: int) -> list[str]:
-    """Texts drawn from the pieces that the rules treat apart."""
+    """Return texts drawn from strings that the rules treat differently."""
     symbols = "aenst' .,!?-_\"()/\\\n\t<>&;:…—´’“\u00a0\u200b\u0301\x00\u2028éÃ©😀日"
     alphabet = [*symbols, " ", "\r\n", "n't", "&amp;", "'s", "the"]
-    chance = random.Random(1)
-    return ["".join(chance.choices(alphabet, k=chance.randrange(40))) for _ in range(count)]
+    generator = random.Random(1)
+    return ["".join(generator.choices(alphabet, k=generator.randrange(40))) for _ in range(count)]
 
 
 @pytest.fixture(scope="module")
 def trained() -> Tokenizer:
-    """A small vocabulary over the ordinary texts: it knows their symbols and no emoji, accent or CJK."""
-    return train(Counter(word for line in ORDINARY * 3 for word in normalise.words(line)), merges=300)
+    """A small vocabulary trained on the ordinary texts: it has their symbols but no emoji, accents or CJK."""
+    return train(Counter(word for line in ORDINARY * 3 for word in normalise.split_words(line)), merges=300)
 
 
-def spelling(symbols: str, filler: int = 0) -> Tokenizer:
-    """No merges: the ids spell every word, and so tell each cut between two words, with `filler` entries in between."""
+def spelling_tokenizer(symbols: str, filler: int = 0) -> Tokenizer:
+    """Return a tokenizer without merges, whose ids show every boundary between words; `filler` tokens raise the ids."""
     entries = ["<unk>", *(chr(0x20000 + number) for number in range(filler)), *symbols]
     entries += [*(symbol + "</w>" for symbol in symbols), "\n</w>"]
     return Tokenizer({entry: number for number, entry in enumerate(entries)}, [])
 
 
-SPELLING = spelling("".join(map(chr, range(33, 127))) + "éñ½°…")
+SPELLING = spelling_tokenizer("".join(map(chr, range(33, 127))) + "éñ½°…")
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +148,11 @@ def assert_ids_equal_the_reference(tokenizer: Tokenizer, texts: list[str]) -> No
         assert tokenizer.encode(text) == ids, f"from the cache: {text[:200]!a}"
 
 
-@pytest.mark.parametrize("name", UGLY)
-def test_ugly_text_equals_the_reference(trained: Tokenizer, name: str) -> None:
-    assert_ids_equal_the_reference(trained, [UGLY[name], f"Before {UGLY[name]} after", f"x{UGLY[name]}y"])
+@pytest.mark.parametrize("name", DIFFICULT)
+def test_difficult_text_equals_the_reference(trained: Tokenizer, name: str) -> None:
+    assert_ids_equal_the_reference(
+        trained, [DIFFICULT[name], f"Before {DIFFICULT[name]} after", f"x{DIFFICULT[name]}y"]
+    )
 
 
 def test_ordinary_and_random_text_equals_the_reference(trained: Tokenizer) -> None:
@@ -158,14 +160,14 @@ def test_ordinary_and_random_text_equals_the_reference(trained: Tokenizer) -> No
 
 
 def test_a_vocabulary_of_repeated_letters_equals_the_reference() -> None:
-    """Overlapping pairs: joined from the left, all occurrences of one merge before the next merge is looked for."""
+    """Overlapping pairs are joined from the left, all occurrences of one merge before the next merge."""
     letters = random.Random(2)
     counts = Counter("".join(letters.choices("ab", weights=(3, 1), k=letters.randrange(1, 14))) for _ in range(500))
     tokenizer = train(counts, merges=200)
     assert_ids_equal_the_reference(tokenizer, [" ".join(counts), "a" * 100, "ab" * 50, "aab" * 50])
 
 
-def test_words_by_hand() -> None:
+def test_ids_worked_out_by_hand() -> None:
     entries = ["<unk>", "t", "h", "e", "t</w>", "h</w>", "e</w>", "th", "the</w>", "\n</w>"]
     tokenizer = Tokenizer({entry: number for number, entry in enumerate(entries)}, [("t", "h"), ("th", "e</w>")])
     assert tokenizer.encode("The") == [8]
@@ -175,7 +177,7 @@ def test_words_by_hand() -> None:
     assert len(tokenizer) == 10
 
 
-def test_random_trouble_equals_the_reference() -> None:
+def test_random_difficult_text_equals_the_reference() -> None:
     expected = reference_encoder(SPELLING.vocabulary, [])
 
     @settings(max_examples=300, derandomize=True, deadline=None)
@@ -187,7 +189,7 @@ def test_random_trouble_equals_the_reference() -> None:
 
 
 @pytest.mark.slow
-def test_much_random_trouble_has_the_ids_of_the_plain_way() -> None:
+def test_many_difficult_texts_have_the_ids_of_encode_plain() -> None:
     @settings(max_examples=8_000, derandomize=True, deadline=None)
     @given(hard_text.texts)
     def check(text: str) -> None:
@@ -196,21 +198,21 @@ def test_much_random_trouble_has_the_ids_of_the_plain_way() -> None:
     check()
 
 
-def test_every_exception_within_marks_has_the_ids_of_the_plain_way() -> None:
-    """All exceptions of spaCy's, alone and as neighbours, in shuffled order and with marks that take them apart."""
+def test_all_exceptions_next_to_marks_have_the_ids_of_encode_plain() -> None:
+    """All exceptions of spaCy, in random order, with marks that split them."""
     exceptions, marks = (
         sorted(normalise._english().rules),
         ["", "", "'", "''", ".", ".'", "'.", ":", "'s", "..", ",", '"'],
     )
-    chance = random.Random(3)
+    generator = random.Random(3)
     for _ in range(6):
-        chance.shuffle(exceptions)
-        words = [chance.choice(marks) + exception + chance.choice(marks) for exception in exceptions]
+        generator.shuffle(exceptions)
+        words = [generator.choice(marks) + exception + generator.choice(marks) for exception in exceptions]
         text = "\n".join(" ".join(words[start : start + 9]) for start in range(0, len(words), 9))
         assert SPELLING.encode(text) == SPELLING.encode_plain(text)
 
 
-def test_a_line_that_must_be_cut_as_a_whole() -> None:
+def test_lines_that_must_be_split_as_a_whole() -> None:
     lines = ["They were the boys.", "", "'Call the boys' 'em.'", "boys' 'em.'", "'em.'"]
     expected = reference_encoder(SPELLING.vocabulary, [])
     for text in ("\n".join(lines), "\n".join([*lines * 400, lines[0]]), lines[2], lines[4] + "\n", "\n" + lines[3]):
@@ -218,8 +220,8 @@ def test_a_line_that_must_be_cut_as_a_whole() -> None:
 
 
 @pytest.mark.parametrize(("filler", "width"), [(0, np.uint16), (70_000, np.uint32)])
-def test_an_array_of_ids(filler: int, width: type) -> None:
-    tokenizer = spelling("abc", filler)
+def test_encode_arrays(filler: int, width: type) -> None:
+    tokenizer = spelling_tokenizer("abc", filler)
     a, b, _, last_a, last_b, last_c, newline = range(filler + 1, filler + 8)
     for text, ids in {
         "": [],
@@ -231,77 +233,77 @@ def test_an_array_of_ids(filler: int, width: type) -> None:
         (array,) = tokenizer.encode_arrays([text])
         assert array.dtype == width
         assert array.tolist() == tokenizer.encode(text) == ids
-        array[:] = 0  # the caller's own: nothing remembered changes with it
+        array[:] = 0  # the caller owns the array: the caches do not change
         assert tokenizer.encode(text) == ids
 
 
-def test_a_line_break_without_an_entry_is_unknown_and_not_lost_among_the_unknown() -> None:
+def test_line_breaks_that_are_not_in_the_vocabulary_become_unknown_tokens() -> None:
     tokenizer = Tokenizer({"<unk>": 0, "a": 1, "a</w>": 2}, [])
     assert tokenizer.encode("x\ny\n\na x") == tokenizer.encode_plain("x\ny\n\na x") == [0, 0, 0, 0, 2, 0]
 
 
-def test_what_is_remembered_is_bounded_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caches_are_bounded_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "\n".join(ORDINARY)
     expected = SPELLING.encode(text)
-    monkeypatch.setattr(normalise, "CHUNKS", 20)
-    monkeypatch.setattr(chunk_cache, "CHUNKS", 20)
-    tokenizer = spelling("".join(map(chr, range(33, 127))) + "éñ½°…")
+    monkeypatch.setattr(normalise, "MAX_CHUNKS", 20)
+    monkeypatch.setattr(chunk_cache, "MAX_CHUNKS", 20)
+    tokenizer = spelling_tokenizer("".join(map(chr, range(33, 127))) + "éñ½°…")
     assert tokenizer.encode(text) == tokenizer.encode(text) == expected
-    assert len(tokenizer._lookup) == len(tokenizer._parts) == 20
+    assert len(tokenizer._chunk_cache) == len(tokenizer._part_cache) == 20
     monkeypatch.undo()
     assert tokenizer.encode("") == []  # a chunk for the end of a text
-    word = "the" * normalise.CHUNK_SYMBOLS
+    word = "the" * normalise.MAX_CHUNK_SYMBOLS
     assert tokenizer.encode(word) == tokenizer.encode(word) == SPELLING.encode(word)
-    assert (len(tokenizer._lookup), len(tokenizer._parts)) == (21, 20)
+    assert (len(tokenizer._chunk_cache), len(tokenizer._part_cache)) == (21, 20)
 
 
 @pytest.mark.parametrize(
-    ("row_bits", "looked_up", "chunks"),
+    ("row_bits", "lookup", "chunks"),
     [(18, 1 << 16, 1 << 18), (1, 1 << 16, 1 << 18), (6, 40, 1 << 18), (18, 1 << 16, 20)],
 )
-def test_many_texts_at_once_get_the_ids_of_each_alone(
-    monkeypatch: pytest.MonkeyPatch, row_bits: int, looked_up: int, chunks: int
+def test_a_batch_of_texts_has_the_ids_of_each_text(
+    monkeypatch: pytest.MonkeyPatch, row_bits: int, lookup: int, chunks: int
 ) -> None:
-    """Whether chunks have a row or share it or are not remembered, and wherever a text is cut for the look-up."""
-    monkeypatch.setattr(chunk_cache, "CHUNKS", chunks)
+    """With rows of their own, shared rows or a full cache, and wherever a text is split for the lookup."""
+    monkeypatch.setattr(chunk_cache, "MAX_CHUNKS", chunks)
     monkeypatch.setattr(chunk_cache, "ROW_BITS", row_bits)
-    monkeypatch.setattr(normalise, "LOOKED_UP", looked_up)
-    tokenizer = spelling("".join(map(chr, range(33, 127))) + "éñ½°…")
-    entangled = ["'Call the boys' 'em.'\nand the others", "x\nboys' 'em.' unheard-of"]
+    monkeypatch.setattr(normalise, "LOOKUP_CHARACTERS", lookup)
+    tokenizer = spelling_tokenizer("".join(map(chr, range(33, 127))) + "éñ½°…")
+    in_context = ["'Call the boys' 'em.'\nand the others", "x\nboys' 'em.' unheard-of"]
     long = ["a" * 15, "a" * 16, "a" * 17, "a" * 15 + "b", "b" * 300]
     odd = ["\x01", "a\x01b", "\x00", " ", "  a  b  ", "\n", "\na"]
-    texts = ["", *entangled, *long, *odd, *ORDINARY, "", *random_texts(300), "".join(random_texts(300)), ""]
+    texts = ["", *in_context, *long, *odd, *ORDINARY, "", *random_texts(300), "".join(random_texts(300)), ""]
     expected = [tokenizer.encode_plain(text) for text in texts]
     for _ in range(2):
         assert tokenizer.encode_batch(texts) == expected
     assert tokenizer.encode_batch([]) == [] and tokenizer.encode_batch([""]) == [[]]
 
 
-def test_an_interrupted_look_up_leaves_nothing_half_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer, text = spelling("".join(map(chr, range(33, 127)))), " ".join(ORDINARY)
+def test_an_interrupted_encoding_leaves_the_caches_consistent(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, text = spelling_tokenizer("".join(map(chr, range(33, 127)))), " ".join(ORDINARY)
     original, calls = normalise.part_words, []
 
-    def interrupting(part: str) -> list[str]:
+    def interrupt(part: str) -> list[str]:
         calls.append(part)
         if len(calls) == 30:
             raise KeyboardInterrupt
         return original(part)
 
     with monkeypatch.context() as patched:
-        patched.setattr(normalise, "part_words", interrupting)
+        patched.setattr(normalise, "part_words", interrupt)
         with pytest.raises(KeyboardInterrupt):
             tokenizer.encode(text)
     assert tokenizer.encode(text) == tokenizer.encode(text) == tokenizer.encode_plain(text)
 
 
-def test_threads_may_share_a_tokenizer() -> None:
-    tokenizer, texts = spelling("".join(map(chr, range(33, 127))) + "éñ½°…"), random_texts(400)
+def test_threads_can_share_a_tokenizer() -> None:
+    tokenizer, texts = spelling_tokenizer("".join(map(chr, range(33, 127))) + "éñ½°…"), random_texts(400)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(tokenizer.encode, texts))
-    assert found == [SPELLING.encode_plain(text) for text in texts]
+        ids = list(pool.map(tokenizer.encode, texts))
+    assert ids == [SPELLING.encode_plain(text) for text in texts]
 
 
-def test_two_tokenizers_share_nothing(trained: Tokenizer) -> None:
+def test_tokenizers_do_not_share_caches(trained: Tokenizer) -> None:
     text = "The old man, the fire."
     ids, spelled = trained.encode(text), SPELLING.encode(text)
     assert ids != spelled
@@ -322,7 +324,7 @@ def test_published_vocabulary(published: Tokenizer) -> None:
 
 @pytest.mark.realdata
 def test_published_ids_equal_the_reference(published: Tokenizer) -> None:
-    assert_ids_equal_the_reference(published, [*ORDINARY, *UGLY.values(), *random_texts(200)])
+    assert_ids_equal_the_reference(published, [*ORDINARY, *DIFFICULT.values(), *random_texts(200)])
 
 
 @pytest.mark.slow
@@ -339,13 +341,13 @@ def test_two_megabytes_of_books_equal_the_reference(published: Tokenizer) -> Non
     assert size == 2_000_000
     for text, ids in zip(texts, published.encode_batch(texts), strict=True):
         assert ids == expected(text), text[:100]
-        assert normalise.count_words(text) == Counter(normalise.words(text)), text[:100]
+        assert normalise.count_words(text) == Counter(normalise.split_words(text)), text[:100]
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 
-def test_decode_reads_like_text(trained: Tokenizer) -> None:
+def test_decode_returns_readable_text(trained: Tokenizer) -> None:
     assert trained.decode([]) == ""
     assert trained.decode(trained.encode("The old man\n\nsat  down.")) == "the old man\nsat down ."
     assert trained.decode(trained.encode("I don't")) == "i do n't"
@@ -354,18 +356,18 @@ def test_decode_reads_like_text(trained: Tokenizer) -> None:
     assert trained.decode([newline, *trained.encode("man"), newline, newline]) == "\nman\n\n"
 
 
-def test_plain_text_decoded_and_encoded_again_has_the_same_ids(trained: Tokenizer) -> None:
+def test_decoded_plain_text_is_encoded_as_the_same_ids(trained: Tokenizer) -> None:
     ids = trained.encode(ORDINARY[0] + "\nI don't.")
     assert trained.encode(trained.decode(ids)) == ids
 
 
-def test_decode_knows_the_three_special_rows_and_no_more(trained: Tokenizer) -> None:
-    rows = len(trained)
+def test_decode_accepts_the_three_special_tokens_and_no_other_ids(trained: Tokenizer) -> None:
+    size = len(trained)
     man = trained.encode("man")
-    assert trained.decode([rows, *man, rows + 1, *man, rows + 2]) == "_start_ man _delimiter_ man _classify_"
-    for beyond in (rows + 3, -1):
-        with pytest.raises(ValueError, match=f"id {beyond} is not in the vocabulary"):
-            trained.decode([beyond])
+    assert trained.decode([size, *man, size + 1, *man, size + 2]) == "_start_ man _delimiter_ man _classify_"
+    for unknown in (size + 3, -1):
+        with pytest.raises(ValueError, match=f"id {unknown} is not in the vocabulary: 0 to {size - 1}"):
+            trained.decode([unknown])
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -390,7 +392,7 @@ LOW_MERGES = [
 ]
 
 
-def test_training_by_hand() -> None:
+def test_merges_worked_out_by_hand() -> None:
     tokenizer = train(LOW, merges=7)
     assert tokenizer.merges == LOW_MERGES[:7]
     entries = ["<unk>", *LOW_SYMBOLS, *(symbol + "</w>" for symbol in LOW_SYMBOLS)]
@@ -399,49 +401,49 @@ def test_training_by_hand() -> None:
     assert list(tokenizer.vocabulary) == entries
 
 
-def test_training_stops_where_no_pair_is_seen_twice() -> None:
+def test_training_stops_if_no_pair_occurs_twice() -> None:
     assert train(LOW, merges=1000).merges == LOW_MERGES
     assert train({"abc": 1}, merges=1000).merges == []
 
 
-def test_training_depends_on_counts_not_on_their_order(trained: Tokenizer) -> None:
-    words = [word for line in ORDINARY * 3 for word in normalise.words(line)]
+def test_training_does_not_depend_on_the_order_of_the_counts(trained: Tokenizer) -> None:
+    words = [word for line in ORDINARY * 3 for word in normalise.split_words(line)]
     for seed in range(3):
         random.Random(seed).shuffle(words)
         assert train(Counter(words), merges=300).vocabulary == trained.vocabulary
 
 
-def test_a_count_larger_than_one_portion_counts_in_full() -> None:
+def test_a_count_larger_than_one_batch_counts_in_full() -> None:
     assert train({"ab": 10_000, "cd": 9_999}, merges=1).merges == [("a", "b</w>")]
     assert train({"ab": 9_999, "cd": 10_000}, merges=1).merges == [("c", "d</w>")]
 
 
-def test_the_alphabet_keeps_the_238_most_frequent_symbols() -> None:
+def test_training_keeps_the_238_most_frequent_symbols() -> None:
     symbols = [chr(0x4E00 + number) for number in range(240)]
     counts = {symbol: 2 for symbol in symbols} | {symbols[239] + symbols[0]: 3, symbols[238] + symbols[0]: 9}
     kept = train(counts, merges=5)
-    # 0 is seen 14 times, 238 11 times, 239 5 times, all others twice: of those the first 235 in code point order stay.
+    # 0 occurs 14 times, 238 11 times, 239 5 times, all others twice: their first 235 in code point order are kept.
     assert list(kept.vocabulary)[1:239] == [symbols[0], symbols[238], symbols[239], *symbols[1:236]]
     assert len(kept) == 2 + 2 * 238 + 2
     assert kept.encode(symbols[236]) == [0]
 
 
-def test_a_word_with_a_rare_symbol_teaches_no_merge() -> None:
+def test_words_with_a_rare_symbol_give_no_merges() -> None:
     common = {chr(0x4E00 + number): 100 for number in range(236)}
     tokenizer = train(common | {"a": 100, "b": 100, "axb": 50, "ab": 3}, merges=5)
     assert "x" not in tokenizer.vocabulary
     assert tokenizer.merges == [("a", "b</w>")]
 
 
-def test_line_breaks_and_marks_of_the_vocabulary_are_no_words() -> None:
+def test_line_breaks_and_special_strings_give_no_merges() -> None:
     tokenizer = train({normalise.NEWLINE: 50, "a<unk>b": 9, "a</w>b": 9, "ab": 2}, merges=50)
     assert tokenizer.merges == [("a", "b</w>")]
     assert tokenizer.encode("ab\nab") == [len(tokenizer) - 2, len(tokenizer) - 1, len(tokenizer) - 2]
 
 
 @pytest.mark.parametrize("counts", [{}, {normalise.NEWLINE: 7}])
-def test_an_empty_corpus_is_the_users_error(counts: dict[str, int]) -> None:
-    with pytest.raises(UserError, match="no word to train a vocabulary on"):
+def test_an_empty_corpus_is_refused(counts: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="no words to train the vocabulary on"):
         train(counts, merges=10)
 
 
@@ -457,7 +459,7 @@ def test_save_and_load(trained: Tokenizer, tmp_path: Path) -> None:
     assert (lines[0], lines[1], lines[-1]) == ("#version: 0.2", " ".join(trained.merges[0]), "")
 
 
-def test_symbols_that_look_like_line_ends_survive_the_file(tmp_path: Path) -> None:
+def test_symbols_that_look_like_line_ends_are_saved_and_loaded(tmp_path: Path) -> None:
     tokenizer = train({"a\u200bb": 5, "é\ufeff": 4, "\x01\x02": 3}, merges=10)
     tokenizer.save(tmp_path)
     assert load(tmp_path).merges == tokenizer.merges
@@ -467,7 +469,7 @@ def test_transformers_reads_the_saved_files(trained: Tokenizer, tmp_path: Path) 
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     trained.save(tmp_path)
     theirs = transformers.OpenAIGPTTokenizer.from_pretrained(tmp_path)
-    plain = "the old man sat down by the fire"  # a text on which their simpler rules agree with the published ones
+    plain = "the old man sat down by the fire"  # their simpler rules agree with the published ones on this text
     assert theirs.get_vocab() == trained.vocabulary
     assert theirs(plain)["input_ids"] == trained.encode(plain)
 
@@ -478,7 +480,7 @@ def test_a_pickled_tokenizer_is_the_same(trained: Tokenizer) -> None:
     assert again.encode(ORDINARY[2]) == trained.encode(ORDINARY[2])
 
 
-def test_identity_follows_everything_that_decides_the_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_identity_depends_on_all_that_determines_the_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = train(LOW, merges=7)
     assert tokenizer.identity == train(LOW, merges=7).identity
     assert re.fullmatch("[0-9a-f]{16}", tokenizer.identity)
@@ -486,7 +488,7 @@ def test_identity_follows_everything_that_decides_the_ids(monkeypatch: pytest.Mo
     first, second, third, fourth, *rest = tokenizer.merges
     reordered = Tokenizer(tokenizer.vocabulary, [first, second, fourth, third, *rest])
     assert reordered.identity != tokenizer.identity
-    monkeypatch.setattr(normalise, "versions", lambda: {"ftfy": "0", "spacy": "0"})
+    monkeypatch.setattr(normalise, "library_versions", lambda: {"ftfy": "0", "spacy": "0"})
     assert train(LOW, merges=7).identity != tokenizer.identity
 
 
@@ -495,21 +497,21 @@ def test_identity_follows_everything_that_decides_the_ids(monkeypatch: pytest.Mo
     [
         ("vocab.json", None, "no file vocab.json"),
         ("merges.txt", None, "no file merges.txt"),
-        ("vocab.json", "{", "vocab.json is not whole JSON"),
-        ("vocab.json", "[]", "vocab.json does not map entries to whole numbers"),
-        ("vocab.json", '{"<unk>": "0"}', "vocab.json does not map entries to whole numbers"),
-        ("vocab.json", '{"a": 0, "a</w>": 1}', "entry 0 should be <unk>"),
-        ("vocab.json", '{"<unk>": 0, "a": 2}', "the ids of 2 entries should be 0 to 1, each once"),
+        ("vocab.json", "{", "vocab.json is not valid JSON"),
+        ("vocab.json", "[]", "vocab.json does not map tokens to integers"),
+        ("vocab.json", '{"<unk>": "0"}', "vocab.json does not map tokens to integers"),
+        ("vocab.json", '{"a": 0, "a</w>": 1}', "vocab.json: token 0 must be <unk>"),
+        ("vocab.json", '{"<unk>": 0, "a": 2}', "the ids of 2 tokens must be 0 to 1, each once"),
         ("vocab.json", b"\xff\xfe", "vocab.json cannot be read"),
-        ("merges.txt", "", "none of its 0 merges makes 7 of the entries of vocab.json, such as 'es'"),
+        ("merges.txt", "", "its 0 merges do not make 7 of the tokens in vocab.json, for example 'es'"),
         ("merges.txt", "#version: 0.2\ne s\nes", "merges.txt, line 3: expected two symbols and one blank, found 'es'"),
-        ("merges.txt", "#version: 0.2\ne s\nes t</w>\n", "none of its 2 merges makes 5 of"),  # cut off at a line's end
-        ("merges.txt", "#version: 0.2\ne s\nes t</", "merge 2 ('es', 't</')"),  # cut off within a line
+        ("merges.txt", "#version: 0.2\ne s\nes t</w>\n", "its 2 merges do not make 5 of"),  # truncated after a line
+        ("merges.txt", "#version: 0.2\ne s\nes t</", "merge 2 ('es', 't</')"),  # truncated within a line
         ("merges.txt", "#version: 0.2\ne s\ne s\n", "merge 2 ('e', 's')"),
         ("merges.txt", "#version: 0.2\nes t</w>\ne s\n", "merge 1 ('es', 't</w>')"),
     ],
 )
-def test_a_damaged_file_is_named(tmp_path: Path, file: str, content: str | bytes | None, message: str) -> None:
+def test_damaged_files_are_refused(tmp_path: Path, file: str, content: str | bytes | None, message: str) -> None:
     train(LOW, merges=7).save(tmp_path)
     if content is None:
         (tmp_path / file).unlink()
@@ -521,7 +523,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, file: str, content: str | bytes
     assert "copy both again" in str(raised.value)
 
 
-def test_published_file_order_does_not_matter(tmp_path: Path) -> None:
+def test_the_order_of_the_tokens_in_the_file_does_not_matter(tmp_path: Path) -> None:
     """The published vocab.json lists <unk> last."""
     tokenizer = train(LOW, merges=7)
     tokenizer.save(tmp_path)

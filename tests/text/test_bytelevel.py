@@ -1,4 +1,4 @@
-"""Byte-level pieces against transformers' GPT-2 tokenizer and a textbook encoder; text comes back whole."""
+"""The byte-level tokenizer against transformers' GPT-2 tokenizer and a textbook encoder; text is restored exactly."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gpt1cli.runs.console import Progress
 from gpt1cli.text import bpe, bytelevel, corpus, documents, workers
 from gpt1cli.text.bpe import ByteTokenizer, Tokenizer, load, train_bytes
 
-UGLY = [
+DIFFICULT = [
     "",
     " ",
     "\n",
@@ -45,9 +45,9 @@ UGLY = [
 
 @pytest.fixture(scope="module")
 def trained() -> ByteTokenizer:
-    """400 merges learned on the demo world in its own spelling, and on the ugly texts."""
+    """A tokenizer with 400 merges trained on the demo corpus, with capitals, and on the difficult texts."""
     stories = [story.capitalize().replace(" i ", " I ") for story in demo_world.documents(count=60)]
-    return train_bytes([*stories, *UGLY * 2], 400)
+    return train_bytes([*stories, *DIFFICULT * 2], 400)
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +58,16 @@ def theirs(trained, tmp_path_factory) -> GPT2Tokenizer:
 
 
 def textbook(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Callable[[str], list[int]]:
-    """text -> ids as GPT-2's paper and the released encoder have it; nothing is shared with the code under test."""
+    """Return text -> ids by GPT-2's paper and the released encoder; it shares nothing with the code under test."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = dict(zip(visible, map(chr, visible), strict=True))
     letters |= {byte: chr(256 + n) for n, byte in enumerate(sorted({*range(256)} - {*visible}))}
     rank = {pair: n for n, pair in enumerate(merges)}
-    cut = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+    words = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 
     def encode(text: str) -> list[int]:
         ids = []
-        for word in cut.findall(text):
+        for word in words.findall(text):
             parts = [letters[byte] for byte in word.encode()]
             while pairs := set(pairwise(parts)) & rank.keys():
                 best, joined = min(pairs, key=rank.__getitem__), []
@@ -85,42 +85,43 @@ def textbook(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Calla
 # --- ids --------------------------------------------------------------------------------------------------------------
 
 
-def test_ugly_text_has_the_ids_of_transformers_and_of_the_textbook(trained, theirs):
+def test_difficult_text_has_the_ids_of_transformers_and_of_the_textbook(trained, theirs):
     assert len(trained.merges) == 400
     plain = textbook(trained.vocabulary, trained.merges)
-    for text in UGLY:
+    for text in DIFFICULT:
         assert trained.encode(text) == theirs(text)["input_ids"] == plain(text), text
-    assert trained.encode_batch(UGLY) == [trained.encode(text) for text in UGLY]
-    assert sum(index > 255 for text in UGLY for index in trained.encode(text)) > 50  # merges had their part in it
+    assert trained.encode_batch(DIFFICULT) == [trained.encode(text) for text in DIFFICULT]
+    assert sum(index > 255 for text in DIFFICULT for index in trained.encode(text)) > 50  # merges were used
 
 
 @settings(max_examples=150, deadline=None)
 @given(text=hard_text.texts)
-def test_any_text_comes_back_whole_and_has_the_ids_of_transformers(trained, theirs, text):
-    sound = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # half a surrogate pair is no character
+def test_any_text_is_restored_and_has_the_ids_of_transformers(trained, theirs, text):
+    valid = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # a lone surrogate is not a character
     ids = trained.encode(text)
-    assert trained.decode(ids) == sound
-    assert ids == theirs(sound)["input_ids"]
+    assert trained.decode(ids) == valid
+    assert ids == theirs(valid)["input_ids"]
 
 
-def test_ids_by_hand():
+def test_ids_worked_out_by_hand():
     """Bytes in the order of their characters: "!" is 0, "a" 64, the blank "Ġ" 220, the line break "Ċ" 198."""
-    alphabet = sorted(bytelevel.characters().values())
+    alphabet = sorted(bytelevel.byte_characters().values())
     entries = [*alphabet, "Ġa", "ab", "Ġab", "<|endoftext|>"]
-    made = ByteTokenizer({entry: n for n, entry in enumerate(entries)}, [("Ġ", "a"), ("a", "b"), ("Ġa", "b")])
-    assert made.encode("!ab ab\n a  b") == [0, 257, 258, 198, 256, 220, 220, 65]
-    assert made.pieces([0, 257, 258, 198, 259, 260]) == ["!", "ab", "Ġab", "Ċ", "<|endoftext|>", "_start_"]
-    assert made.encode("é") == [alphabet.index("Ã"), alphabet.index("©")] == [127, 102]
-    assert (len(made), made.opening, made.newline, made.level) == (260, 259, None, "bytes")
+    tokenizer = ByteTokenizer({entry: n for n, entry in enumerate(entries)}, [("Ġ", "a"), ("a", "b"), ("Ġa", "b")])
+    assert tokenizer.encode("!ab ab\n a  b") == [0, 257, 258, 198, 256, 220, 220, 65]
+    assert tokenizer.subwords([0, 257, 258, 198, 259, 260]) == ["!", "ab", "Ġab", "Ċ", "<|endoftext|>", "_start_"]
+    assert tokenizer.encode("é") == [alphabet.index("Ã"), alphabet.index("©")] == [127, 102]
+    properties = (len(tokenizer), tokenizer.document_separator, tokenizer.newline, tokenizer.level)
+    assert properties == (260, 259, None, "bytes")
 
 
-def test_the_entry_between_documents_is_not_typed_as_text(trained):
+def test_text_cannot_contain_the_document_separator(trained):
     ids = trained.encode("the end<|endoftext|>the next")
-    assert trained.opening not in ids and trained.decode(ids) == "the end<|endoftext|>the next"
-    assert trained.decode([trained.opening]) == "<|endoftext|>"
+    assert trained.document_separator not in ids and trained.decode(ids) == "the end<|endoftext|>the next"
+    assert trained.decode([trained.document_separator]) == "<|endoftext|>"
 
 
-def test_special_rows_and_half_characters_are_decoded_and_no_more(trained):
+def test_decode_accepts_special_tokens_and_incomplete_characters(trained):
     V = len(trained)
     assert trained.decode([V, *trained.encode("a b"), V + 1, V + 2]) == "_start_a b_delimiter__classify_"
     assert trained.decode(textbook(trained.vocabulary, [])("😀")[:3]) == "\ufffd"
@@ -129,48 +130,48 @@ def test_special_rows_and_half_characters_are_decoded_and_no_more(trained):
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [("the cat", " the cat"), ("", ""), (", he", ", he"), ("'s", "'s"), (" b", " b"), ("(a", " (a"), ("\nx", "\nx")],
 )
-def test_a_text_behind_another_begins_with_a_blank_but_before_marks(trained, text, wanted):
-    assert trained.running(text) == wanted
+def test_leading_space_except_before_punctuation(trained, text, expected):
+    assert trained.with_leading_space(text) == expected
 
 
 # --- training and files -----------------------------------------------------------------------------------------------
 
 
-def test_training_by_hand():
-    """Of "aab", twice " aab" and " b": "aa" and "ab" come three times, and the pair of lower ids is the first."""
-    made = train_bytes(["aab aab aab b"], 3)
-    assert made.merges == [("a", "a"), ("aa", "b"), ("Ġ", "aab")]
-    assert [*made.vocabulary][256:] == ["aa", "aab", "Ġaab", "<|endoftext|>"]
-    assert [*made.vocabulary][:3] == ["!", '"', "#"] and made.vocabulary["Ń"] == 255
+def test_merges_worked_out_by_hand():
+    """In "aab", " aab" (twice) and " b", "aa" and "ab" occur three times; the pair with the lower ids comes first."""
+    tokenizer = train_bytes(["aab aab aab b"], 3)
+    assert tokenizer.merges == [("a", "a"), ("aa", "b"), ("Ġ", "aab")]
+    assert [*tokenizer.vocabulary][256:] == ["aa", "aab", "Ġaab", "<|endoftext|>"]
+    assert [*tokenizer.vocabulary][:3] == ["!", '"', "#"] and tokenizer.vocabulary["Ń"] == 255
 
 
-def test_training_is_the_same_each_time_and_stops_where_no_pair_comes_twice(trained):
+def test_training_is_deterministic_and_stops_if_no_pair_occurs_twice(trained):
     texts = [*demo_world.documents(count=20)]
     first, second = (train_bytes(iter(texts), 300) for _ in range(2))
     assert (first.vocabulary, first.merges) == (second.vocabulary, second.merges)
     assert train_bytes(["ab ab"], 50).merges == [("a", "b")]
-    with pytest.raises(UserError, match="no two bytes"):
+    with pytest.raises(UserError, match="no pair of bytes occurs twice"):
         train_bytes(["", "x"], 50)
 
 
-def test_saved_loaded_and_pickled_it_is_the_same(trained, tmp_path):
+def test_a_saved_or_pickled_tokenizer_is_the_same(trained, tmp_path):
     trained.save(tmp_path)
     for again in (load(tmp_path), pickle.loads(pickle.dumps(trained))):
         assert isinstance(again, ByteTokenizer) and again.identity == trained.identity
-        assert again.encode_batch(UGLY) == trained.encode_batch(UGLY)
+        assert again.encode_batch(DIFFICULT) == trained.encode_batch(DIFFICULT)
     assert train_bytes(["aab aab"], 2).identity != trained.identity
 
 
-def test_the_one_file_of_transformers_5_is_read_too(trained, theirs, tmp_path):
+def test_the_single_file_of_transformers_5_is_read(trained, theirs, tmp_path):
     theirs.save_pretrained(tmp_path)
     assert not (tmp_path / "merges.txt").exists()
     again = load(tmp_path)
     assert (again.vocabulary, again.merges) == (trained.vocabulary, trained.merges)
     (tmp_path / "tokenizer.json").write_text('{"model": {"merges": 3}}')
-    with pytest.raises(UserError, match=r"tokenizer\.json holds no byte-pair vocabulary"):
+    with pytest.raises(UserError, match=r"tokenizer\.json has no byte-pair vocabulary"):
         load(tmp_path)
 
 
@@ -179,76 +180,86 @@ def without(vocabulary: dict[str, int], entry: str) -> dict[str, int]:
     return {name: n for n, name in enumerate(kept)}
 
 
-def test_damaged_tables_are_named(trained, tmp_path):
+def test_damaged_tables_are_refused(trained, tmp_path):
     trained.save(tmp_path)
     (tmp_path / "merges.txt").write_text("\n".join((tmp_path / "merges.txt").read_text().split("\n")[:300]) + "\n")
-    with pytest.raises(UserError, match=r"none of its 299 merges makes 101 of the entries"):
+    with pytest.raises(UserError, match=r"its 299 merges do not make 101 of the tokens"):
         load(tmp_path)
     trained.save(tmp_path)
     (tmp_path / "vocab.json").write_text(json.dumps(without(trained.vocabulary, "Ġthe")))
-    with pytest.raises(UserError, match="'Ġthe' should be an entry"):
+    with pytest.raises(UserError, match=r"'Ġthe' must be in vocab\.json"):
         load(tmp_path)
-    (tmp_path / "vocab.json").write_text(json.dumps(without(trained.vocabulary, "!")))  # not for every byte an entry
-    with pytest.raises(UserError, match="entry 0 should be <unk>"):
+    (tmp_path / "vocab.json").write_text(
+        json.dumps(without(trained.vocabulary, "!"))
+    )  # not every byte is in the vocabulary
+    with pytest.raises(UserError, match="token 0 must be <unk>"):
         load(tmp_path)
 
 
-def test_a_vocabulary_of_words_is_none_of_bytes():
-    assert not isinstance(bpe.of({"<unk>": 0, "a": 1, "a</w>": 2}, []), ByteTokenizer)
+def test_a_vocabulary_of_words_gives_no_byte_tokenizer():
+    assert not isinstance(bpe.from_tables({"<unk>": 0, "a": 1, "a</w>": 2}, []), ByteTokenizer)
 
 
 # --- a corpus ---------------------------------------------------------------------------------------------------------
 
 
-def quiet(folder: Path) -> Callable[..., Progress]:
+def quiet_reporting(folder: Path) -> Callable[..., Progress]:
     folder.mkdir(exist_ok=True)
     return lambda **about: Progress(folder, mode="none", **about)
 
 
-def text_corpus(path: Path) -> documents.Source:
+def find_text_corpus(path: Path) -> documents.CorpusSource:
     config = CorpusConfig("texts", "text", str(path), "text", None, None, "rows", 1000)
-    return documents.find(config, None, "")
+    return documents.find_corpus(config, None, "")
 
 
-def test_a_corpus_is_its_documents_each_behind_end_of_text(trained, tmp_path, monkeypatch):
-    """In one process and in several, cut into parts at line breaks and not: always the same text."""
+def test_each_document_of_a_corpus_follows_the_separator(trained, tmp_path, monkeypatch):
+    """The text is the same with one process or several, and if documents are split into parts."""
     story = "First line.\nSecond  line, 😀 twice.\n" * 40
     rows = [story, " \n", "", "Another one\n", "The last"]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    source = text_corpus(tmp_path / "a.jsonl")
-    found = []
-    for name, part, few in (("whole", 2**18, 2**24), ("parts", 100, 2**24), ("workers", 100, 200)):
-        monkeypatch.setattr(documents, "PART", part)
-        monkeypatch.setattr(workers, "FEW", few)
-        shards = corpus.prepare(source, "texts", trained, str(tmp_path / name), quiet(tmp_path / "run"))
-        found.append(np.concatenate([shards.train, shards.valid]).tolist())
-    whole, in_parts, in_workers = found
+    source = find_text_corpus(tmp_path / "a.jsonl")
+    streams = []
+    for name, part, serial in (("whole", 2**18, 2**24), ("parts", 100, 2**24), ("workers", 100, 200)):
+        monkeypatch.setattr(documents, "PART_CHARACTERS", part)
+        monkeypatch.setattr(workers, "SERIAL_CHARACTERS", serial)
+        shards = corpus.prepare_shards(
+            source, "texts", trained, str(tmp_path / name), quiet_reporting(tmp_path / "run")
+        )
+        streams.append(np.concatenate([shards.train, shards.valid]).tolist())
+    whole, in_parts, in_workers = streams
     end = "<|endoftext|>"
     assert trained.decode(whole) == trained.decode(in_parts) == "".join(end + row for row in rows if row)
-    assert whole.count(trained.opening) == 4 and in_workers == in_parts
+    assert whole.count(trained.document_separator) == 4 and in_workers == in_parts
 
 
-def test_a_vocabulary_trained_on_a_corpus_is_cached_beside_one_of_words(tmp_path, monkeypatch):
+def test_trained_vocabularies_of_bytes_and_of_words_are_cached(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("The cat SAT on the mat. The cat sat on the hat.\n" * 5)
-    source = text_corpus(tmp_path / "a.txt")
+    source = find_text_corpus(tmp_path / "a.txt")
     config = TokenizerConfig("bytes", "corpus", None, 10, "bytes")
-    made = corpus.tokenizer_of(config, source, None, str(tmp_path), quiet(tmp_path / "run"))
-    assert made.level == "bytes" and made.decode(made.encode("A Cat")) == "A Cat" and len(made) == 267
-    words = corpus.tokenizer_of(
-        TokenizerConfig("bpe", "corpus", None, 10), source, None, str(tmp_path), quiet(tmp_path / "run")
+    trained = corpus.prepare_tokenizer(config, source, None, str(tmp_path), quiet_reporting(tmp_path / "run"))
+    assert trained.level == "bytes" and trained.decode(trained.encode("A Cat")) == "A Cat" and len(trained) == 267
+    words = corpus.prepare_tokenizer(
+        TokenizerConfig("bpe", "corpus", None, 10), source, None, str(tmp_path), quiet_reporting(tmp_path / "run")
     )
-    assert words.level == "words" and words.identity != made.identity
-    monkeypatch.setattr(bpe, "train_bytes", lambda *_: pytest.fail("it was trained before"))
-    again = corpus.tokenizer_of(config, source, None, str(tmp_path), quiet(tmp_path / "run"))
-    assert again.identity == made.identity
+    assert words.level == "words" and words.identity != trained.identity
+    monkeypatch.setattr(bpe, "train_bytes", lambda *_: pytest.fail("trained twice"))
+    again = corpus.prepare_tokenizer(config, source, None, str(tmp_path), quiet_reporting(tmp_path / "run"))
+    assert again.identity == trained.identity
 
 
-def test_a_published_vocabulary_of_the_other_kind_is_refused(trained, tmp_path):
+def test_a_published_vocabulary_of_the_other_level_is_refused(trained, tmp_path):
     trained.save(tmp_path / "org" / "name")
     config = TokenizerConfig("mine", "hub", "org/name", None)
-    with pytest.raises(UserError, match=r"the vocabulary of org/name is one of bytes; name tokenizer\.level=bytes"):
-        corpus.tokenizer_of(config, None, str(tmp_path), str(tmp_path), quiet(tmp_path / "run"))
-    found: Tokenizer = corpus.tokenizer_of(
-        TokenizerConfig("mine", "hub", "org/name", None, "bytes"), None, str(tmp_path), "", quiet(tmp_path / "run")
+    with pytest.raises(
+        UserError, match=r"tokenizer\.level=words: .* org/name is made of bytes; use tokenizer\.level=bytes"
+    ):
+        corpus.prepare_tokenizer(config, None, str(tmp_path), str(tmp_path), quiet_reporting(tmp_path / "run"))
+    loaded: Tokenizer = corpus.prepare_tokenizer(
+        TokenizerConfig("mine", "hub", "org/name", None, "bytes"),
+        None,
+        str(tmp_path),
+        "",
+        quiet_reporting(tmp_path / "run"),
     )
-    assert found.identity == trained.identity
+    assert loaded.identity == trained.identity

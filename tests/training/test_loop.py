@@ -1,10 +1,11 @@
-"""The training loop: what it writes when, how it stops, and that a resumed run reaches the very same weights."""
+"""The training loop: what it writes and when, how it stops, and that resumed runs reach equal weights."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import os
+import re
 import signal
 import sys
 import time
@@ -27,11 +28,11 @@ from gpt1cli.runs.console import Progress
 from gpt1cli.text import bpe
 from gpt1cli.text.windows import random_windows
 from gpt1cli.training import checkpoint
-from gpt1cli.training.loop import Plan, fit
-from gpt1cli.training.objectives.causal import Loss, language_modelling
+from gpt1cli.training.loop import LoopConfig, fit
+from gpt1cli.training.objectives.causal import Loss, causal_objective
 from gpt1cli.training.optimizer import Optimizer
 from gpt1cli.training.schedules import cosine
-from gpt1cli.training.state import State
+from gpt1cli.training.state import TrainingState
 
 SMALL = ModelConfig("small", 1, 16, 2, 32, 16, 0.1, 0.1, 0.1, 1e-5, 0.02, Pretraining(4, 16, 1e-3, 2), Finetuning(1e-3))
 ADAMW = OptimizerConfig("adamw", 0.9, 0.999, 1e-8, 0.01, 1.0)
@@ -41,19 +42,19 @@ STEPS = 12
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing after it runs."""
+    """Simulates SIGKILL: nothing after it runs."""
 
 
 def train(
-    folder: Path, precision=torch.float32, steps=STEPS, objective=language_modelling, evaluate=None, save=None, split=2
+    folder: Path, precision=torch.float32, steps=STEPS, objective=causal_objective, evaluate=None, save=None, split=2
 ):
-    """A run over `steps` updates in the folder, resumed where a checkpoint is; optimizer and state at its end."""
+    """Train for `steps` steps in the folder, resumed from its checkpoint; return optimizer and final state."""
     torch.manual_seed(0)
     folder.mkdir(exist_ok=True)
     model = Transformer(SMALL, 30)
     optimizer = Optimizer(model, ADAMW, precision)
-    state = checkpoint.resume(folder, optimizer) or State()
-    runs_folder.cut_metrics(folder / "metrics.jsonl", state.step if state.step else -1)
+    state = checkpoint.resume(folder, optimizer) or TrainingState()
+    runs_folder.truncate_metrics(folder / "metrics.jsonl", state.step if state.step else -1)
 
     def batches(step, halvings):
         windows = random_windows(TOKENS, 16, 4, 0, step)
@@ -66,7 +67,7 @@ def train(
         state = fit(
             model, objective, batches, optimizer, lambda step: 1e-2 * cosine(step, STEPS, 2),
             evaluate or (lambda: ({"loss": 1.0}, -1.0)), save or write,
-            Plan(steps, log_every=5, eval_every=4, checkpoint_every=2, keep=(3,), evaluate_first=True),
+            LoopConfig(steps, 5, eval_every=4, checkpoint_every=2, keep_checkpoints=(3,), evaluate_first=True),
             state, folder, functools.partial(files.append_jsonl, folder / "metrics.jsonl"), progress,
         )  # fmt: skip
     return optimizer, state
@@ -76,11 +77,11 @@ def weights(optimizer: Optimizer) -> dict[str, torch.Tensor]:
     return {name: master.detach().clone() for name, master in optimizer.masters.items()}
 
 
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_metrics_are_written_when_due(tmp_path):
+def test_metrics_are_written_at_their_intervals(tmp_path):
     train(tmp_path)
     lines = files.read_jsonl(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in lines if line["split"] == "train"] == [5, 10, 12]
@@ -90,18 +91,18 @@ def test_metrics_are_written_when_due(tmp_path):
     )
 
 
-def test_the_loss_reported_is_the_mean_since_the_last_line(tmp_path):
-    seen = []
+def test_logged_loss_is_the_mean_since_the_last_line(tmp_path):
+    losses = []
 
-    def watched(model, batch):
-        loss = language_modelling(model, batch)
-        seen.append((loss.total.item(), loss.count))
+    def recorded(model, batch):
+        loss = causal_objective(model, batch)
+        losses.append((loss.total.item(), loss.count))
         return loss
 
-    train(tmp_path, objective=watched)
+    train(tmp_path, objective=recorded)
     line = next(line for line in files.read_jsonl(tmp_path / "metrics.jsonl") if line["split"] == "train")
-    updates = [sum(t for t, _ in seen[i : i + 2]) / sum(c for _, c in seen[i : i + 2]) for i in range(0, 10, 2)]
-    assert line["loss"] == pytest.approx(np.mean(updates), rel=1e-6)
+    means = [sum(t for t, _ in losses[i : i + 2]) / sum(c for _, c in losses[i : i + 2]) for i in range(0, 10, 2)]
+    assert line["loss"] == pytest.approx(np.mean(means), rel=1e-6)
 
 
 def test_last_best_and_kept_checkpoints_stay(tmp_path):
@@ -112,8 +113,8 @@ def test_last_best_and_kept_checkpoints_stay(tmp_path):
     assert os.readlink(folder / "last") == "12" and os.readlink(folder / "best") == "4"
 
 
-def test_killed_between_the_two_links_the_best_checkpoint_is_found_again(tmp_path):
-    original, scores = checkpoint._link, iter([0.0, 5.0, 1.0, 2.0])
+def test_best_link_is_restored_after_a_kill_between_the_links(tmp_path):
+    original, scores = checkpoint._replace_link, iter([0.0, 5.0, 1.0, 2.0])
 
     def dying(link, step):
         if link.name == "best" and step == 4:
@@ -121,14 +122,14 @@ def test_killed_between_the_two_links_the_best_checkpoint_is_found_again(tmp_pat
         original(link, step)
 
     with pytest.MonkeyPatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(checkpoint, "_link", dying)
+        patched.setattr(checkpoint, "_replace_link", dying)
         train(tmp_path, evaluate=lambda: ({"loss": 0.0}, next(scores)))
     train(tmp_path, evaluate=lambda: ({"loss": 0.0}, next(scores)))
     assert os.readlink(tmp_path / "checkpoints" / "best") == "4"
 
 
-def test_a_signal_that_comes_late_in_an_update_waits_for_the_next(tmp_path):
-    """After the question whether to save, and before the end of the update: nothing is called saved that is not."""
+def test_signal_late_in_a_step_stops_after_the_next_step(tmp_path):
+    """The signal arrives after the decision whether to save: no unsaved step may be reported as saved."""
     progress_update = Progress.update
 
     def interrupted(self, step, **values):
@@ -142,8 +143,8 @@ def test_a_signal_that_comes_late_in_an_update_waits_for_the_next(tmp_path):
     assert os.readlink(tmp_path / "checkpoints" / "last") == "6"
 
 
-def test_a_signal_behind_the_last_update_is_not_lost(tmp_path):
-    """In the last validation: what comes after the training, and the next cell of a study, is not begun."""
+def test_signal_after_the_last_step_is_not_lost(tmp_path):
+    """In the last validation: nothing after the training is started, nor the next cell of a study."""
     validations = []
 
     def interrupted():
@@ -159,14 +160,14 @@ def test_a_signal_behind_the_last_update_is_not_lost(tmp_path):
     assert train(tmp_path)[1].step == 12
 
 
-def test_a_resumed_run_does_not_go_back(tmp_path):
+def test_resumed_run_refuses_fewer_steps(tmp_path):
     train(tmp_path, steps=8)
-    with pytest.raises(UserError, match="has done 8 updates already, more than the 4 asked for"):
+    with pytest.raises(UserError, match=r"steps=4: .* done 8 steps.* larger steps="):
         train(tmp_path, steps=4)
 
 
-def test_seconds_are_those_of_the_updates(tmp_path, monkeypatch):
-    """With a clock that only validation moves, training takes no time."""
+def test_seconds_count_only_training_steps(tmp_path, monkeypatch):
+    """With a fake clock: 50 seconds per validation, one second per micro-batch."""
     clock = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
 
@@ -176,15 +177,15 @@ def test_seconds_are_those_of_the_updates(tmp_path, monkeypatch):
 
     def working(model, batch):
         clock[0] += 1.0
-        return language_modelling(model, batch)
+        return causal_objective(model, batch)
 
     _, state = train(tmp_path, evaluate=slow, objective=working)
-    assert state.seconds == STEPS * 2  # two micro-batches an update, a second each
+    assert state.seconds == STEPS * 2  # two micro-batches per step, one second each
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("killed_at", [1, pytest.param(2, marks=pytest.mark.slow), 3, 5])
-def test_a_killed_run_resumed_reaches_the_same_weights(tmp_path, precision, killed_at):
+def test_resumed_run_reaches_equal_weights(tmp_path, precision, killed_at):
     whole, state = train(tmp_path / "whole", precision)
     saves = []
 
@@ -204,8 +205,8 @@ def test_a_killed_run_resumed_reaches_the_same_weights(tmp_path, precision, kill
             patched.setattr(checkpoint, "save", save_then_kill)
             train(tmp_path / "killed", precision)
     resumed, resumed_state = train(tmp_path / "killed", precision)
-    assert same(weights(whole), weights(resumed))
-    assert same(whole.state(), resumed.state())
+    assert equal(weights(whole), weights(resumed))
+    assert equal(whole.state(), resumed.state())
     assert (resumed_state.step, resumed_state.tokens) == (state.step, state.tokens)
     keep = ("step", "split", "loss", "lr")
     lines = [
@@ -215,13 +216,13 @@ def test_a_killed_run_resumed_reaches_the_same_weights(tmp_path, precision, kill
     assert lines[0] == lines[1]
 
 
-@pytest.mark.parametrize("victim", ["save_file", "_link", "_sync", "_remove"])
-def test_killed_while_a_checkpoint_is_written(tmp_path, victim):
+@pytest.mark.parametrize("victim", ["save_file", "_replace_link", "_fsync", "_remove_checkpoint"])
+def test_kill_while_writing_a_checkpoint(tmp_path, victim):
     whole, _ = train(tmp_path / "whole")
     for nth in (1, 2, 5):
         calls = []
         with pytest.MonkeyPatch.context() as patched, pytest.raises(Killed):
-            original = getattr(load, victim)
+            original = getattr(checkpoint, victim)
 
             def dying(*arguments, nth=nth, calls=calls, original=original):
                 calls.append(1)
@@ -229,47 +230,47 @@ def test_killed_while_a_checkpoint_is_written(tmp_path, victim):
                     raise Killed
                 return original(*arguments)
 
-            patched.setattr(load, victim, dying)
+            patched.setattr(checkpoint, victim, dying)
             train(tmp_path / "killed")
     resumed, _ = train(tmp_path / "killed")
-    assert same(weights(whole), weights(resumed))
+    assert equal(weights(whole), weights(resumed))
     leftovers = [path.name for path in (tmp_path / "killed" / "checkpoints").iterdir() if path.name.startswith(".")]
     assert not leftovers
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR2, 140)])
-def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path, number, status):
+def test_signal_saves_a_checkpoint_and_stops(tmp_path, number, status):
     whole, _ = train(tmp_path / "whole")
 
     def stopping(model, batch, calls=[]):  # noqa: B006
         calls.append(1)
-        if len(calls) == 9:  # in the fifth update, when no checkpoint is due
+        if len(calls) == 9:  # in step 5, without a scheduled checkpoint
             os.kill(os.getpid(), number)
-        return language_modelling(model, batch)
+        return causal_objective(model, batch)
 
     with pytest.raises(SystemExit) as stopped:
         train(tmp_path / "stopped", objective=stopping)
     assert stopped.value.code == status
     assert os.readlink(tmp_path / "stopped" / "checkpoints" / "last") == "5"
     resumed, _ = train(tmp_path / "stopped")
-    assert same(weights(whole), weights(resumed))
+    assert equal(weights(whole), weights(resumed))
 
 
 @pytest.mark.parametrize("sent", [[signal.SIGUSR2], [signal.SIGUSR2] * 2, [signal.SIGTERM, signal.SIGUSR2]])
-def test_a_preemption_reaches_who_minds_it_once_the_checkpoint_is_saved(tmp_path, sent):
-    """As submitit minds it, which puts its job back into the queue and leaves; Slurm may send SIGTERM first."""
-    found = []
+def test_preemption_handler_is_called_after_the_checkpoint(tmp_path, sent):
+    """Like submitit, which requeues its job and exits; Slurm may send SIGTERM first."""
+    calls = []
 
     def requeue(number, _):
-        found.append((number, os.readlink(tmp_path / "checkpoints" / "last")))
+        calls.append((number, os.readlink(tmp_path / "checkpoints" / "last")))
         raise SystemExit(144)
 
     def stopping(model, batch, calls=[]):  # noqa: B006
         calls.append(1)
-        if len(calls) == 9:  # in the fifth update, when no checkpoint is due
+        if len(calls) == 9:  # in step 5, without a scheduled checkpoint
             for number in sent:
                 os.kill(os.getpid(), number)
-        return language_modelling(model, batch)
+        return causal_objective(model, batch)
 
     before = signal.signal(signal.SIGUSR2, requeue)
     try:
@@ -278,25 +279,25 @@ def test_a_preemption_reaches_who_minds_it_once_the_checkpoint_is_saved(tmp_path
         assert signal.getsignal(signal.SIGUSR2) is requeue
     finally:
         signal.signal(signal.SIGUSR2, before)
-    assert stopped.value.code == 144 and found == [(signal.SIGUSR2, "5")]
+    assert stopped.value.code == 144 and calls == [(signal.SIGUSR2, "5")]
 
 
-def test_slurms_warning_is_waited_out_after_the_checkpoint_so_that_slurm_itself_ends_the_job(monkeypatch):
+def test_slurm_job_waits_after_the_checkpoint_to_be_ended_by_slurm(monkeypatch):
     waited = []
     monkeypatch.setattr(signals.time, "sleep", waited.append)
-    for executor, expected in (("local", []), ("slurm", [signals.PATIENCE])):
+    for executor, seconds in (("local", []), ("slurm", [signals.SLURM_GRACE_SECONDS])):
         monkeypatch.setenv("SUBMITIT_EXECUTOR", executor)
         with pytest.raises(SystemExit):
-            signals.end(signal.SIGTERM)
-        assert waited == expected
+            signals.exit_after_signal(signal.SIGTERM)
+        assert waited == seconds
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, bad):
+def test_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, bad):
     def exploding(model, batch, calls=[]):  # noqa: B006
         calls.append(1)
-        loss = language_modelling(model, batch)
-        return Loss(loss.total * bad, loss.count) if len(calls) == 2 * 6 + 1 else loss  # update 7
+        loss = causal_objective(model, batch)
+        return Loss(loss.total * bad, loss.count) if len(calls) == 2 * 6 + 1 else loss  # step 7
 
     with pytest.raises(FloatingPointError, match="at step 7"):
         train(tmp_path, objective=exploding)
@@ -305,9 +306,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert all(tensor.isfinite().all() for tensor in good.values())
 
 
-def test_the_split_into_micro_batches_does_not_show(tmp_path, monkeypatch):
-    still = dataclasses.replace(SMALL, embedding_dropout=0.0, attention_dropout=0.0, residual_dropout=0.0)
-    monkeypatch.setitem(globals(), "SMALL", still)
+def test_loss_does_not_depend_on_the_micro_batch_split(tmp_path, monkeypatch):
+    no_dropout = dataclasses.replace(SMALL, embedding_dropout=0.0, attention_dropout=0.0, residual_dropout=0.0)
+    monkeypatch.setitem(globals(), "SMALL", no_dropout)
     curves = []
     for split in (1, 2, 4):
         train(tmp_path / str(split), split=split)
@@ -317,13 +318,13 @@ def test_the_split_into_micro_batches_does_not_show(tmp_path, monkeypatch):
     assert curves[0] == pytest.approx(curves[1], abs=1e-5) and curves[0] == pytest.approx(curves[2], abs=1e-5)
 
 
-def test_more_steps_go_on_from_a_finished_run(tmp_path):
+def test_more_steps_continue_a_finished_run(tmp_path):
     train(tmp_path, steps=6)
     _, state = train(tmp_path, steps=12)
     assert state.step == 12
 
 
-def test_checkpoints_hold_no_code(tmp_path):
+def test_checkpoint_files(tmp_path):
     train(tmp_path)
     names = {path.name for path in (tmp_path / "checkpoints" / "last").iterdir()}
     assert names == {
@@ -337,8 +338,8 @@ def test_checkpoints_hold_no_code(tmp_path):
     }
 
 
-class Short:
-    """Pretraining on a device that holds so many rows; and every size that was tried."""
+class LimitedMemory:
+    """The pretraining objective on a device with memory for `rows` rows; records the sizes that were tried."""
 
     def __init__(self, rows: int, error: Exception) -> None:
         self.rows, self.error, self.tried = rows, error, []
@@ -347,35 +348,40 @@ class Short:
         self.tried.append(len(batch.tokens))
         if len(batch.tokens) > self.rows:
             raise self.error
-        return language_modelling(model, batch)
+        return causal_objective(model, batch)
 
 
-SHORT = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you")]
+MEMORY_ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you"),
+]
 
 
-@pytest.mark.parametrize("error", SHORT)
+@pytest.mark.parametrize("error", MEMORY_ERRORS)
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_when_memory_runs_out_half_is_computed_at_a_time_with_the_same_result(tmp_path, monkeypatch, precision, error):
+def test_out_of_memory_halves_the_micro_batch_with_equal_results(tmp_path, monkeypatch, precision, error):
     monkeypatch.setattr(sys.modules[__name__], "SMALL", dataclasses.replace(SMALL, **NO_DROPOUT))
-    wanted, _ = train(tmp_path / "wanted", precision, split=4)
-    short = Short(1, error)
-    found, state = train(tmp_path / "found", precision, objective=short, split=1)
-    assert short.tried[:6] == [4, 2, 1, 1, 1, 1] and set(short.tried[6:]) == {1}
-    assert same(weights(found), weights(wanted)) and state.halvings == 2
-    told = (tmp_path / "found" / "run.log").read_text()
-    assert told.count("memory ran out on 4 x 16 tokens") == told.count("memory ran out on 2 x 16 tokens") == 1
+    expected, _ = train(tmp_path / "expected", precision, split=4)
+    limited = LimitedMemory(1, error)
+    actual, state = train(tmp_path / "actual", precision, objective=limited, split=1)
+    assert limited.tried[:6] == [4, 2, 1, 1, 1, 1] and set(limited.tried[6:]) == {1}
+    assert equal(weights(actual), weights(expected)) and state.halvings == 2
+    log = (tmp_path / "actual" / "run.log").read_text()
+    assert [len(re.findall(rf"out of memory.* {rows} x 16 tokens", log)) for rows in (4, 2, 1)] == [1, 1, 0]
 
 
-def test_a_resumed_run_remembers_how_much_memory_held(tmp_path):
-    short = Short(2, SHORT[0])
-    train(tmp_path, objective=short, split=1, steps=5)
-    tried = len(short.tried)
-    train(tmp_path, objective=short, split=1, steps=8)
-    assert short.tried[tried:] == [2, 2] * 3
+def test_resumed_run_keeps_the_halved_micro_batch(tmp_path):
+    limited = LimitedMemory(2, MEMORY_ERRORS[0])
+    train(tmp_path, objective=limited, split=1, steps=5)
+    tried = len(limited.tried)
+    train(tmp_path, objective=limited, split=1, steps=8)
+    assert limited.tried[tried:] == [2, 2] * 3
 
 
-def test_what_does_not_fit_at_all_is_told(tmp_path):
-    with pytest.raises(UserError, match=r"memory ran out on 1 x 16 tokens: runtime\.precision=bf16, a smaller model"):
-        train(tmp_path, objective=Short(0, SHORT[0]), split=1)
+def test_single_row_out_of_memory_is_a_user_error(tmp_path):
+    with pytest.raises(
+        UserError, match=r"out of memory .* 1 x 16 tokens: use runtime\.precision=bf16, a smaller model"
+    ):
+        train(tmp_path, objective=LimitedMemory(0, MEMORY_ERRORS[0]), split=1)
     with pytest.raises(RuntimeError, match="something else"):
-        train(tmp_path / "other", objective=Short(0, RuntimeError("something else")), split=1)
+        train(tmp_path / "other", objective=LimitedMemory(0, RuntimeError("something else")), split=1)

@@ -1,4 +1,4 @@
-"""BLiMP: pairs of sentences of which one is grammatical, in 67 subsets of one split (Warstadt et al. 2020)."""
+"""BLiMP: pairs of a grammatical and an ungrammatical sentence, in 67 subsets of one split (Warstadt et al. 2020)."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import dataclasses
 from pathlib import Path
 
 from gpt1cli.config.task import TaskConfig
-from gpt1cli.data.hub import ALL, subsets
+from gpt1cli.data.hub import ALL_SUBSETS, subset_names
 from gpt1cli.tasks.example import Example
-from gpt1cli.tasks.sources.rows import columns_of
+from gpt1cli.tasks.sources.rows import load_columns
 
 
 def load(task: TaskConfig, split: str, hub: str | None, cache: str | Path) -> list[Example] | None:
-    """The pairs of one subset, or with subset="*" of all; the right choice is always the first."""
-    chosen = subsets(task.repo, hub) if task.repo and task.subset == ALL else [task.subset]
+    """The pairs of one subset, or of all subsets with subset="*". The first choice is always the right one."""
+    subsets = subset_names(task.repo, hub) if task.repo and task.subset == ALL_SUBSETS else [task.subset]
     examples = []
-    for subset in chosen:
-        found = columns_of(dataclasses.replace(task, subset=subset), split, ["UID", *task.choices], hub, cache)
-        for i, (phenomenon, *pair) in enumerate(zip(*found[1], strict=True) if found else ()):
+    for subset in subsets:
+        loaded = load_columns(dataclasses.replace(task, subset=subset), split, ["UID", *task.choices], hub, cache)
+        for i, (phenomenon, *pair) in enumerate(zip(*loaded[1], strict=True) if loaded else ()):
             examples.append(Example(f"{phenomenon}-{i}", (), 0, tuple(pair)))
     return examples or None

@@ -2,7 +2,7 @@
 
 The authors of GPT-1 trained on the validation file, split 1,497/374, and tested on the test file (released code,
 datasets.py): the training stories have no wrong endings. The rows come from the hub, or from the two csv files that the
-data set's own authors give out; both name their columns differently and are told apart by them.
+authors of the data set give out (task.path=), which have other column names.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from gpt1cli.config.schema import UserError
 from gpt1cli.config.task import TaskConfig
 from gpt1cli.tasks.example import Example
-from gpt1cli.tasks.sources.rows import NO_LABEL, columns_of, target
+from gpt1cli.tasks.sources.rows import NO_LABEL, load_columns, parse_label
 
 SPLIT_SEED, VALID_ROWS = 3535999445, 374  # released code, datasets.py
 FILES = {"validation": "cloze_test_val*.csv", "test": "cloze_test_test*.csv"}
@@ -26,49 +26,52 @@ CSV_COLUMNS = [
 
 
 def load(task: TaskConfig, split: str, hub: str | None, cache: str | Path) -> list[Example] | None:
-    """`train` and `valid` are parts of the validation file, any other split is the file of that name."""
+    """`train` and `valid` are parts of the validation file; any other split is the file with that name."""
     from sklearn.model_selection import train_test_split
 
     file = "validation" if split in ("train", "valid") else split
-    found = _csv(Path(task.path), file) if task.path else _hub(task, file, hub, cache)
-    if found is None:
+    loaded = _csv_rows(Path(task.path), file) if task.path else _hub_rows(task, file, hub, cache)
+    if loaded is None:
         return None
-    where, rows = found
+    where, rows = loaded
     if task.path:
-        task = dataclasses.replace(task, label=CSV_COLUMNS[-1])  # the column that an error names
+        task = dataclasses.replace(task, label=CSV_COLUMNS[-1])  # for error messages
     examples = []
     for number, (name, *sentences, one, two, answer) in enumerate(rows):
-        label = target(task, answer, f"{where}: row {number}")
+        label = parse_label(task, answer, f"{where}: row {number}")
         examples.append(Example(str(name), (" ".join(sentences),), label, (one, two)))
     if file == split:
         return examples
     if len(examples) <= VALID_ROWS:
-        raise UserError(f"{where}: {VALID_ROWS} rows are for validation, but there are only {len(examples)}")
+        raise UserError(f"{where}: {VALID_ROWS} rows are used for validation, but there are only {len(examples)} rows")
     train, valid = train_test_split(examples, test_size=VALID_ROWS, random_state=SPLIT_SEED)
     return train if split == "train" else valid
 
 
-Rows = list[tuple[Any, ...]]  # story id, four sentences, two endings, "1" or "2"
+CsvRows = list[tuple[Any, ...]]  # story id, four sentences, two endings, "1" or "2"
 
 
-def _hub(task: TaskConfig, file: str, hub: str | None, cache: str | Path) -> tuple[str, Rows] | None:
-    found = columns_of(task, file, ["story_id", *task.columns, *task.choices, task.label], hub, cache)
-    if found is None:
+def _hub_rows(task: TaskConfig, file: str, hub: str | None, cache: str | Path) -> tuple[str, CsvRows] | None:
+    loaded = load_columns(task, file, ["story_id", *task.columns, *task.choices, task.label], hub, cache)
+    if loaded is None:
         return None
-    where, columns = found
-    answers = [answer if answer in NO_LABEL else str(answer) for answer in columns.pop()]  # numbers there, from 1
+    where, columns = loaded
+    answers = [
+        answer if answer in NO_LABEL else str(answer) for answer in columns.pop()
+    ]  # numbers from 1 in the hub's rows
     return where, list(zip(*columns, answers, strict=True))
 
 
-def _csv(folder: Path, file: str) -> tuple[str, Rows] | None:
+def _csv_rows(folder: Path, file: str) -> tuple[str, CsvRows] | None:
     if file not in FILES:
         return None
     paths = sorted(folder.expanduser().glob(FILES[file]))
-    # The data set of 2018, which the same form gives out, has a validation file too.
+    # The 2018 data set, which the authors give out with this one, has a validation file too.
     paths = [path for path in paths if "spring2016" in path.name] or paths
     if len(paths) != 1:
-        there = f"there are {len(paths)}" if paths else "there is none"
-        raise UserError(f"task.path={folder}: one {FILES[file]}, as its authors name it, is wanted; {there}")
+        raise UserError(
+            f"task.path={folder}: it must contain one file {FILES[file]}, but contains {len(paths) or 'none'}"
+        )
     try:
         with paths[0].open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines)
@@ -76,5 +79,5 @@ def _csv(folder: Path, file: str) -> tuple[str, Rows] | None:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{paths[0]}: cannot be read ({error})") from error
     if missing := [name for name in CSV_COLUMNS if name not in names]:
-        raise UserError(f"{paths[0]}: no column {', '.join(missing)}; there: {', '.join(names)}")
+        raise UserError(f"{paths[0]}: no column {', '.join(missing)}; available: {', '.join(names)}")
     return str(paths[0]), [tuple(row[name] or "" for name in CSV_COLUMNS) for row in rows]

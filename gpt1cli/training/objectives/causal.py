@@ -1,7 +1,9 @@
-"""Next-token prediction (paper, section 3.1, equation 1), and the summed loss that every objective returns.
+"""Next-token prediction (paper, section 3.1, equation 1), and the loss type that all objectives return.
 
 Losses are sums, not means: the loop adds up micro-batches and divides once, so the split of a step into micro-batches
-never changes the result.
+does not change the result.
+
+B rows, T tokens of a row, D width, V vocabulary rows.
 """
 
 from __future__ import annotations
@@ -17,26 +19,26 @@ from gpt1cli.models.language_model import LanguageModel
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss summed over `count` things; the parts are summed over the same."""
+    """A loss and its parts, each summed over `count` targets or examples."""
 
     total: Tensor
     count: int
     parts: dict[str, Tensor] = field(default_factory=dict)
 
-    def uncounted(self) -> Loss:
-        """Zero over nothing, with a gradient of zero."""
+    def zeroed(self) -> Loss:
+        """Return a zero loss with count 0 and zero gradients."""
         return Loss(self.total * 0, 0, {name: part * 0 for name, part in self.parts.items()})
 
 
 def language_model_loss(hidden: Tensor, table: Tensor, batch: Batch) -> Tensor:
-    """Weighted sum of -log p(target) over a batch's targets. hidden [B,T,D], table [V,D] -> [] (paper, equation 1)."""
+    """Compute the weighted sum of -log p(target) (paper, equation 1). hidden [B,T,D], table [V,D] -> []"""
     states, targets, weights = hidden.flatten(0, 1), batch.targets.flatten(), batch.weights.flatten()
-    if batch.scored is not None:  # padding has no target: its logits are never computed
-        states, targets, weights = (x.index_select(0, batch.scored) for x in (states, targets, weights))
+    if batch.loss_positions is not None:  # no logits for positions without a target, such as padding
+        states, targets, weights = (x.index_select(0, batch.loss_positions) for x in (states, targets, weights))
     return cross_entropy(states, table, targets, weights)
 
 
-def language_modelling(model: LanguageModel, batch: Batch) -> Loss:
-    """Pretraining: the next token of every position (paper, equation 1)."""
-    hidden = batch.through(model)
+def causal_objective(model: LanguageModel, batch: Batch) -> Loss:
+    """Compute the pretraining loss: predict the next token at every position (paper, equation 1)."""
+    hidden = batch.forward(model)
     return Loss(language_model_loss(hidden, model.tokens.weight, batch), batch.count)
