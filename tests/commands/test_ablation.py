@@ -343,14 +343,14 @@ def test_a_sweep_over_ablations_makes_one_table_and_resumes(world, capsys):
     joint = (folder / "report.md").read_text()
     assert "Table 5 on the demo world" in joint and "| Transformer w/o pre-training: ours |" in joint
 
-    remaining = (cells[0] / "result.json").stat().st_mtime_ns
+    modified = (cells[0] / "result.json").stat().st_mtime_ns
     shutil.rmtree(cells[1])
     capsys.readouterr()
     assert main(["sweeps", f"resume={folder}"]) == 0
-    assert (cells[0] / "result.json").stat().st_mtime_ns == remaining and (cells[1] / "result.json").exists()
+    assert (cells[0] / "result.json").stat().st_mtime_ns == modified and (cells[1] / "result.json").exists()
     assert (folder / "report.md").read_text() == joint
     assert main(["sweeps", f"resume={folder}", "seeds=[1]"]) == 2
-    assert "as it was begun: leave seeds=[1] out" in capsys.readouterr().err
+    assert "continues a sweep with its own settings: remove seeds=[1]" in capsys.readouterr().err
     assert main(["finetune", f"resume={folder}"]) == 2
     assert "is a sweep of gpt1 ablation, this is gpt1 finetune" in capsys.readouterr().err
 
