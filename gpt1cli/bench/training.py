@@ -1,6 +1,8 @@
 """Training steps: pretraining, fine-tuning, multiple choice. The peer is the same model in transformers.
 
 B rows, T tokens, V vocabulary.
+
+Longer than 300 lines: ours and the peer's version of each step, side by side.
 """
 
 from __future__ import annotations

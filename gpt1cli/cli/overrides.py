@@ -2,6 +2,8 @@
 
 Hydra stops at the first mistake and interprets `a,b`, `[x]`, `'` and `${y}` in any value. Paths and free text are
 quoted here, so that they arrive unchanged.
+
+Longer than 300 lines: one mistake, one message, for every way to write an override.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 All of this works on the unresolved mapping, so that an interpolation (lr: ${model.finetuning.lr}) follows the model
 that the run really uses. After `compose` no code sees OmegaConf.
+
+Longer than 300 lines: one rule per source of settings, and their order matters.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@
 
 Jobs communicate through files in the sweep's folder, which all of them can read: an exception may not return from the
 process that raised it, and its output may end in a file that nobody reads.
+
+Longer than 300 lines: starting, stopping and resuming for five launchers.
 """
 
 from __future__ import annotations

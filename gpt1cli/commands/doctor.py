@@ -1,6 +1,8 @@
 """gpt1 doctor: check the installation: what works, what is missing, how to fix it.
 
 The parts are checked in the order of the report: machine, disk and cache, hub, tasks and corpora.
+
+Longer than 300 lines: one function per check.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Finished runs: find them in folders, group them by their settings, and average their seeds in a table per command."""
+"""Finished runs: find them in folders, group them by their settings, and average their seeds in a table per command.
+
+Longer than 300 lines: every setting by which two runs may differ, and how it is written in a table.
+"""
 
 from __future__ import annotations
 

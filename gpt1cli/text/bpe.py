@@ -14,6 +14,8 @@ The layout of the published vocabulary, and of every one trained here (V tokens,
     V, V+1, V+2           the special tokens that fine-tuning adds; they are not part of the vocabulary
 
 ByteTokenizer is GPT-2's variant, whose symbols are bytes (bytelevel.py). `from_tables` recognises the variant.
+
+Longer than 300 lines: training, encoding and the word-level and byte-level variants, which share the merge loop.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ fast: ftfy only sees lines that it might change (`fix_text`), and each chunk, th
 once (`chunk_parts`, `part_words`; chunk_cache.py). Each step explains why it is exact; tests compare both ways.
 
 ftfy and spaCy are imported with the first text: a run on prepared data does not wait for them.
+
+Longer than 300 lines: the same rules twice, plain and fast.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ NOTE: the keys of plan.json say "update" for a step, and "described" for the tar
 
 B rows of T tokens, N = B x T; D width, F feed-forward width, V vocabulary rows, P parameters; FLOP: floating point
 operation.
+
+Longer than 300 lines: one formula per part of the model and of memory.
 """
 
 from __future__ import annotations

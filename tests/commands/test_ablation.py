@@ -352,7 +352,7 @@ def test_a_sweep_over_ablations_makes_one_table_and_resumes(world, capsys):
     assert main(["sweeps", f"resume={folder}", "seeds=[1]"]) == 2
     assert "continues a sweep with its own settings: remove seeds=[1]" in capsys.readouterr().err
     assert main(["finetune", f"resume={folder}"]) == 2
-    assert "is a sweep of gpt1 ablation, this is gpt1 finetune" in capsys.readouterr().err
+    assert "is a sweep of gpt1 ablation, not of gpt1 finetune" in capsys.readouterr().err
 
 
 def test_a_task_outside_table5_gets_its_own_table(world, mine):
@@ -406,7 +406,7 @@ def test_a_user_study_takes_user_tasks(world, mine, capsys):
     shutil.rmtree(cells[1])
     assert main(["sweeps", f"resume={sweep}"]) == 0 and (cells[1] / "result.json").exists()
     assert main(["sweeps", f"resume={sweep}", "--config-dir", str(mine)]) == 2
-    assert "as it was begun: leave --config-dir" in capsys.readouterr().err
+    assert "continues a sweep with its own settings: remove --config-dir" in capsys.readouterr().err
 
 
 def test_on_error_stop_stops_the_other_jobs_of_a_sweep_too(world, monkeypatch, capsys):
@@ -490,12 +490,12 @@ def test_memory_does_not_grow_from_cell_to_cell(world, tmp_path):
     code = (
         "import resource, sys\n"
         "from gpt1cli.cli.main import main\n"
-        "from gpt1cli import cells\n"
-        "run, peaks = cells.run_one, []\n"
+        "from gpt1cli.studies import cells\n"
+        "run, peaks = cells.run_cell, []\n"
         "def counted(*arguments):\n"
         "    run(*arguments)\n"
         "    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
-        "cells.run_one = counted\n"
+        "cells.run_cell = counted\n"
         "assert main(sys.argv[1:]) == 0\n"
         "print('peaks', peaks[9], peaks[-1], len(peaks))\n"
     )

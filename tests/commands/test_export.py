@@ -353,7 +353,10 @@ def test_a_width_that_transformers_cannot_hold_is_refused(world, tmp_path, capsy
 def test_a_folder_that_transformers_already_reads_is_refused(world, tmp_path, capsys):
     assert export(world / "pair", tmp_path / "out") == 0
     assert export(tmp_path / "out", tmp_path / "again") == 2
-    assert "transformers already reads this folder; copy it" in capsys.readouterr().err and not (tmp_path / "again").exists()
+    assert (
+        "transformers already reads this folder; copy it" in capsys.readouterr().err
+        and not (tmp_path / "again").exists()
+    )
 
 
 def test_a_folder_that_cannot_be_created_is_reported(world, tmp_path, capsys):

@@ -263,7 +263,10 @@ def test_rows_without_a_header_as_released(runs, tmp_path):
 @pytest.mark.parametrize(
     ("words", "fragment"),
     [
-        (["task.prompt.template={text} it was"], "task.prompt.template={text} it was: it has 0 {label}, but needs exactly one"),
+        (
+            ["task.prompt.template={text} it was"],
+            "task.prompt.template={text} it was: it has 0 {label}, but needs exactly one",
+        ),
         (["task.prompt.template={txt} {label}"], "unknown field {txt}; known: {text}, {label}"),
         (
             ["task.prompt.words.positive=TERRIBLE"],

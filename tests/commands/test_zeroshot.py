@@ -194,7 +194,10 @@ def test_runs_with_different_tokenizers_share_a_figure(runs, tmp_path):
         (["task=demo_pronoun"], "init=none: random weights predict nothing useful; name a run folder, or init=openai"),
         (["task=demo_pronoun", "init=RUN/a", "runs=[RUN/b]"], "use only one of them"),
         (["task=demo_pronoun", "runs=[RUN/b,RUN/b]"], "runs: duplicate RUN/b"),
-        (["task=demo_pronoun", "init=RUN/a", "checkpoint=5"], "checkpoints/5: no such checkpoint; available: 2, 4, 6, best, last"),
+        (
+            ["task=demo_pronoun", "init=RUN/a", "checkpoint=5"],
+            "checkpoints/5: no such checkpoint; available: 2, 4, 6, best, last",
+        ),
         (["task=demo_pronoun", "init=RUN/a/checkpoints/2", "checkpoint=all"], "is not a run folder with checkpoints"),
         (["task=demo_pronoun", "init=RUN/a", "checkpoint=first"], "expected int or one of best, last, all"),
         (["task=demo_pronoun", "init=RUN/a", "task.zeroshot.cue=so"], "task.zeroshot.cue=so: only for rule=answer"),
